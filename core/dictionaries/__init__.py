@@ -1,0 +1,25 @@
+"""Dictionaries of features: sparse autoencoders of every kind, and the identity."""
+
+from core.dictionaries.dictionary import (
+    Activation,
+    Dictionary,
+    Gated,
+    JumpReLU,
+    Linear,
+    ReLU,
+    TopK,
+    check_widths,
+    identity_dictionary,
+)
+
+__all__ = [
+    "Activation",
+    "Dictionary",
+    "Gated",
+    "JumpReLU",
+    "Linear",
+    "ReLU",
+    "TopK",
+    "check_widths",
+    "identity_dictionary",
+]

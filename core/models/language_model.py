@@ -1,0 +1,358 @@
+"""A causal language model as the residual stream sees it.
+
+`LanguageModel.record` runs the model once and keeps every submodule's output together with what
+each attention layer was called with (mask, rotary angles). With those, any layer can be run again
+from any stream, for any selection of the recorded examples, through the model's own modules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.errors import AdapterMismatch, InputError, MissingSubmodule
+from core.models.families import Family, family_of
+from core.types import Submodule, token_mask
+
+_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+
+def _first(output: Any) -> Tensor:
+    """The hidden states of a module's output, a tensor in some versions and a tuple in others."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _rows(value: Any, rows: Tensor, n_examples: int) -> Any:
+    """What an attention layer was called with, for the examples `rows`."""
+    if isinstance(value, tuple):
+        return tuple(_rows(item, rows, n_examples) for item in value)
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == n_examples > 1:
+        return value[rows]
+    return value
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One run of the model: every submodule's output, and what its attention was given.
+
+    Attributes:
+        tokens, mask: ``(batch, pos)``; mask is True at real tokens.
+        outputs: ``(batch, pos, d)`` by submodule name; ``embed``, then attn, mlp, resid by layer.
+        position: learned position embeddings added to ``embed``; zero where there are none.
+        context: what each layer's attention was called with besides the stream.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    outputs: Mapping[str, Tensor]
+    position: Tensor | float
+    context: tuple[Mapping[str, Any], ...]
+
+    @property
+    def n_examples(self) -> int:
+        """Number of examples recorded."""
+        return self.tokens.shape[0]
+
+    @property
+    def last(self) -> Tensor:
+        """``(batch,)``: position of each example's last real token, whatever the padding side."""
+        n_pos = self.mask.shape[1]
+        return n_pos - 1 - self.mask.flip(1).int().argmax(1)
+
+    def stream_before(self, layer: int) -> Tensor:
+        """The residual stream entering `layer`, ``(batch, pos, d)``."""
+        if layer == 0:
+            return self.outputs["embed"] + self.position
+        return self.outputs[f"resid_{layer - 1}"]
+
+    def select(self, rows: Tensor) -> Recording:
+        """The examples `rows`, which may repeat."""
+        n = self.n_examples
+        return Recording(
+            tokens=self.tokens[rows],
+            mask=self.mask[rows],
+            outputs={name: value[rows] for name, value in self.outputs.items()},
+            position=_rows(self.position, rows, n),
+            context=self.context_of(rows),
+        )
+
+    def context_of(self, rows: Tensor) -> tuple[Mapping[str, Any], ...]:
+        """What every layer's attention is called with for the examples `rows`."""
+        n = self.n_examples
+        # Layers share their mask and angles: index each distinct object once.
+        seen: dict[int, Any] = {}
+
+        def pick(value: Any) -> Any:
+            if id(value) not in seen:
+                seen[id(value)] = _rows(value, rows, n)
+            return seen[id(value)]
+
+        return tuple({key: pick(value) for key, value in c.items()} for c in self.context)
+
+
+class LanguageModel:
+    """A Hugging Face causal LM with its submodules named.
+
+    Args:
+        hf: the model; put in evaluation mode, its parameters freed of gradients.
+        attn_input: put ``attn_l`` at the input of the attention's output projection (Gemma Scope)
+            instead of at what attention adds to the stream.
+
+    Raises:
+        UnknownFamily: no adapter describes the model.
+        AdapterMismatch: the adapter's layers do not reproduce the model's logits.
+    """
+
+    def __init__(self, hf: Any, *, attn_input: bool = False) -> None:
+        self.hf = hf.eval().requires_grad_(False)
+        self.config = hf.config
+        self.family: Family = family_of(hf.config)
+        self.parallel = self.family.parallel(hf.config)
+        self.attn_input = attn_input
+        self.layers = list(attrgetter(self.family.layers)(hf))
+        self.final_norm = attrgetter(self.family.final_norm)(hf)
+        self.unembedding: nn.Linear = hf.get_output_embeddings()
+        self.soft_cap: float | None = getattr(hf.config, "final_logit_softcapping", None)
+        self._check_adapter()
+
+    # -- shape ---------------------------------------------------------------------------------
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.unembedding.weight.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number type of the weights."""
+        return self.unembedding.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.unembedding.weight.device
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence the model takes."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def submodules(self) -> list[str]:
+        """Names of all submodules, in causal order."""
+        names = ["embed"]
+        for layer in range(self.n_layers):
+            names += [f"attn_{layer}", f"mlp_{layer}", f"resid_{layer}"]
+        return names
+
+    def width(self, name: str) -> int:
+        """Width of a submodule's output; raises `MissingSubmodule` if the model has none such."""
+        submodule = Submodule.parse(name)
+        if submodule.layer >= self.n_layers:
+            raise MissingSubmodule(
+                f"'{name}' does not exist: the model has layers 0 to {self.n_layers - 1}."
+            )
+        if submodule.kind == "attn" and self.attn_input:
+            return self._out_proj(submodule.layer).weight.numel() // self.d_model
+        return self.d_model
+
+    def _part(self, layer: int, path: str | None) -> Any:
+        return None if path is None else attrgetter(path)(self.layers[layer])
+
+    def _attention(self, layer: int) -> nn.Module:
+        return self._part(layer, self.family.attn)
+
+    def _out_proj(self, layer: int) -> Any:
+        return attrgetter(self.family.out_proj)(self._attention(layer))
+
+    # -- running -------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def record(self, tokens: Tensor, mask: Tensor | None = None) -> Recording:
+        """Run the model on tokens and keep every submodule's output.
+
+        Args:
+            tokens: ``(batch, pos)`` token ids.
+            mask: ``(batch, pos)``, True (or 1) at real tokens; padding may be on either side.
+
+        Raises:
+            InputError: empty batch, an example without tokens, more positions than the model has,
+                or ids outside its vocabulary.
+        """
+        tokens = tokens.to(self.device)
+        mask = token_mask(tokens, mask if mask is None else mask.to(self.device))
+        self._check_tokens(tokens)
+        kept: dict[str, Tensor] = {}
+        contexts: list[Mapping[str, Any]] = [{} for _ in self.layers]
+        padded = {}
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+        if not bool(mask.all()):
+            padded = {"attention_mask": mask.long(), "position_ids": positions}
+        with self._recording(kept, contexts):
+            self.hf.base_model(tokens, use_cache=False, **padded)
+        position: Tensor | float = 0.0
+        if self.family.position is not None:
+            position = attrgetter(self.family.position)(self.hf)(positions)
+        outputs = {"embed": kept.pop("stream") - position}
+        outputs.update((name, kept[name]) for name in self.submodules[1:])
+        return Recording(tokens, mask, outputs, position, tuple(contexts))
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if tokens.shape[1] > self.max_positions:
+            raise InputError(
+                f"sequences of {tokens.shape[1]} tokens, but the model has "
+                f"{self.max_positions} positions: shorten the contexts."
+            )
+        n_vocab = self.hf.get_input_embeddings().weight.shape[0]
+        if int(tokens.max()) >= n_vocab or int(tokens.min()) < 0:
+            raise InputError(
+                f"token ids run from {int(tokens.min())} to {int(tokens.max())} but the model's "
+                f"vocabulary has {n_vocab}: was the text tokenized with another model's tokenizer?"
+            )
+
+    @contextmanager
+    def _recording(
+        self, kept: dict[str, Tensor], contexts: list[Mapping[str, Any]]
+    ) -> Iterator[None]:
+        """Hooks that fill `kept` and `contexts` while the model runs."""
+
+        def keep(name: str) -> Any:
+            def hook(_module: Any, _args: Any, output: Any) -> None:
+                kept[name] = _first(output)
+
+            return hook
+
+        def keep_context(layer: int) -> Any:
+            def hook(_module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
+                # The stream itself is positional in some families and a keyword in others.
+                contexts[layer] = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+
+            return hook
+
+        def keep_input(name: str) -> Any:
+            def hook(_module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+                kept[name] = args[0] if args else kwargs["hidden_states"]
+
+            return hook
+
+        family = self.family
+        with ExitStack() as stack:
+
+            def add(handle: Any) -> None:
+                stack.callback(handle.remove)
+
+            add(self.layers[0].register_forward_pre_hook(keep_input("stream"), with_kwargs=True))
+            for i, layer in enumerate(self.layers):
+                attention = self._attention(i)
+                add(attention.register_forward_pre_hook(keep_context(i), with_kwargs=True))
+                if self.attn_input:
+                    projection = self._out_proj(i)
+                    add(
+                        projection.register_forward_pre_hook(
+                            keep_input(f"attn_{i}"), with_kwargs=True
+                        )
+                    )
+                else:
+                    adds = self._part(i, family.post_attn) or attention
+                    add(adds.register_forward_hook(keep(f"attn_{i}")))
+                adds = self._part(i, family.post_mlp) or self._part(i, family.mlp)
+                add(adds.register_forward_hook(keep(f"mlp_{i}")))
+                add(layer.register_forward_hook(keep(f"resid_{i}")))
+            yield
+
+    def attn(self, layer: int, stream: Tensor, context: Mapping[str, Any]) -> Tensor:
+        """Value of ``attn_layer`` for the stream entering the layer, ``(batch, pos, d)``."""
+        attention = self._attention(layer)
+        normed = self._part(layer, self.family.pre_attn)(stream)
+        if not self.attn_input:
+            return self._after_attention(layer, _first(attention(normed, **context)))
+        caught: list[Tensor] = []
+        handle = self._out_proj(layer).register_forward_pre_hook(
+            lambda _module, args: caught.append(args[0])
+        )
+        try:
+            attention(normed, **context)
+        finally:
+            handle.remove()
+        return caught[0]
+
+    def _after_attention(self, layer: int, output: Tensor) -> Tensor:
+        post = self._part(layer, self.family.post_attn)
+        return output if post is None else post(output)
+
+    def write(self, name: str, value: Tensor) -> Tensor:
+        """What a submodule's value adds to (embed, attn, mlp) or is in (resid) the stream."""
+        submodule = Submodule.parse(name)
+        if submodule.kind == "attn" and self.attn_input:
+            projected = self._out_proj(submodule.layer)(value)
+            return self._after_attention(submodule.layer, projected)
+        return value
+
+    @property
+    def writes_directly(self) -> bool:
+        """Whether every submodule's value enters the stream as it is."""
+        return not self.attn_input
+
+    def mlp(self, layer: int, stream: Tensor) -> Tensor:
+        """What the MLP of `layer` adds, given the stream it reads, ``(..., d)``."""
+        family = self.family
+        output = _first(self._part(layer, family.mlp)(self._part(layer, family.pre_mlp)(stream)))
+        post = self._part(layer, family.post_mlp)
+        return output if post is None else post(output)
+
+    def layer(self, layer: int, stream: Tensor, context: Mapping[str, Any]) -> Tensor:
+        """The stream after `layer`, given the stream before it, ``(batch, pos, d)``."""
+        middle = stream + self.write(f"attn_{layer}", self.attn(layer, stream, context))
+        return middle + self.mlp(layer, stream if self.parallel else middle)
+
+    def logits(self, stream: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits for a final residual stream.
+
+        Args:
+            stream: ``(batch, ..., d)``, the last layer's output, before the final norm.
+            tokens: ``(batch, k)``: only these columns of the unembedding; all where None (then
+                any leading axes are allowed). With tokens, stream is ``(batch, d)``.
+
+        Returns:
+            ``(batch, ..., vocabulary)`` or ``(batch, k)``.
+        """
+        normed = self.final_norm(stream)
+        if tokens is None:
+            out = self.unembedding(normed)
+        else:
+            out = torch.einsum("bkd,bd->bk", self.unembedding.weight[tokens], normed)
+            bias = getattr(self.unembedding, "bias", None)
+            if bias is not None:
+                out = out + bias[tokens]
+        return out if self.soft_cap is None else self.soft_cap * torch.tanh(out / self.soft_cap)
+
+    @torch.no_grad()
+    def _check_adapter(self) -> None:
+        """Compare the adapter's layers with the model's own on a few tokens."""
+        n_pos = min(5, self.max_positions)
+        n_vocab = self.unembedding.weight.shape[0]
+        tokens = torch.arange(2 * n_pos, device=self.device).reshape(2, n_pos) % n_vocab
+        recording = self.record(tokens)
+        stream = recording.stream_before(0)
+        for layer in range(self.n_layers):
+            stream = self.layer(layer, stream, recording.context[layer])
+        ours, theirs = self.logits(stream), self.hf(tokens, use_cache=False).logits
+        scale = max(1.0, float(theirs.abs().max()))
+        difference = float((ours - theirs).abs().max()) / scale
+        if not difference <= _TOLERANCE.get(self.dtype, 0.05):
+            raise AdapterMismatch(
+                f"the adapter for '{self.config.model_type}' gives other logits than the model "
+                f"itself (relative difference {difference:.2g}): its layers are put together "
+                "differently from the description in core/models/families.py."
+            )
