@@ -37,6 +37,24 @@ def _rows(value: Any, rows: Tensor, n_examples: int) -> Any:
     return value
 
 
+class _Selected(Mapping[str, Tensor]):
+    """Recorded outputs of some examples, indexed only when one is asked for."""
+
+    def __init__(self, outputs: Mapping[str, Tensor], rows: Tensor) -> None:
+        inner = isinstance(outputs, _Selected)
+        self._outputs = outputs._outputs if inner else outputs
+        self._rows = outputs._rows[rows] if inner else rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._outputs[name][self._rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._outputs)
+
+    def __len__(self) -> int:
+        return len(self._outputs)
+
+
 @dataclass(frozen=True)
 class Recording:
     """One run of the model: every submodule's output, and what its attention was given.
@@ -77,7 +95,7 @@ class Recording:
         return Recording(
             tokens=self.tokens[rows],
             mask=self.mask[rows],
-            outputs={name: value[rows] for name, value in self.outputs.items()},
+            outputs=_Selected(self.outputs, rows),
             position=_rows(self.position, rows, n),
             context=self.context_of(rows),
         )

@@ -1,0 +1,386 @@
+"""Node effects: what patching one feature, or one error, would do to the metric (section 3.1).
+
+    exact (2)            m with the node patched, minus m
+    attribution (3)      change of the node . dm/dnode at clean
+    integrated (4)       change of the node . mean of dm/dnode on the way from clean to patch
+
+Decoding is affine, so moving a submodule's features and error together moves its output x on a
+straight line from x_clean to x_patch. No dictionary is needed on the way: with g the mean gradient
+of m with respect to x, a feature's mean gradient is its decoder row times g, and the error's is g.
+Each submodule is encoded once, and only features that change are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.budget import Passes, plan_passes
+from core.dictionaries import Dictionary, check_widths
+from core.errors import InputError, MissingSubmodule, NotFinite
+from core.inputs import Inputs
+from core.models import LanguageModel, Recording
+from core.splice import Resumed
+from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
+
+RULES = ("left", "midpoint", "gauss")
+ESTIMATORS = ("ig", "attribution", "exact")
+_ROWS = 1 << 16
+
+
+def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
+    """Points in [0, 1) and weights that sum to 1, for the mean of a gradient on a line.
+
+    Args:
+        rule: ``left`` (0, 1/N, ..: the authors'), ``midpoint``, or ``gauss`` (Gauss-Legendre).
+        steps: number of points.
+
+    Raises:
+        InputError: unknown rule, or no steps.
+    """
+    if rule not in RULES:
+        raise InputError(f"rule '{rule}' is not one of {', '.join(RULES)}.")
+    if steps < 1:
+        raise InputError(f"integrated gradients needs at least one step, not {steps}.")
+    if rule == "gauss":
+        points, weights = np.polynomial.legendre.leggauss(steps)
+        return ((points + 1) / 2).tolist(), (weights / 2).tolist()
+    shift = 0.0 if rule == "left" else 0.5
+    return [(k + shift) / steps for k in range(steps)], [1 / steps] * steps
+
+
+def sparse_difference(a: SparseFeatures, b: SparseFeatures) -> SparseFeatures:
+    """a - b where it is not zero."""
+    width = a.shape[2]
+    keys = torch.cat([a.token * width + a.feature, b.token * width + b.feature])
+    unique, inverse = keys.unique(return_inverse=True)
+    # Each place gets at most two terms, so the order of addition cannot matter.
+    value = torch.zeros(len(unique), dtype=a.value.dtype, device=a.value.device)
+    value.index_add_(0, inverse, torch.cat([a.value, -b.value]))
+    kept = value != 0
+    unique = unique[kept]
+    return SparseFeatures(unique // width, unique % width, value[kept], a.shape)
+
+
+def feature_dots(dictionary: Dictionary, at: SparseFeatures, gradient: Tensor) -> Tensor:
+    """<decoder row, gradient> for each (token, feature) of `at`: dm/df by the chain rule.
+
+    Args:
+        gradient: ``(batch, pos, d)``, dm/dx.
+
+    Returns:
+        ``(n,)``, aligned with `at`.
+    """
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    out = torch.empty_like(at.value)
+    for start in range(0, len(at.value), _ROWS):
+        part = slice(start, start + _ROWS)
+        rows = dictionary.decoder[at.feature[part]]
+        out[part] = torch.linalg.vecdot(rows, flat[at.token[part]])
+    return out
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """Where a submodule's line starts and ends.
+
+    Attributes:
+        clean, patch: ``(batch, pos, d)``, the submodule's output; equal at padding.
+        act: features and error at clean.
+        change: features and error, patch minus clean; zero at padding.
+    """
+
+    clean: Tensor
+    patch: Tensor
+    act: SparseAct
+    change: SparseAct
+
+
+def _only_real(act: SparseAct, mask: Tensor) -> SparseAct:
+    """Drop what a dictionary makes of padding."""
+    if bool(mask.all()):
+        return act
+    features = act.features
+    kept = mask.flatten()[features.token]
+    features = SparseFeatures(
+        features.token[kept], features.feature[kept], features.value[kept], features.shape
+    )
+    return SparseAct(features, act.error * mask[..., None])
+
+
+def endpoints(
+    dictionary: Dictionary, clean: Tensor, patch: Tensor | None, mask: Tensor
+) -> Endpoints:
+    """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias."""
+    dtype = dictionary.decoder.dtype
+    act = _only_real(dictionary.split(clean), mask)
+    if patch is None:
+        patch = dictionary.bias.to(clean.dtype).expand_as(clean)
+        change = SparseAct(act.features.with_value(-act.features.value), -act.error)
+    else:
+        other = _only_real(dictionary.split(patch), mask)
+        change = SparseAct(sparse_difference(other.features, act.features), other.error - act.error)
+    patch = torch.where(mask[..., None], patch, clean)
+    assert change.error.dtype == dtype
+    return Endpoints(clean, patch, act, change)
+
+
+def _gather_effects(
+    dictionary: Dictionary, ends: Endpoints, gradient: Tensor, residual: Tensor
+) -> SubmoduleEffects:
+    """Effects of every node from the mean gradient at the submodule's output."""
+    gradient = gradient.to(dictionary.decoder.dtype)
+    change = ends.change
+    dots = feature_dots(dictionary, change.features, gradient)
+    features = change.features.with_value(dots * change.features.value)
+    error = torch.linalg.vecdot(gradient, change.error)
+    return SubmoduleEffects(features, error, gradient, change, ends.act, residual)
+
+
+def _integrate(
+    runs: Resumed, name: str, ends: tuple[Tensor, Tensor], rule: str, steps: int, passes: Passes
+) -> Tensor:
+    """Mean of dm/dx on the line from clean to patch, ``(batch, pos, d)``."""
+    points, weights = quadrature(rule, steps)
+    mean = torch.zeros_like(ends[0])
+    for rows in passes.examples(len(mean), steps):
+        some = runs.select(rows)
+        clean = ends[0][rows]
+        change = ends[1][rows] - clean
+        per_pass = passes.copies(len(rows))
+        for start in range(0, steps, per_pass):
+            part = torch.tensor(points[start : start + per_pass], dtype=clean.dtype)
+            weight = torch.tensor(weights[start : start + per_pass], dtype=clean.dtype)
+            part, weight = part.to(clean.device), weight.to(clean.device)
+            copies = some.select(torch.arange(len(rows), device=clean.device).repeat(len(part)))
+            line = clean + part[:, None, None, None] * change
+            x = line.flatten(0, 1).requires_grad_()
+            (gradient,) = torch.autograd.grad(copies.metric_with(name, x).sum(), x)
+            mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(line))
+    return mean
+
+
+@torch.no_grad()
+def _patched_metric(runs: Resumed, name: str, ends: Endpoints, passes: Passes) -> Tensor:
+    """The metric with the whole submodule patched, ``(batch,)``."""
+    parts = [
+        runs.select(rows).metric_with(name, ends.patch[rows])
+        for rows in passes.examples(len(ends.patch), 1)
+    ]
+    return torch.cat(parts)
+
+
+def integrated_gradients(
+    runs: Resumed,
+    name: str,
+    dictionary: Dictionary,
+    ends: Endpoints,
+    *,
+    steps: int = 10,
+    rule: str = "midpoint",
+    tolerance: float | None = None,
+    max_steps: int = 160,
+    passes: Passes,
+) -> SubmoduleEffects:
+    """Integrated-gradients estimate of every node's indirect effect at one submodule (eq. 4).
+
+        IE(a) ~= (a_patch - a_clean) . mean_k dm/da at a_clean + t_k (a_patch - a_clean)
+
+    The sum of a submodule's effects should be the change of the metric when the whole submodule
+    is patched; how far it is from that is kept as the completeness residual.
+
+    Args:
+        runs: runs that can be resumed at the submodule.
+        ends: the line's ends, ``(batch, pos, d)``.
+        steps, rule: see `quadrature`; ``steps=1, rule="left"`` is attribution patching (eq. 3).
+        tolerance: double the steps of the examples whose absolute residual exceeds this, in the
+            metric's units, until it does not or `max_steps` is reached.
+
+    Returns:
+        Effects in the metric's units; positive where patching raises the metric.
+    """
+    line = (ends.clean, ends.patch)
+    gradient = _integrate(runs, name, line, rule, steps, passes)
+    with torch.no_grad():
+        total = _patched_metric(runs, name, ends, passes)
+        total = total - _clean_metric(runs, passes)
+    effects = _gather_effects(dictionary, ends, gradient, _residual(ends, gradient, total))
+    while tolerance is not None and 2 * steps <= max_steps:
+        rough = (effects.residual.abs() > tolerance).nonzero().flatten()
+        if not len(rough):
+            break
+        steps *= 2
+        some = (ends.clean[rough], ends.patch[rough])
+        gradient = gradient.clone()
+        gradient[rough] = _integrate(runs.select(rough), name, some, rule, steps, passes)
+        effects = _gather_effects(dictionary, ends, gradient, _residual(ends, gradient, total))
+    return effects
+
+
+def _residual(ends: Endpoints, gradient: Tensor, total: Tensor) -> Tensor:
+    """Sum of all effects at a submodule, <mean gradient, x_patch - x_clean>, minus `total`."""
+    return (gradient * (ends.patch - ends.clean)).sum((1, 2)) - total
+
+
+@torch.no_grad()
+def _clean_metric(runs: Resumed, passes: Passes) -> Tensor:
+    stream = runs.recording.outputs[f"resid_{runs.model.n_layers - 1}"]
+    return runs.finish(stream, runs.model.n_layers)
+
+
+def clean_gradients(runs: Resumed, names: list[str], passes: Passes) -> dict[str, Tensor]:
+    """dm/dx at clean for many submodules from one backward pass each batch, ``(batch, pos, d)``."""
+    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    for rows in passes.examples(runs.recording.n_examples, 1):
+        some = runs.select(rows)
+        values = {"embed": some.recording.outputs["embed"].detach().requires_grad_()}
+        stream = values["embed"] + some.recording.position
+        model = runs.model
+        for layer in range(model.n_layers):
+            attn = model.attn(layer, stream, some.recording.context[layer])
+            middle = stream + model.write(f"attn_{layer}", attn)
+            mlp = model.mlp(layer, stream if model.parallel else middle)
+            stream = middle + mlp
+            values |= {f"attn_{layer}": attn, f"mlp_{layer}": mlp, f"resid_{layer}": stream}
+        metric = some.finish(stream, model.n_layers).sum()
+        gradients = torch.autograd.grad(metric, [values[name] for name in names])
+        for name, gradient in zip(names, gradients, strict=True):
+            found[name].append(gradient)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@torch.no_grad()
+def exact_effects(
+    runs: Resumed, name: str, dictionary: Dictionary, ends: Endpoints, passes: Passes
+) -> SubmoduleEffects:
+    """Exact indirect effect of every node of a submodule (eq. 2): one run for each.
+
+    Returns:
+        Effects as `integrated_gradients` gives them; ``gradient`` is zero, there is none.
+    """
+    clean_metric = _clean_metric(runs, passes)
+    n_pos = ends.clean.shape[1]
+
+    def effects_of(token: Tensor, moves: Callable[[slice], Tensor]) -> Tensor:
+        found = torch.empty(len(token), dtype=clean_metric.dtype, device=token.device)
+        for start in range(0, len(token), passes.rows):
+            part = slice(start, start + passes.rows)
+            example, pos = token[part] // n_pos, token[part] % n_pos
+            x = ends.clean[example]
+            x[torch.arange(len(example), device=x.device), pos] += moves(part).to(x.dtype)
+            found[part] = runs.select(example).metric_with(name, x) - clean_metric[example]
+        return found
+
+    change = ends.change
+    f = change.features
+    of_features = effects_of(
+        f.token, lambda part: f.value[part, None] * dictionary.decoder[f.feature[part]]
+    )
+    errors = change.error.flatten(0, 1)
+    moved = errors.any(1).nonzero().flatten()
+    of_errors = errors.new_zeros(len(errors))
+    of_errors[moved] = effects_of(moved, lambda part: errors[moved[part]]).to(errors.dtype)
+    dtype = dictionary.decoder.dtype
+    nothing = torch.full_like(clean_metric, float("nan"))
+    return SubmoduleEffects(
+        f.with_value(of_features.to(dtype)),
+        of_errors.view(change.error.shape[:2]),
+        torch.zeros_like(change.error),
+        change,
+        ends.act,
+        nothing,
+    )
+
+
+def _check(model: LanguageModel, dictionaries: Mapping[str, Dictionary], estimator: str) -> None:
+    if estimator not in ESTIMATORS:
+        raise InputError(f"estimator '{estimator}' is not one of {', '.join(ESTIMATORS)}.")
+    if not dictionaries:
+        raise MissingSubmodule("no dictionaries were given, so there are no nodes.")
+    check_widths(dictionaries, model.width)
+
+
+@dataclass(frozen=True)
+class Effects(NodeEffects):
+    """`NodeEffects` with the clean run they start from, which edges need too."""
+
+    clean_run: Recording
+
+
+def node_effects(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    inputs: Inputs,
+    *,
+    estimator: str = "ig",
+    steps: int = 10,
+    rule: str = "midpoint",
+    tolerance: float | None = None,
+    max_steps: int = 160,
+    budget_bytes: int = 2 << 30,
+) -> Effects:
+    """Effects of every node of every submodule that has a dictionary (eqs 2, 3, 4).
+
+    Args:
+        dictionaries: by submodule name; submodules without one have no nodes.
+        inputs: pairs, or single inputs (zero ablation: features and errors to zero).
+        estimator: ``ig``, ``attribution`` or ``exact``.
+        steps, rule, tolerance, max_steps: for ``ig``, see `integrated_gradients`.
+        budget_bytes: memory for activations in flight; batches are made to fit.
+
+    Returns:
+        Effects in the metric's units, positive where patching raises the metric.
+
+    Raises:
+        WidthMismatch, MissingSubmodule: a dictionary does not fit the model.
+        NotFinite: activations or the metric are NaN or infinite.
+        OutOfBudget: not even one example fits the budget.
+    """
+    _check(model, dictionaries, estimator)
+    if estimator == "ig":
+        quadrature(rule, steps)
+    inputs = inputs.to(model.device)
+    passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
+    clean = model.record(inputs.clean, inputs.mask)
+    runs = Resumed(model, clean, inputs.metric, inputs.last)
+    patch = None if inputs.patch is None else model.record(inputs.patch, inputs.mask)
+    metric_clean = _clean_metric(runs, passes)
+    if not bool(torch.isfinite(metric_clean).all()):
+        raise NotFinite(
+            "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
+        )
+    names = causal_order(dictionaries)
+    gradients = clean_gradients(runs, names, passes) if estimator == "attribution" else {}
+    found: dict[str, SubmoduleEffects] = {}
+    for name in names:
+        dictionary = dictionaries[name]
+        other = None if patch is None else patch.outputs[name]
+        ends = endpoints(dictionary, clean.outputs[name], other, inputs.mask)
+        if estimator == "attribution":
+            with torch.no_grad():
+                total = _patched_metric(runs, name, ends, passes) - metric_clean
+            residual = _residual(ends, gradients[name], total)
+            found[name] = _gather_effects(dictionary, ends, gradients[name], residual)
+        elif estimator == "exact":
+            found[name] = exact_effects(runs, name, dictionary, ends, passes)
+        else:
+            found[name] = integrated_gradients(
+                runs,
+                name,
+                dictionary,
+                ends,
+                steps=steps,
+                rule=rule,
+                tolerance=tolerance,
+                max_steps=max_steps,
+                passes=passes,
+            )
+    metric_patch = None
+    if patch is not None:
+        metric_patch = _clean_metric(replace(runs, recording=patch), passes)
+    label = f"ig({rule}, {steps})" if estimator == "ig" else estimator
+    return Effects(found, metric_clean, metric_patch, label, inputs.mask, clean)

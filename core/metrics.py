@@ -1,0 +1,132 @@
+"""Metrics: one number per example, read off the logits at the example's last token.
+
+A metric says which columns of the unembedding it reads, so that nothing else is computed. Any
+object with these five members is a metric; `docs/method.md` shows one written by hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from core.errors import InputError
+
+
+class Metric(Protocol):
+    """m(logits) -> ``(batch,)``.
+
+    ``tokens`` is ``(batch, k)``, the columns of the unembedding that are read, or None for all.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and pictures, with its units."""
+        ...
+
+    @property
+    def tokens(self) -> Tensor | None:
+        """Columns of the unembedding that are read, ``(batch, k)``; None for all."""
+        ...
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """The metric of logits ``(batch, k)``, or ``(batch, vocabulary)`` where tokens is None."""
+        ...
+
+    def select(self, rows: Tensor) -> Metric:
+        """The metric of the examples `rows`, which may repeat."""
+        ...
+
+    def to(self, device: torch.device | str) -> Metric:
+        """The same metric with its tensors on another device."""
+        ...
+
+
+@dataclass(frozen=True)
+class _OfAnswers:
+    """A metric whose fields are token ids, one per example."""
+
+    def __post_init__(self) -> None:
+        answers = list(vars(self).values())
+        for answer in answers:
+            if answer.ndim != 1 or answer.dtype != torch.long or len(answer) != len(answers[0]):
+                raise InputError(
+                    f"answers must be (batch,) token ids, one per example, not {answer.dtype} of "
+                    f"shape {tuple(answer.shape)}."
+                )
+
+    def select(self, rows: Tensor) -> Self:
+        """The same metric for the examples `rows`, which may repeat."""
+        return type(self)(**{name: value[rows] for name, value in vars(self).items()})
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same metric with its tensors on another device."""
+        return type(self)(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class LogitDifference(_OfAnswers):
+    """m = logit[patch answer] - logit[clean answer] (section 3.1): higher is nearer the patch.
+
+    Attributes:
+        clean_answer, patch_answer: ``(batch,)`` token ids.
+    """
+
+    clean_answer: Tensor
+    patch_answer: Tensor
+    name = "logit(patch answer) - logit(clean answer)"
+
+    @property
+    def tokens(self) -> Tensor:
+        """``(batch, 2)``: clean answer, patch answer."""
+        return torch.stack([self.clean_answer, self.patch_answer], 1)
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(batch, 2)`` to ``(batch,)``, in logits."""
+        return logits[:, 1] - logits[:, 0]
+
+
+@dataclass(frozen=True)
+class NegativeLogProb(_OfAnswers):
+    """m = -log P(answer) (section 5): higher is further from the answer.
+
+    Attributes:
+        answer: ``(batch,)`` token ids.
+    """
+
+    answer: Tensor
+    name = "-log P(answer), nats"
+
+    @property
+    def tokens(self) -> None:
+        """All columns: the normalisation needs every logit."""
+        return None
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(batch, vocabulary)`` to ``(batch,)``, in nats."""
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        picked = wide.gather(1, self.answer[:, None]).squeeze(1)
+        return wide.logsumexp(1) - picked
+
+
+@dataclass(frozen=True)
+class NegativeLogit(_OfAnswers):
+    """m = -logit[answer]: cheap, but blind to what the other logits do.
+
+    Attributes:
+        answer: ``(batch,)`` token ids.
+    """
+
+    answer: Tensor
+    name = "-logit(answer)"
+
+    @property
+    def tokens(self) -> Tensor:
+        """``(batch, 1)``."""
+        return self.answer[:, None]
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(batch, 1)`` to ``(batch,)``, in logits."""
+        return -logits[:, 0]
