@@ -21,6 +21,7 @@ from torch import Tensor
 from core.errors import InputError, NotFinite
 from core.models.language_model import LanguageModel
 
+_TELL_EVERY = 1000
 _THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DROPPED = (
     "short context",
@@ -68,7 +69,7 @@ class FilterResult:
 
 @dataclass(frozen=True)
 class _Rules:
-    """The arguments of `filter_tokens` that decide about one token, a window, a document."""
+    """The arguments of `filter_tokens` that decide about a token, a window or a document."""
 
     max_loss: float
     min_context: int
@@ -169,8 +170,8 @@ def filter_tokens(
 ) -> FilterResult:
     """Keep the (context, answer) pairs whose answer the model predicts without copying (5, H.1).
 
-    One pass over the corpus, which is read no further than needed. The result depends on neither
-    `batch_size` nor `budget_bytes`, but for rounding in the losses.
+    One pass over the corpus, which is read little further than needed. Which samples are kept
+    depends on neither `batch_size` nor `budget_bytes`, but for rounding in the losses.
 
     Args:
         contexts: (document, token ids); contexts of one document follow one another.
@@ -197,11 +198,13 @@ def filter_tokens(
         raise InputError(f"n_samples is {n_samples}, but at least one sample is needed.")
     tally = _Tally()
     samples: list[Sample] = []
+    told = 0
     found = _passing(model, contexts, rules, tally, batch_size, budget_bytes)
     for _document, group in groupby(found, key=lambda sample: sample.document):
         samples += _draw(list(group), rules, tally)
-        if progress is not None and tally.n_windows % (16 * batch_size) == 0:
-            progress(f"{tally.n_windows} contexts read, {len(samples)} samples kept")
+        if progress is not None and tally.n_windows >= told + _TELL_EVERY:
+            told = tally.n_windows
+            progress(f"{told} contexts read, {len(samples)} samples kept")
         if n_samples is not None and len(samples) >= n_samples:
             break
     if not samples:
@@ -282,7 +285,7 @@ def _candidates(tokens: Tensor, n_tokens: Tensor, rules: _Rules, tally: _Tally) 
     tally.n_tokens += int(real.sum())
     reasons = {
         "short context": (place < rules.min_context).expand_as(tokens),
-        "ignored answer": torch.isin(tokens, torch.tensor(sorted(rules.ignore))),
+        "ignored answer": torch.isin(tokens, torch.tensor(sorted(rules.ignore), dtype=torch.long)),
         "repeated bigram": repeated_bigrams(tokens),
     }
     for reason, applies in reasons.items():
@@ -298,8 +301,8 @@ def _losses(model: LanguageModel, tokens: Tensor, wanted: Tensor, budget_bytes: 
     row, pos = wanted.nonzero(as_tuple=True)
     if len(row) == 0:
         return losses
-    # Padding is on the right, where a causal model's real tokens cannot see it.
-    stream = _final_stream(model, tokens.to(model.device))
+    # Padding is on the right, where a causal model's real tokens cannot see it: no mask is needed.
+    stream = model.record(tokens).outputs[f"resid_{model.n_layers - 1}"]
     before = stream[row.to(model.device), (pos - 1).to(model.device)]
     answers = tokens[row, pos].to(model.device)
     n_vocab = model.unembedding.weight.shape[0]
@@ -317,22 +320,6 @@ def _losses(model: LanguageModel, tokens: Tensor, wanted: Tensor, budget_bytes: 
         )
     losses[row, pos] = measured
     return losses
-
-
-def _final_stream(model: LanguageModel, tokens: Tensor) -> Tensor:
-    """The residual stream before the final norm, ``(batch, pos, d)``, and nothing else kept."""
-    model.check_tokens(tokens)
-    caught: list[Tensor] = []
-
-    def catch(_module: object, _args: object, output: Tensor | tuple[Tensor, ...]) -> None:
-        caught.append(output[0] if isinstance(output, tuple) else output)
-
-    handle = model.layers[-1].register_forward_hook(catch)
-    try:
-        model.hf.base_model(tokens, use_cache=False)
-    finally:
-        handle.remove()
-    return caught[0]
 
 
 def _apart(places: list[int], stride: int, tally: _Tally) -> Iterator[int]:
