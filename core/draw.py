@@ -18,6 +18,7 @@ from core.drawing.layout import (
     LABEL_SIZE,
     NAME_SIZE,
     NUMBER_SIZE,
+    ROW_SIZE,
     Box,
     Layout,
     arrange,
@@ -37,7 +38,7 @@ from core.drawing.selection import Selection, plain_name, select
 from core.drawing.text import fit, printable, signed, text_width
 from core.types import Circuit, Edge
 
-_LEAST_WIDTH = 820.0
+_LEAST_WIDTH = 800.0
 _WIDEST_METRIC = 360.0
 
 
@@ -72,9 +73,13 @@ def draw_circuit(
     title = title or "Sparse feature circuit"
     selection = select(circuit, max_nodes, max_edges)
     metric = metric_text(circuit), metric_values(circuit)
-    metric_width = min(_WIDEST_METRIC, max(text_width(m, NAME_SIZE, bold=True) for m in metric) + 28)
-    layout = arrange(circuit, selection, labels, metric_width)
-    width = max(layout.width + 2 * MARGIN, _LEAST_WIDTH)
+    metric_width = min(
+        _WIDEST_METRIC, max(text_width(m, NAME_SIZE, bold=True) for m in metric) + 28
+    )
+    layout = arrange(
+        circuit, selection, labels, metric_width=metric_width, least_width=_LEAST_WIDTH
+    )
+    width = layout.width + 2 * MARGIN
     strongest = (
         max((abs(node.effect) for node in circuit.nodes), default=0.0),
         max((abs(edge.weight) for edge in circuit.edges), default=0.0),
@@ -85,7 +90,7 @@ def draw_circuit(
     add(root, "title").text = printable(title)
     paper = add(root, "rect", width="100%", height="100%", fill="#ffffff")
     top = draw_heading(root, circuit, selection, title, width)
-    graph = group(root, "graph", transform=f"translate({(width - layout.width) / 2:.1f},{top:.1f})")
+    graph = group(root, "graph", transform=f"translate({MARGIN:g},{top:.1f})")
     _draw_rows(graph, layout, selection)
     _draw_edges(graph, circuit, selection, layout, strongest[1])
     _draw_nodes(graph, circuit, selection, layout, labels, strongest[0])
@@ -104,13 +109,14 @@ def draw_circuit(
 def _draw_rows(graph: ET.Element, layout: Layout, selection: Selection) -> None:
     """Bands with the submodules' names, and under them the tokens."""
     if not layout.rows:
-        y = layout.boxes[METRIC].bottom + 24
-        write(graph, "No node passed the threshold.", layout.left, y, 13, colour=colours.PALE_INK)
+        x, y = layout.boxes[METRIC].x, layout.boxes[METRIC].bottom + 32
+        text = "No node passed the threshold."
+        write(graph, text, x, y, ROW_SIZE, colour=colours.PALE_INK, anchor="middle")
     for i, row in enumerate(layout.rows):
         band = group(graph, "row", data_submodule=row.submodule)
         box = Box(layout.width / 2, (row.top + row.bottom) / 2, layout.width, row.bottom - row.top)
         rectangle(band, box, fill=colours.BAND if i % 2 == 0 else "#ffffff")
-        write(band, row.submodule, 12.0, box.y + 4, 13, bold=True)
+        write(band, row.submodule, 12.0, box.y + 4, ROW_SIZE, bold=True)
         n_left_out = selection.left_out.get(row.submodule, 0)
         if n_left_out:
             write(band, f"+{n_left_out} more", 12.0, box.y + 20, 11, colour=colours.PALE_INK)
@@ -170,9 +176,7 @@ def _draw_nodes(
         depth = node.effect / strongest if strongest else 0.0
         label = printable(labels.get(plain_name(node), ""))
         tooltip = f"{node.name}\neffect {signed(node.effect)}" + (f"\n{label}" if label else "")
-        element = group(
-            graph, "node", tooltip, data_name=node.name, data_effect=repr(node.effect)
-        )
+        element = group(graph, "node", tooltip, data_name=node.name, data_effect=repr(node.effect))
         style = {"fill": colours.fill(depth), "stroke": colours.line(node.effect)}
         ink = colours.ink_on(depth)
         if node.is_error:
@@ -182,7 +186,9 @@ def _draw_nodes(
             write(element, effect, box.x, box.bottom - 4, 9.5, colour=ink, anchor="middle")
         else:
             rectangle(element, box, rx=4, stroke_width=1.2, **style)
-            _write_feature(element, box, plain_name(node), layout.labels.get(i, ()), node.effect, ink)
+            _write_feature(
+                element, box, plain_name(node), layout.labels.get(i, ()), node.effect, ink
+            )
 
 
 def _write_feature(

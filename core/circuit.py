@@ -1,0 +1,361 @@
+"""From node effects to a circuit: aggregate over examples (App. A.2), threshold, join by edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.dictionaries import Dictionary
+from core.edges import EdgeEffects, edge_effects, node_keys
+from core.effects import Effects, node_effects
+from core.errors import InputError, ShapeMismatch
+from core.inputs import Inputs
+from core.models import LanguageModel
+from core.types import ERROR, Circuit, Edge, Node, SubmoduleEffects, causal_order
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """Effects of every node, aggregated over examples (and positions, unless by position).
+
+    Attributes:
+        nodes: by submodule, ``(feature + 1,)`` or ``(pos, feature + 1)``; the last column is the
+            error. Means over examples, in the metric's units.
+        n_examples: number of examples.
+        metric_clean, metric_patch: mean metric on either side; patch None for zero ablation.
+        residuals: mean absolute completeness residual by submodule.
+        estimator: what estimated the effects.
+    """
+
+    nodes: Mapping[str, Tensor]
+    n_examples: int
+    metric_clean: float
+    metric_patch: float | None
+    residuals: Mapping[str, float]
+    estimator: str
+
+    def keep(self, threshold: float) -> dict[str, Tensor]:
+        """Node keys with an absolute effect above `threshold`, by submodule."""
+        return {
+            name: (values.flatten().abs() > threshold).nonzero().flatten()
+            for name, values in self.nodes.items()
+        }
+
+    def n_kept(self, threshold: float) -> int:
+        """How many nodes have an absolute effect above `threshold`."""
+        return sum(len(keys) for keys in self.keep(threshold).values())
+
+
+class _Sum:
+    """Running sums of node effects over batches of examples."""
+
+    def __init__(self, by_position: bool) -> None:
+        self.by_position = by_position
+        self.nodes: dict[str, Tensor] = {}
+        self.residuals: dict[str, float] = {}
+        self.n_examples = 0
+        self.metric_clean = 0.0
+        self.metric_patch: float | None = None
+        self.estimator = ""
+
+    def add(self, effects: Effects) -> None:
+        self.n_examples += len(effects.metric_clean)
+        self.metric_clean += float(effects.metric_clean.double().sum())
+        if effects.metric_patch is not None:
+            patch = float(effects.metric_patch.double().sum())
+            self.metric_patch = (self.metric_patch or 0.0) + patch
+        self.estimator = effects.estimator
+        for name, found in effects.submodules.items():
+            total = _summed(found, self.by_position)
+            self.nodes[name] = self.nodes[name] + total if name in self.nodes else total
+            residual = float(found.residual.double().abs().sum())
+            self.residuals[name] = self.residuals.get(name, 0.0) + residual
+
+    def mean(self) -> Aggregated:
+        n = self.n_examples
+        return Aggregated(
+            {name: total / n for name, total in self.nodes.items()},
+            n,
+            self.metric_clean / n,
+            None if self.metric_patch is None else self.metric_patch / n,
+            {name: total / n for name, total in self.residuals.items()},
+            self.estimator,
+        )
+
+
+def _summed(found: SubmoduleEffects, by_position: bool) -> Tensor:
+    """Sum over examples (and positions), ``([pos,] feature + 1)``."""
+    _, n_pos, n_features = found.features.shape
+    shape = (n_pos, n_features + 1) if by_position else (n_features + 1,)
+    total = found.error.new_zeros(shape)
+    features = found.features
+    key = node_keys(features.feature, features.pos, n_features, by_position)
+    flat = total.flatten()
+    if flat.is_cuda:
+        flat.index_put_((key,), features.value, accumulate=True)
+    else:
+        flat.index_add_(0, key, features.value)
+    total = flat.view(shape)
+    total[..., -1] += found.error.sum(0) if by_position else found.error.sum()
+    return total
+
+
+def examples_per_batch(
+    model: LanguageModel, dictionaries: Mapping[str, Dictionary], n_pos: int, budget_bytes: int
+) -> int:
+    """How many examples' effects are held at once within a budget, at least 1.
+
+    Each token of each submodule keeps its output, error, change and gradient, and about a hundred
+    active features with four numbers each.
+    """
+    itemsize = max(4, model.dtype.itemsize)
+    n_submodules = len(model.submodules)
+    recorded = n_submodules * model.d_model
+    kept = sum(4 * dictionary.d + 4 * 100 for dictionary in dictionaries.values())
+    widest = max(dictionary.n_features for dictionary in dictionaries.values())
+    fixed = 512 * widest * itemsize
+    each = n_pos * itemsize * (2 * recorded + kept)
+    return max(1, (budget_bytes - min(fixed, budget_bytes // 2)) // each)
+
+
+def _check(inputs: Inputs, node_threshold: float, edge_threshold: float, by_position: bool) -> None:
+    for name, value in (("node", node_threshold), ("edge", edge_threshold)):
+        if not value >= 0:
+            raise InputError(
+                f"{name} threshold {value} is below zero: it bounds an absolute effect, in the "
+                "metric's units; use 0 to keep every node with any effect."
+            )
+    if by_position and not bool(inputs.mask.all()):
+        raise ShapeMismatch(
+            "nodes by position need examples of one length, and these are padded: group them by "
+            "length, or sum over positions."
+        )
+
+
+def find_circuit(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    inputs: Inputs,
+    *,
+    node_threshold: float,
+    edge_threshold: float,
+    by_position: bool = False,
+    estimator: str = "ig",
+    steps: int = 10,
+    rule: str = "midpoint",
+    tolerance: float | None = None,
+    edges: bool = True,
+    batch_size: int | None = None,
+    budget_bytes: int = 2 << 30,
+    settings: Mapping[str, object] | None = None,
+    tokens: tuple[str, ...] | None = None,
+    progress: Progress | None = None,
+) -> Circuit:
+    """The circuit of a behaviour: nodes and edges whose aggregated effect exceeds a threshold.
+
+    Effects are summed over positions (or kept by position), averaged over all examples, and
+    compared strictly. Edges count every place where both kept nodes act (App. A.2).
+
+    Args:
+        dictionaries: by submodule name.
+        inputs: pairs, or single inputs (zero ablation).
+        node_threshold, edge_threshold: in the metric's units, not below zero.
+        by_position: for templatic data: each position of a node is a node of its own.
+        estimator, steps, rule, tolerance: see `core.effects.node_effects`.
+        edges: find edges too.
+        batch_size: examples at a time; as many as fit the budget where None. The result does not
+            depend on it.
+        budget_bytes: memory for effects held and, again, for activations in flight.
+        settings: plain values to keep with the circuit: model, dictionaries, data.
+        tokens: column labels for circuits by position.
+
+    Raises:
+        InputError: a threshold below zero, an unknown estimator or rule.
+        ShapeMismatch: positions kept apart but examples of different lengths.
+        WidthMismatch, MissingSubmodule, NotFinite, OutOfBudget: see `node_effects`.
+    """
+    _check(inputs, node_threshold, edge_threshold, by_position)
+    options = {"estimator": estimator, "steps": steps, "rule": rule, "tolerance": tolerance}
+    if edges and estimator == "exact":
+        raise InputError(
+            "edges need gradients, and the exact estimator has none: use ig or attribution, or "
+            "leave edges out."
+        )
+    found, batches = _all_effects(
+        model, dictionaries, inputs, options, by_position, batch_size, budget_bytes
+    )
+    keep = found.keep(node_threshold)
+    nodes = _nodes(found, keep, dictionaries, by_position)
+    _tell(progress, f"{len(nodes)} nodes from {found.n_examples} examples")
+    kept_edges: list[Edge] = []
+    if edges and nodes:
+        total = _all_edges(model, dictionaries, batches(), keep, by_position, budget_bytes)
+        kept_edges = _edges(nodes, total, keep, found.n_examples, edge_threshold)
+        kept_edges += _into_metric(nodes, model, edge_threshold)
+        _tell(progress, f"{len(kept_edges)} edges")
+    described: dict[str, object] = {
+        "metric": inputs.metric.name,
+        "ablation": "zero" if inputs.patch is None else "patch",
+        "estimator": found.estimator,
+        "node_threshold": node_threshold,
+        "edge_threshold": edge_threshold,
+        "by_position": by_position,
+    }
+    return Circuit(
+        nodes=tuple(nodes),
+        edges=tuple(kept_edges),
+        settings={**(settings or {}), **described},
+        n_examples=found.n_examples,
+        metric_clean=found.metric_clean,
+        metric_patch=found.metric_patch,
+        residuals=found.residuals,
+        tokens=tokens,
+    )
+
+
+def aggregate_effects(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    inputs: Inputs,
+    *,
+    by_position: bool = False,
+    estimator: str = "ig",
+    steps: int = 10,
+    rule: str = "midpoint",
+    tolerance: float | None = None,
+    batch_size: int | None = None,
+    budget_bytes: int = 2 << 30,
+) -> Aggregated:
+    """Aggregated effects of every node, for thresholds chosen afterwards; see `find_circuit`."""
+    _check(inputs, 0.0, 0.0, by_position)
+    options = {"estimator": estimator, "steps": steps, "rule": rule, "tolerance": tolerance}
+    found, _ = _all_effects(
+        model, dictionaries, inputs, options, by_position, batch_size, budget_bytes
+    )
+    return found
+
+
+def _tell(progress: Progress | None, message: str) -> None:
+    if progress is not None:
+        progress(message)
+
+
+def _all_effects(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    inputs: Inputs,
+    options: Mapping[str, object],
+    by_position: bool,
+    batch_size: int | None,
+    budget_bytes: int,
+) -> tuple[Aggregated, Callable[[], Iterator[Effects]]]:
+    """Aggregated effects, and a way to go through them again batch by batch.
+
+    When one batch holds everything it is kept; otherwise batches are computed again for edges,
+    so that memory does not grow with the number of examples.
+    """
+    size = batch_size
+    if size is None and dictionaries:
+        size = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
+
+    def compute() -> Iterator[Effects]:
+        for batch in inputs.batches(size or inputs.n_examples):
+            yield node_effects(
+                model,
+                dictionaries,
+                batch,
+                budget_bytes=budget_bytes,
+                **options,  # pyright: ignore[reportArgumentType]
+            )
+
+    total = _Sum(by_position)
+    kept: list[Effects] = []
+    for effects in compute():
+        total.add(effects)
+        kept = [effects]
+    only_one = total.n_examples == len(kept[0].metric_clean)
+    return total.mean(), (lambda: iter(kept)) if only_one else compute
+
+
+def _nodes(
+    found: Aggregated,
+    keep: Mapping[str, Tensor],
+    dictionaries: Mapping[str, Dictionary],
+    by_position: bool,
+) -> list[Node]:
+    nodes = []
+    for name in causal_order(keep):
+        width = dictionaries[name].n_features + 1
+        effects = found.nodes[name].flatten()
+        for key in keep[name].tolist():
+            feature = key % width
+            pos = key // width if by_position else None
+            feature = ERROR if feature == width - 1 else feature
+            nodes.append(Node(name, feature, pos, float(effects[key])))
+    return nodes
+
+
+def _all_edges(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    batches: Iterator[Effects],
+    keep: Mapping[str, Tensor],
+    by_position: bool,
+    budget_bytes: int,
+) -> dict[tuple[str, str], list[EdgeEffects]]:
+    total: dict[tuple[str, str], list[EdgeEffects]] = {}
+    for effects in batches:
+        found = edge_effects(
+            model,
+            dictionaries,
+            effects,
+            keep=keep,
+            by_position=by_position,
+            budget_bytes=budget_bytes,
+        )
+        for kind, some in found.items():
+            total.setdefault(kind, []).append(some)
+    return total
+
+
+def _edges(
+    nodes: list[Node],
+    total: Mapping[tuple[str, str], list[EdgeEffects]],
+    keep: Mapping[str, Tensor],
+    n_examples: int,
+    threshold: float,
+) -> list[Edge]:
+    """Mean over examples, kept where it exceeds the threshold."""
+    first: dict[str, int] = {}
+    for i, node in enumerate(nodes):
+        first.setdefault(node.submodule, i)
+    edges = []
+    for (up_name, down_name), parts in total.items():
+        n_up = len(keep[up_name])
+        if not n_up or not len(keep[down_name]):
+            continue
+        weight = keep[up_name].new_zeros(n_up * len(keep[down_name]), dtype=parts[0].weight.dtype)
+        for part in parts:
+            up = torch.searchsorted(keep[up_name], part.upstream)
+            down = torch.searchsorted(keep[down_name], part.downstream)
+            weight[down * n_up + up] += part.weight
+        weight /= n_examples
+        for at in (weight.abs() > threshold).nonzero().flatten().tolist():
+            upstream, downstream = first[up_name] + at % n_up, first[down_name] + at // n_up
+            edges.append(Edge(upstream, downstream, float(weight[at])))
+    return edges
+
+
+def _into_metric(nodes: list[Node], model: LanguageModel, threshold: float) -> list[Edge]:
+    """The last stream's nodes reach the metric with their own effects."""
+    last = f"resid_{model.n_layers - 1}"
+    return [
+        Edge(i, None, node.effect)
+        for i, node in enumerate(nodes)
+        if node.submodule == last and abs(node.effect) > threshold
+    ]
