@@ -24,7 +24,6 @@ from core.models import LanguageModel
 from core.types import Circuit, Node, Submodule
 
 ERROR_POLICIES = ("circuit", "drop", "drop_but_resid", "remove", "keep")
-_NO_NODES: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Evaluator:
         ablation: ``mean``, ``zero`` or ``resample``, see `core.ablate.ablation_values`.
         errors: ``circuit``: error nodes as the circuit has them; ``drop``: none of them is in
             the circuit; ``drop_but_resid``: only the residual stream's; ``remove``, ``keep``: all
-            ablated, or all kept, in every run.
+            ablated, or all kept, in the circuit's run and in its complement's.
         start_layer: submodules of earlier layers are left alone (2 for Pythia in the paper).
         values_from: inputs the ablation values are taken from; `inputs` where None.
         budget_bytes: memory for activations in flight.
@@ -103,17 +102,21 @@ class Evaluator:
         self.per_example = ablation == "resample"
         self.batch = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
         self.m_full = self._mean({})
-        self.m_empty = self._mean(self._edits(_NO_NODES, complement=False))
+        self.m_empty = self._mean(self._edits(self._parts(()), complement=False))
 
-    def _parts(self, nodes: Sequence[Node], *, complement: bool) -> dict[str, Part]:
-        names = list(self.dictionaries)
+    def _parts(self, nodes: Sequence[Node]) -> dict[str, Part]:
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
-        parts = parts_of(list(nodes), names, self.inputs.clean.shape[1], self.model.device, dtype)
+        n_pos = self.inputs.clean.shape[1]
+        return parts_of(list(nodes), list(self.dictionaries), n_pos, self.model.device, dtype)
+
+    def _run(self, nodes: Sequence[Node], *, complement: bool) -> float:
+        """Mean metric with only `nodes`, or only what is not among them, kept."""
+        parts = self._parts(nodes)
         if self.errors in ("remove", "keep"):
             # An edit moves the error into a circuit's run, and out of a complement's.
             error = 1.0 if (self.errors == "remove") == complement else 0.0
             parts = {n: Part(part.features, part.where, error) for n, part in parts.items()}
-        return parts
+        return self._mean(self._edits(parts, complement=complement))
 
     def _counted(self, circuit: Circuit | Sequence[Node]) -> list[Node]:
         """The nodes that runs can keep: none that is never ablated, none that `errors` drops."""
@@ -130,10 +133,10 @@ class Evaluator:
             return not name.startswith("resid")
         return self.errors == "drop"
 
-    def _edits(self, nodes: Sequence[Node], *, complement: bool) -> dict[str, Edit]:
+    def _edits(self, parts: Mapping[str, Part], *, complement: bool) -> dict[str, Edit]:
         return {
             name: keep_edit(self.dictionaries[name], self.values[name], part, complement=complement)
-            for name, part in self._parts(nodes, complement=complement).items()
+            for name, part in parts.items()
         }
 
     def _mean(self, edits: Mapping[str, Edit]) -> float:
@@ -146,8 +149,8 @@ class Evaluator:
     def evaluate(self, circuit: Circuit | Sequence[Node]) -> Evaluation:
         """Faithfulness and completeness of a circuit, or of a bare set of nodes."""
         nodes = self._counted(circuit)
-        m_circuit = self._mean(self._edits(nodes, complement=False))
-        m_complement = self._mean(self._edits(nodes, complement=True))
+        m_circuit = self._run(nodes, complement=False)
+        m_complement = self._run(nodes, complement=True)
         span = self.m_full - self.m_empty
         scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
         defined = abs(span) > 1e-6 * scale

@@ -14,6 +14,8 @@ from core.metrics import NegativeLogProb
 from core.models.language_model import LanguageModel
 from core.splice import Resumed
 
+_MOST = 256  # samples of one batch: what each needs besides tokens must not add up
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,13 +40,11 @@ class Batch:
         return Resumed(model, model.record(self.tokens), metric, self.last.to(model.device))
 
 
-def batches(
-    samples: Sequence[Sample], *, batch_tokens: int, max_positions: int
-) -> Iterator[Batch]:
+def batches(samples: Sequence[Sample], *, batch_tokens: int, max_positions: int) -> Iterator[Batch]:
     """Every sample once, the shortest contexts first.
 
     Args:
-        batch_tokens: tokens of one batch, padding included; a longer context goes alone.
+        batch_tokens: at most so many in one batch, padding included; a longer context goes alone.
         max_positions: the longest context the model takes.
 
     Raises:
@@ -55,10 +55,9 @@ def batches(
     start = 0
     while start < len(order):
         stop = start + 1
-        while (
-            stop < len(order)
-            and (stop + 1 - start) * len(samples[order[stop]].context) <= batch_tokens
-        ):
+        while stop < min(len(order), start + _MOST):
+            if (stop + 1 - start) * len(samples[order[stop]].context) > batch_tokens:
+                break
             stop += 1
         yield _pad(samples, order[start:stop])
         start = stop

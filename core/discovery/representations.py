@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from core.budget import Passes
 from core.dictionaries.dictionary import Dictionary, check_widths
-from core.discovery.batches import Batch, batches, check_contexts
+from core.discovery.batches import batches, check_contexts
 from core.discovery.filter import Sample
 from core.discovery.projection import Projection, gradient_modules, projected_gradients
 from core.effects import clean_gradients, feature_dots
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 KINDS = ("activations", "features", "linear_effects", "feature_effects", "gradients")
 REDUCTIONS = ("last", "sum")
 _SPARSE = ("features", "feature_effects")
-_EFFECTS = ("linear_effects", "feature_effects")
+_TELL_EVERY = 500
 
 
 def represent(
@@ -85,24 +86,204 @@ def represent(
     """
     check_contexts(samples, model.max_positions)
     names = _check(model, dictionaries, kind, reduction, n_last, submodules, errors)
-    collect: _Collector
+    places = _Places(n_last if reduction == "last" else None)
+    vectors: Callable[[Resumed], Tensor | csr_array]
     if kind == "gradients":
         gradient_modules(model)
         projection = Projection(n_projected, seed)
-        width, collect = n_projected, _Gradients(projection)
+        vectors = partial(projected_gradients, projection=projection)
+        _check_budget(len(samples), n_projected, budget_bytes)
+    elif kind in _SPARSE:
+        some = {name: dictionaries[name] for name in names}
+        vectors = partial(_sparse_vectors, kind, some, places, errors)
     else:
-        slots = n_last if reduction == "last" else 0
-        collect = _Submodules(kind, names, dictionaries, slots, errors)
-        width = collect.width(model)
-    rows = _SparseRows(len(samples), width, budget_bytes) if kind in _SPARSE else None
-    store = rows or _DenseRows(len(samples), width, budget_bytes)
-    done, told = 0, 0
-    for batch in batches(
-        samples, batch_tokens=batch_tokens, max_positions=model.max_positions
-    ):
-        store.add(batch.rows, collect(batch, batch.record(model)))
-        done += len(batch.rows)
-        if progress is not None and (done >= told + 500 or done == len(samples)):
-            told = done
-            progress(f"{kind}: {done} of {len(samples)} samples")
-    return store.result()
+        vectors = partial(_dense_vectors, kind, names, places)
+        width = places.n_slots * sum(model.width(name) for name in names)
+        _check_budget(len(samples), width, budget_bytes)
+    rows, parts, n_done, n_told = [], [], 0, 0
+    for batch in batches(samples, batch_tokens=batch_tokens, max_positions=model.max_positions):
+        rows.append(batch.rows)
+        parts.append(_checked(vectors(batch.record(model)), kind))
+        n_done += len(batch.rows)
+        if kind in _SPARSE:
+            _check_growth(parts, n_done, len(samples), budget_bytes)
+        if progress is not None and (n_done >= n_told + _TELL_EVERY or n_done == len(samples)):
+            n_told = n_done
+            progress(f"{kind}: {n_done} of {len(samples)} samples")
+    return _in_order(torch.cat(rows).numpy(), parts)
+
+
+def _check(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    kind: str,
+    reduction: str,
+    n_last: int,
+    submodules: Sequence[str] | None,
+    errors: bool,
+) -> list[str]:
+    """Raise if the arguments make no sense; the submodules to read, in causal order."""
+    if kind not in KINDS:
+        raise InputError(f"'{kind}' is no representation: say {', '.join(KINDS)}.")
+    if reduction not in REDUCTIONS:
+        raise InputError(f"'{reduction}' is no reduction: say {' or '.join(REDUCTIONS)}.")
+    if n_last < 1:
+        raise InputError(f"n_last is {n_last}, but at least one position is needed.")
+    if errors and kind != "feature_effects":
+        raise InputError(f"errors have effects: they go with feature_effects, not with {kind}.")
+    names = causal_order(submodules or dictionaries or model.submodules)
+    for name in names:
+        model.width(name)
+    if kind in _SPARSE:
+        check_widths(dictionaries, model.width)
+        missing = [name for name in names if name not in dictionaries]
+        if missing:
+            raise MissingSubmodule(
+                f"{kind} need a dictionary at each submodule, but there is none at "
+                f"{', '.join(missing)}: train or import them, or name other submodules."
+            )
+    return names
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """Tokens that are read: which sample of the batch, which position, which slot of the vector."""
+
+    example: Tensor
+    pos: Tensor
+    slot: Tensor
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Which positions are read: the last n, or (None) all, into one slot."""
+
+    n_last: int | None
+
+    @property
+    def n_slots(self) -> int:
+        return self.n_last or 1
+
+    def of(self, last: Tensor, n_pos: int) -> _Tokens:
+        """The tokens to read, given each context's last position, ``(batch,)``."""
+        if self.n_last is None:
+            real = torch.arange(n_pos, device=last.device) <= last[:, None]
+            example, pos = real.nonzero(as_tuple=True)
+            return _Tokens(example, pos, torch.zeros_like(pos))
+        back = torch.arange(1 - self.n_last, 1, device=last.device)
+        pos = last[:, None] + back
+        example, slot = (pos >= 0).nonzero(as_tuple=True)
+        return _Tokens(example, pos[example, slot], slot)
+
+
+def _gradients(runs: Resumed, names: list[str]) -> dict[str, Tensor]:
+    return clean_gradients(runs, names, Passes(len(runs.last), runs.model.device))
+
+
+def _dense_vectors(kind: str, names: list[str], places: _Places, runs: Resumed) -> Tensor:
+    """Activations or linear effects, ``(batch, width)``."""
+    outputs = runs.recording.outputs
+    gradients = _gradients(runs, names) if kind == "linear_effects" else {}
+    n_samples, n_pos = runs.recording.tokens.shape
+    at = places.of(runs.last, n_pos)
+    parts = []
+    for name in names:
+        value = outputs[name][at.example, at.pos]
+        if gradients:
+            # Zero patch: the change is -x.
+            value = -value * gradients[name][at.example, at.pos]
+        part = value.new_zeros(n_samples * places.n_slots, value.shape[-1])
+        part.index_add_(0, at.example * places.n_slots + at.slot, value)
+        parts.append(part.reshape(n_samples, -1))
+    return torch.cat(parts, 1)
+
+
+def _sparse_vectors(
+    kind: str,
+    dictionaries: Mapping[str, Dictionary],
+    places: _Places,
+    errors: bool,
+    runs: Resumed,
+) -> csr_array:
+    """Features or feature effects, ``(batch, width)``."""
+    from scipy import sparse
+
+    outputs = runs.recording.outputs
+    gradients = _gradients(runs, list(dictionaries)) if kind == "feature_effects" else {}
+    n_samples, n_pos = runs.recording.tokens.shape
+    at = places.of(runs.last, n_pos)
+    blocks: list[Any] = []
+    for name, dictionary in dictionaries.items():
+        x = outputs[name][at.example, at.pos][:, None]
+        width = dictionary.n_features + errors
+        features = dictionary.encode_sparse(x)
+        token, column, value = features.token, features.feature, features.value
+        if gradients:
+            gradient = gradients[name][at.example, at.pos][:, None]
+            value = -value * feature_dots(dictionary, features, gradient)
+            if errors:
+                error = x - dictionary.decode_sparse(features)
+                effect = -torch.linalg.vecdot(error, gradient).flatten()
+                token = torch.cat([token, torch.arange(len(effect), device=token.device)])
+                column = torch.cat([column, torch.full_like(at.pos, width - 1)])
+                value = torch.cat([value, effect])
+        column = at.slot[token] * width + column
+        entries = [v.cpu().numpy() for v in (value.float(), at.example[token], column)]
+        shape = (n_samples, places.n_slots * width)
+        # Converting adds up the entries of one place: the sum over positions.
+        blocks.append(sparse.coo_array((entries[0], (entries[1], entries[2])), shape).tocsr())
+    joined: Any = sparse.hstack(blocks, format="csr")
+    return joined
+
+
+def _checked(part: Tensor | csr_array, kind: str) -> np.ndarray | csr_array:
+    """A batch's vectors as numpy or scipy has them; raises `NotFinite` if one has no number."""
+    out = part.float().cpu().numpy() if isinstance(part, Tensor) else part
+    values: Any = out if isinstance(out, np.ndarray) else out.data
+    if not np.isfinite(values).all():
+        raise NotFinite(
+            f"{kind} hold NaN or infinity, so similarities between them would mean nothing. Run "
+            "the model in a wider dtype."
+        )
+    return out
+
+
+def _check_budget(n_samples: int, width: int, budget_bytes: int) -> None:
+    """Raise `OutOfBudget` if dense vectors do not fit."""
+    needed = 4 * n_samples * width
+    if needed > budget_bytes:
+        raise OutOfBudget(
+            f"{n_samples} vectors of {width} numbers need {needed / 2**30:.2f} GiB, more than the "
+            f"budget of {budget_bytes / 2**30:.2f} GiB: take at most "
+            f"{budget_bytes // (4 * width)} samples, fewer submodules, positions or projected "
+            "dimensions, or raise the budget."
+        )
+
+
+def _check_growth(parts: list[Any], n_done: int, n_samples: int, budget_bytes: int) -> None:
+    """Raise `OutOfBudget` if sparse vectors as full as those made so far will not fit."""
+    n_entries = sum(part.nnz for part in parts)
+    needed = 8 * n_entries * n_samples // n_done
+    if needed > budget_bytes:
+        raise OutOfBudget(
+            f"the first {n_done} vectors have {n_entries // n_done} entries each; all {n_samples} "
+            f"would need {needed / 2**30:.2f} GiB, more than the budget of "
+            f"{budget_bytes / 2**30:.2f} GiB: take fewer samples, submodules or positions, "
+            "sparser dictionaries, or raise the budget."
+        )
+
+
+def _in_order(rows: np.ndarray, parts: list[Any]) -> np.ndarray | csr_array:
+    """The batches' vectors put together, sample by sample."""
+    if isinstance(parts[0], np.ndarray):
+        out = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
+        start = 0
+        while parts:
+            part = parts.pop(0)
+            out[rows[start : start + len(part)]] = part
+            start += len(part)
+        return out
+    from scipy import sparse
+
+    joined: Any = sparse.vstack(parts, format="csr")
+    return joined[np.argsort(rows)]

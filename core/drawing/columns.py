@@ -13,7 +13,7 @@ TOKEN_SIZE = 14.0
 _PADDING = 16.0
 _WIDEST_TOKEN = 150.0
 _COLUMNS_IN_FULL = 16
-_ROOM = 1500.0
+_ROOM = 2000.0
 
 
 @dataclass(frozen=True)
@@ -82,20 +82,14 @@ def arrange_columns(
     busy = set(pos_of.values())
     tokens = circuit.tokens or tuple(f"token {pos}" for pos in range(max(busy, default=-1) + 1))
     spans = _spans(busy, len(tokens))
-    per_line = max(1, min(3, int(_ROOM / (max(1, len(busy)) * (max(widths.values()) + gap)))))
-
     cells: dict[tuple[int, int], list[int]] = {}
     for level, row in enumerate(rows):
         for node in row:
             cells.setdefault((level, pos_of[node]), []).append(node)
-    # The width a position needs does not depend on the order within its cells' lines only if all
-    # its boxes are equally wide, so take the widest box for each.
-    inner: dict[int, float] = {}
-    for (_, pos), nodes in cells.items():
-        widest = max(widths[node] for node in nodes)
-        n_across = min(len(nodes), per_line)
-        inner[pos] = max(inner.get(pos, 0.0), n_across * (widest + gap) - gap)
-    columns, x_of = _columns(spans, tokens, inner)
+    for per_line in (3, 2, 1):
+        columns, x_of = _columns(spans, tokens, _inner_widths(cells, widths, per_line, gap))
+        if sum(column.width for column in columns) <= _ROOM:
+            break
 
     x: dict[int | None, float] = {node: x_of[pos] for node, pos in pos_of.items()}
     x[None] = columns[-1].x if columns else 0.0
@@ -111,6 +105,21 @@ def arrange_columns(
     return Placement(x, lines), columns
 
 
+def _inner_widths(
+    cells: Mapping[tuple[int, int], list[int]],
+    widths: Mapping[int, float],
+    per_line: int,
+    gap: float,
+) -> dict[int, float]:
+    """What each position's boxes need, `per_line` of its widest side by side in each cell."""
+    inner: dict[int, float] = {}
+    for (_, pos), nodes in cells.items():
+        n_across = min(len(nodes), per_line)
+        need = n_across * (max(widths[node] for node in nodes) + gap) - gap
+        inner[pos] = max(inner.get(pos, 0.0), need)
+    return inner
+
+
 def _pull(node: int, x: Mapping[int | None, float], edges: Sequence[Edge]) -> float:
     """Mean x of a node's neighbours: where in its cell it would best stand."""
     near = [(e.downstream, abs(e.weight)) for e in edges if e.upstream == node]
@@ -121,10 +130,10 @@ def _pull(node: int, x: Mapping[int | None, float], edges: Sequence[Edge]) -> fl
 
 def _side_by_side(
     line: Sequence[int], centre: float, widths: Mapping[int, float], gap: float
-) -> dict[int, float]:
+) -> dict[int | None, float]:
     """Centres of one cell's line of boxes."""
     left = centre - (sum(widths[node] for node in line) + gap * (len(line) - 1)) / 2
-    centres: dict[int, float] = {}
+    centres: dict[int | None, float] = {}
     for node in line:
         centres[node] = left + widths[node] / 2
         left += widths[node] + gap

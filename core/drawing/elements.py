@@ -1,4 +1,4 @@
-"""SVG elements: the few that a circuit needs, numbers rounded so that equal pictures are equal text."""
+"""The few SVG elements a circuit needs, numbers rounded to a tenth of a pixel."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 
 
 def number(value: float) -> str:
-    """A coordinate with one decimal, without a trailing zero."""
-    return f"{value:.1f}".removesuffix(".0").replace("-0", "0") if abs(value) < 0.05 else (
-        f"{value:.1f}".removesuffix(".0")
-    )
+    """A coordinate with one decimal, or none if that is zero; never ``-0``."""
+    return f"{round(value, 1) + 0.0:.1f}".removesuffix(".0")
 
 
 def add(parent: ET.Element, tag: str, **attributes: object) -> ET.Element:

@@ -7,7 +7,7 @@ here is drawn by `core.draw`; nothing here knows about SVG.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from core.drawing.columns import Column, arrange_columns
 from core.drawing.ordering import METRIC, Placement, arrange_rows, mean_x
@@ -15,6 +15,7 @@ from core.drawing.selection import Selection, plain_name
 from core.drawing.text import printable, text_width, wrap
 from core.types import Circuit, causal_order
 
+ROW_SIZE = 13.0
 NAME_SIZE = 12.0
 LABEL_SIZE = 10.5
 NUMBER_SIZE = 10.5
@@ -29,6 +30,7 @@ _ROW_PADDING = 24.0
 _CHANNEL = 34.0  # beside the outermost boxes: edges pass here too
 _ROOM = 1150.0
 _METRIC_HEIGHT = 44.0
+_PLAIN_HEIGHT = 40.0  # of a box without a label
 _TOKENS_HEIGHT = 30.0
 
 
@@ -115,7 +117,12 @@ def _label_lines(
 
 
 def arrange(
-    circuit: Circuit, selection: Selection, labels: Mapping[str, str], metric_width: float
+    circuit: Circuit,
+    selection: Selection,
+    labels: Mapping[str, str],
+    *,
+    metric_width: float,
+    least_width: float,
 ) -> Layout:
     """Lay out the selected part of a circuit, with a box of `metric_width` for the metric."""
     nodes = circuit.nodes
@@ -132,60 +139,66 @@ def arrange(
         per_line = max(3, int(_ROOM / (width + _GAP)))
         placement = arrange_rows(rows, selection.edges, widths, per_line=per_line, gap=_GAP)
 
-    left = max([text_width(name, 13, bold=True) for name in names] + [70.0]) + 30.0
-    lines_of_label = max((len(lines) for lines in text.values()), default=0)
-    height = 40.0 + LABEL_LEADING * lines_of_label
-    return _stack(names, placement, columns, widths, text, (height, metric_width, left), selection)
+    left = max([text_width(name, ROW_SIZE, bold=True) for name in names] + [70.0]) + 30.0
+    channel = 6.0 if columns else _CHANNEL
+    start, end = _extent(placement, columns, widths)
+    room = max(end - start, metric_width, least_width - left - 2 * channel)
+    shift = left + channel + (room - (end - start)) / 2 - start
+
+    into_metric = [(e.upstream, abs(e.weight)) for e in selection.edges if e.downstream is None]
+    metric_x = mean_x(placement.x, into_metric)
+    metric_x = shift + (placement.x[METRIC] if metric_x is None else metric_x)
+    low, high = left + channel + metric_width / 2, left + channel + room - metric_width / 2
+    metric = Box(
+        min(max(metric_x, low), high), 8 + _METRIC_HEIGHT / 2, metric_width, _METRIC_HEIGHT
+    )
+    x = {i: placement.x[i] + shift for i in selection.nodes}
+    n_label_lines = max((len(lines) for lines in text.values()), default=0)
+    height = _PLAIN_HEIGHT + LABEL_LEADING * n_label_lines
+    boxes, bands, bottom = _stack(placement.rows, x, widths, height, metric.bottom + 12)
+    return Layout(
+        boxes={METRIC: metric, **boxes},
+        lines=[*(line for row in placement.rows for line in row), [METRIC]],
+        rows=[Row(name, top, low) for name, (top, low) in zip(names, bands, strict=True)],
+        columns=[replace(column, x=column.x + shift) for column in columns],
+        labels=text,
+        left=left,
+        width=left + room + 2 * channel,
+        height=bottom + (_TOKENS_HEIGHT if columns else 0.0 if rows else 36.0),
+    )
+
+
+def _extent(
+    placement: Placement, columns: Sequence[Column], widths: Mapping[int, float]
+) -> tuple[float, float]:
+    """The least and the greatest x that a box or a column reaches."""
+    spans = [(placement.x[i] - w / 2, placement.x[i] + w / 2) for i, w in widths.items()]
+    spans += [(column.x - column.width / 2, column.x + column.width / 2) for column in columns]
+    return min((a for a, _ in spans), default=0.0), max((b for _, b in spans), default=0.0)
 
 
 def _stack(
-    names: Sequence[str],
-    placement: Placement,
-    columns: Sequence[Column],
+    rows: Sequence[Sequence[Sequence[int]]],
+    x: Mapping[int, float],
     widths: Mapping[int, float],
-    labels: Mapping[int, list[str]],
-    sizes: tuple[float, float, float],
-    selection: Selection,
-) -> Layout:
-    """Give rows their heights and shift everything right of the rows' names."""
-    height, metric_width, left = sizes
-    edges_x = [x + s * widths[i] / 2 for i, x in placement.x.items() if i is not None for s in (-1, 1)]
-    edges_x += [column.x + s * column.width / 2 for column in columns for s in (-1, 1)]
-    start, end = min(edges_x, default=0.0), max(edges_x, default=0.0)
-    extent = max(end - start, metric_width)
-    channel = 6.0 if columns else _CHANNEL
-    shift = left + channel - start + (extent - (end - start)) / 2
+    height: float,
+    top: float,
+) -> tuple[dict[int, Box], list[tuple[float, float]], float]:
+    """Give rows their heights, the last of them at `top`.
 
-    into_metric = [(e.upstream, abs(e.weight)) for e in selection.edges if e.downstream is None]
-    centre = mean_x(placement.x, into_metric)
-    metric_x = (placement.x[METRIC] if centre is None else centre) + shift
-    low = left + channel + metric_width / 2
-    metric_x = min(max(metric_x, low), max(low, low + extent - metric_width))
-    boxes: dict[int | None, Box] = {
-        METRIC: Box(metric_x, 8 + _METRIC_HEIGHT / 2, metric_width, _METRIC_HEIGHT)
-    }
-    lines: list[list[int | None]] = [[METRIC]]
-    rows: list[Row] = []
-    y = 8 + _METRIC_HEIGHT + 12
-    for name, row in reversed(list(zip(names, placement.rows, strict=True))):
-        top = y
-        y += _ROW_PADDING
-        for i, line in enumerate(reversed(row)):
-            y += _LINE_GAP if i else 0.0
+    Returns:
+        Boxes by node; each row's (top, bottom), in the order of `rows`; the lowest row's bottom.
+    """
+    boxes: dict[int, Box] = {}
+    bands: list[tuple[float, float]] = []
+    for row in reversed(rows):
+        y = top + _ROW_PADDING
+        for line in reversed(row):
             for node in line:
-                tall = 40.0 if widths[node] == _TRIANGLE else height
-                boxes[node] = Box(placement.x[node] + shift, y + height / 2, widths[node], tall)
-            lines.append(list(line))
-            y += height
-        y += _ROW_PADDING
-        rows.append(Row(name, top, y))
-    return Layout(
-        boxes=boxes,
-        lines=lines[::-1],
-        rows=rows[::-1],
-        columns=[Column(c.x + shift, c.width, c.text, c.tooltip) for c in columns],
-        labels=labels,
-        left=left,
-        width=left + extent + 2 * channel,
-        height=y + (_TOKENS_HEIGHT if columns else 0.0),
-    )
+                tall = _PLAIN_HEIGHT if widths[node] == _TRIANGLE else height
+                boxes[node] = Box(x[node], y + height / 2, widths[node], tall)
+            y += height + _LINE_GAP
+        bottom = y - _LINE_GAP + _ROW_PADDING
+        bands.append((top, bottom))
+        top = bottom
+    return boxes, bands[::-1], top

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from xml.etree import ElementTree as ET
 
 from core.drawing import colours
 from core.drawing.elements import add, group, rectangle, triangle, write, write_lines
 from core.drawing.layout import Box
 from core.drawing.selection import Selection
-from core.drawing.text import counted, plain, printable, signed, wrap
+from core.drawing.text import counted, flow, plain, printable, signed, wrap
 from core.types import Circuit
 
 MARGIN = 20.0
@@ -31,18 +30,18 @@ def metric_text(circuit: Circuit) -> str:
 
 
 def metric_values(circuit: Circuit) -> str:
-    """The metric's means, ``clean +3.2, patch -1.1``."""
-    clean = f"clean {signed(circuit.metric_clean)}"
+    """The metric's means, ``clean 3.2, patch -1.1``."""
+    clean = f"clean {plain(circuit.metric_clean)}"
     patch = circuit.metric_patch
-    return clean if patch is None else f"{clean}, patch {signed(patch)}"
+    return clean if patch is None else f"{clean}, patch {plain(patch)}"
 
 
 def meaning_of_effect(circuit: Circuit) -> str:
     """What a node's effect says, for this circuit."""
     set_to = "its value on the patch input" if circuit.metric_patch is not None else "zero"
-    where = "at its token" if circuit.by_position else "at every token"
+    where = "at its token" if circuit.by_position else "summed over tokens"
     return (
-        f"Effect of a node: how much the metric changes when the node is set to {set_to} {where}, "
+        f"Effect of a node: change of the metric when the node is set to {set_to}, {where}, "
         f"mean over {counted(circuit.n_examples, 'example')}; blue raises the metric, red lowers "
         "it."
     )
@@ -84,15 +83,15 @@ def draw_legend(
     """
     legend = group(root, "legend")
     add(legend, "line", x1=MARGIN, x2=width - MARGIN, y1=top, y2=top, stroke=colours.RULE)
-    _shapes(legend, MARGIN, top + 14)
-    _colour_scale(legend, MARGIN + 250, top + 14, strongest[0])
-    _edge_scale(legend, MARGIN + 520, top + 14, strongest[1])
+    _shapes(legend, MARGIN, top + 16)
+    _colour_scale(legend, MARGIN + 250, top + 16, strongest[0])
+    _edge_scale(legend, MARGIN + 530, top + 16, strongest[1])
     edges = (
         "Edges run upwards; the weight of an edge: the part of the upstream node's effect that "
         "reaches the metric through the downstream node."
     )
     units = f"Metric, and unit of all effects: {metric_text(circuit)}."
-    y = top + 72
+    y = top + 92
     for sentence in (meaning_of_effect(circuit), edges, units):
         lines = wrap(sentence, width - 2 * MARGIN, _TEXT_SIZE)
         y = write_lines(legend, lines, MARGIN, y, _TEXT_SIZE, colours.PALE_INK)
@@ -110,6 +109,9 @@ def _shapes(legend: ET.Element, x: float, y: float) -> None:
 
 
 def _colour_scale(legend: ET.Element, x: float, y: float, strongest: float) -> None:
+    if strongest == 0:
+        write(legend, "no effects", x, y + 12, _TEXT_SIZE)
+        return
     n_steps, step, height = 20, 11.0, 14.0
     for i in range(-n_steps // 2, n_steps // 2 + 1):
         left = x + (i + n_steps // 2) * step
@@ -126,7 +128,7 @@ def _colour_scale(legend: ET.Element, x: float, y: float, strongest: float) -> N
         (end, signed(strongest), "end"),
     ):
         write(legend, text, at, y + 29, _TEXT_SIZE, anchor=anchor)
-    write(legend, "effect of a node", middle, y + 44, _TEXT_SIZE, anchor="middle")
+    write(legend, "effect of a node", middle, y + 50, _TEXT_SIZE, anchor="middle")
 
 
 def _edge_scale(legend: ET.Element, x: float, y: float, strongest: float) -> None:
@@ -134,13 +136,13 @@ def _edge_scale(legend: ET.Element, x: float, y: float, strongest: float) -> Non
         write(legend, "no edges", x, y + 12, _TEXT_SIZE)
         return
     for i, share in enumerate((1.0, -1.0, 0.25, -0.25)):
-        left, height = x + 120 * (i % 2), y + 7 + 18 * (i // 2)
+        left, height = x + 120 * (i % 2), y + 7 + 19 * (i // 2)
         add(
             legend, "line", x1=left, x2=left + 34, y1=height, y2=height,
             stroke=colours.line(share), stroke_width=edge_width(share),
         )  # fmt: skip
         write(legend, signed(share * strongest), left + 42, height + 4, _TEXT_SIZE)
-    write(legend, "weight of an edge", x, y + 44, _TEXT_SIZE)
+    write(legend, "weight of an edge", x, y + 50, _TEXT_SIZE)
 
 
 def edge_width(share: float) -> float:
@@ -151,13 +153,9 @@ def edge_width(share: float) -> float:
 def draw_footer(root: ET.Element, circuit: Circuit, top: float, width: float) -> float:
     """Settings and counts; returns the y below them."""
     footer = group(root, "footer")
-    parts = footer_parts(circuit)
-    lines = wrap("  ·  ".join(part.replace(" ", "\u00a0") for part in parts), width, _TEXT_SIZE)
-    y = top
-    for line in _flow(parts, width - 2 * MARGIN):
-        write(footer, line, MARGIN, y, _TEXT_SIZE, colour=colours.INK)
-        y += 1.4 * _TEXT_SIZE
-    return y if lines else top
+    room = width - 2 * MARGIN
+    lines = flow(footer_parts(circuit), room, _TEXT_SIZE, joiner="  ·  ")
+    return write_lines(footer, lines, MARGIN, top, _TEXT_SIZE)
 
 
 def footer_parts(circuit: Circuit) -> list[str]:
@@ -170,9 +168,3 @@ def footer_parts(circuit: Circuit) -> list[str]:
     ]
     known = circuit.settings
     return parts + [f"{text} {plain(known[key])}" for key, text in _FOOTER_SETTINGS if key in known]
-
-
-def _flow(parts: Sequence[str], width: float) -> list[str]:
-    """Parts joined by dots, broken only between parts."""
-    glued = "  ·  ".join(part.replace(" ", "\u00a0") for part in parts)
-    return [line.replace("\u00a0", " ").strip(" ·") for line in wrap(glued, width, _TEXT_SIZE)]

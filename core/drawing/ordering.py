@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -18,6 +19,7 @@ METRIC = None
 """Key of the metric's own node where nodes are keyed by their index."""
 
 _SWEEPS = 18
+_IDLE_PULL = 1e-3  # of a node without edges, against 1: it makes room for the others
 
 
 @dataclass(frozen=True)
@@ -34,23 +36,31 @@ class Placement:
     rows: list[list[list[int]]]
 
 
-def spread(desired: Sequence[float], widths: Sequence[float], gap: float) -> list[float]:
+def spread(
+    desired: Sequence[float],
+    widths: Sequence[float],
+    gap: float,
+    pulls: Sequence[float] | None = None,
+) -> list[float]:
     """Centres nearest to `desired` (least squares), in its order, boxes `gap` or more apart.
+
+    `pulls` weighs the squares; all alike by default.
 
     Subtracting the least offsets turns "apart" into "not decreasing": isotonic regression, solved
     by pooling adjacent violators.
     """
     offsets = [0.0]
-    for left, right in zip(widths, widths[1:], strict=False):
+    for left, right in pairwise(widths):
         offsets.append(offsets[-1] + (left + right) / 2 + gap)
-    pools: list[tuple[float, int]] = []  # (mean, size)
-    for want, offset in zip(desired, offsets, strict=False):
-        mean, size = want - offset, 1
+    pools: list[tuple[float, float, int]] = []  # (mean, pull, size)
+    for i, want in enumerate(desired):
+        mean, pull, size = want - offsets[i], pulls[i] if pulls else 1.0, 1
         while pools and pools[-1][0] > mean:
-            other, n = pools.pop()
-            mean, size = (mean * size + other * n) / (size + n), size + n
-        pools.append((mean, size))
-    levels = [mean for mean, size in pools for _ in range(size)]
+            other, force, n = pools.pop()
+            mean = (mean * pull + other * force) / (pull + force)
+            pull, size = pull + force, size + n
+        pools.append((mean, pull, size))
+    levels = [mean for mean, _, size in pools for _ in range(size)]
     return [level + offset for level, offset in zip(levels, offsets, strict=False)]
 
 
@@ -67,7 +77,9 @@ def mean_x(
     return sum(x[node] * weight for node, weight in neighbours) / total if total else None
 
 
-def n_crossings(edges: Sequence[Edge], x: Mapping[int | None, float], level: Mapping) -> int:
+def n_crossings(
+    edges: Sequence[Edge], x: Mapping[int | None, float], level: Mapping[int | None, int]
+) -> int:
     """How many pairs of edges cross when each is a straight line between rows."""
     if len(edges) < 2:
         return 0
@@ -119,7 +131,8 @@ class _Sweeper:
 
     def _settle(self, line: list[int], desired: Sequence[float]) -> None:
         widths = [self.widths[node] for node in line]
-        self.x.update(zip(line, spread(desired, widths, self.gap), strict=True))
+        pulls = [1.0 if self.below[node] or self.above[node] else _IDLE_PULL for node in line]
+        self.x.update(zip(line, spread(desired, widths, self.gap, pulls), strict=True))
 
     def _wish(self, node: int | None, side: str) -> float:
         near = {
@@ -138,6 +151,11 @@ class _Sweeper:
         for level in reversed(levels) if side == "above" else levels:
             nodes = [node for line in self.rows[level] for node in line]
             wish = {node: self._wish(node, side) for node in nodes}
+            # Nodes without edges line up on the right of the others.
+            busy = [wish[node] for node in nodes if self.below[node] or self.above[node]]
+            for node in nodes:
+                if not (self.below[node] or self.above[node]):
+                    wish[node] = max(busy, default=self.x[METRIC])
             nodes.sort(key=lambda node: (wish[node], self.x[node], node))
             self.rows[level] = deal(nodes, len(self.rows[level]))
             for line in self.rows[level]:

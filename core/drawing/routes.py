@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from core.drawing.layout import Box, Layout
 from core.drawing.ordering import spread
@@ -21,13 +22,17 @@ _PORT = 7.0
 
 @dataclass
 class _Way:
-    """One edge on its way up: the points so far, the line it ends at, and where there."""
+    """One edge on its way up.
 
-    edge: Edge
+    It leaves line `first` for line `last`; `points` are those so far, `goal` is where it enters the
+    last line's band, `end` where it meets its box, straight above.
+    """
+
     first: int
     last: int
-    end: tuple[float, float]
     points: list[tuple[float, float]]
+    goal: tuple[float, float]
+    end: tuple[float, float]
 
 
 def route(layout: Layout, edges: Sequence[Edge]) -> list[list[tuple[float, float]]]:
@@ -35,17 +40,26 @@ def route(layout: Layout, edges: Sequence[Edge]) -> list[list[tuple[float, float
     line_of = {node: i for i, line in enumerate(layout.lines) for node in line}
     starts = _ports(layout.boxes, edges, upper=True)
     ends = _ports(layout.boxes, edges, upper=False)
-    ways = [
-        _Way(edge, line_of[edge.upstream], line_of[edge.downstream], end, [start])
-        for edge, start, end in zip(edges, starts, ends, strict=True)
-    ]
+    bands = [_band([layout.boxes[node] for node in line]) for line in layout.lines]
+    ways = []
+    for edge, (x, y), end in zip(edges, starts, ends, strict=True):
+        first, last = line_of[edge.upstream], line_of[edge.downstream]
+        # A triangle beside taller boxes: rise straight until clear of them, and sink likewise.
+        rise = [(x, bands[first][0])] if y > bands[first][0] else []
+        ways.append(_Way(first, last, [(x, y), *rise], (end[0], bands[last][1]), end))
     for i, line in enumerate(layout.lines):
         passing = [way for way in ways if way.first < i < way.last]
         if passing:
-            _pass(sorted((layout.boxes[node] for node in line), key=lambda b: b.x), passing, layout)
+            boxes = sorted((layout.boxes[node] for node in line), key=lambda box: box.x)
+            _pass(_gaps(boxes, layout), bands[i], passing)
     for way in ways:
-        way.points.append(way.end)
+        way.points += [way.goal] if way.goal == way.end else [way.goal, way.end]
     return [way.points for way in ways]
+
+
+def _band(boxes: Sequence[Box]) -> tuple[float, float]:
+    """Top and bottom of a line of boxes."""
+    return min(box.top for box in boxes), max(box.bottom for box in boxes)
 
 
 def _ports(
@@ -84,40 +98,54 @@ def _gaps(boxes: Sequence[Box], layout: Layout) -> list[tuple[float, float]]:
     return [gap for gap in gaps if gap[0] <= gap[1]]
 
 
-def _pass(boxes: Sequence[Box], ways: Sequence[_Way], layout: Layout) -> None:
+def _pass(
+    gaps: Sequence[tuple[float, float]], band: tuple[float, float], ways: Sequence[_Way]
+) -> None:
     """Lead `ways` through the gaps of one line of boxes."""
-    top, bottom = min(box.top for box in boxes), max(box.bottom for box in boxes)
-    gaps = _gaps(boxes, layout)
+    top, bottom = band
     crowd: dict[tuple[float, float], list[tuple[float, int]]] = {}
     for i, way in enumerate(ways):
-        (x, y), (end_x, end_y) = way.points[-1], way.end
-        straight = x + (end_x - x) * (y - (top + bottom) / 2) / (y - end_y)
+        straight = _on_the_way(way, (top + bottom) / 2)
         gap = min(gaps, key=lambda gap: (max(gap[0] - straight, straight - gap[1], 0.0), gap))
         crowd.setdefault(gap, []).append((straight, i))
-    for (left, right), members in crowd.items():
-        members.sort()
-        apart = min(_APART, (right - left) / max(1, len(members) - 1))
-        wishes = [min(max(wish, left), right) for wish, _ in members]
-        places = spread(wishes, [0.0] * len(members), apart)
-        # Spreading can push past a side of the gap by what the others need: push back.
-        over, under = max(0.0, places[-1] - right), max(0.0, left - places[0])
-        for n, (place, (_, i)) in enumerate(zip(places, members, strict=True)):
-            place = min(place, right - apart * (len(members) - 1 - n)) if over else place
-            place = max(place, left + apart * n) if under else place
-            ways[i].points += [(place, bottom), (place, top)]
+    for gap, members in crowd.items():
+        order = [i for _, i in sorted(members)]
+        for y in (bottom, top):
+            wishes = [_on_the_way(ways[i], y) for i in order]
+            for i, x in zip(order, _abreast(wishes, gap), strict=True):
+                ways[i].points.append((x, y))
+
+
+def _on_the_way(way: _Way, y: float) -> float:
+    """Where the straight line from a way's last point to its goal is at height y."""
+    (x, last_y), (end_x, end_y) = way.points[-1], way.goal
+    return x + (end_x - x) * (y - last_y) / (end_y - last_y)
+
+
+def _abreast(wishes: Sequence[float], gap: tuple[float, float]) -> list[float]:
+    """Places in `gap` nearest to `wishes`, in their order and apart as far as the gap allows."""
+    left, right = gap
+    n = len(wishes)
+    apart = min(_APART, (right - left) / max(1, n - 1))
+    places = spread([min(max(wish, left), right) for wish in wishes], [0.0] * n, apart)
+    # Spreading can push the outer ones past a side: push back by what the others need.
+    return [
+        min(max(place, left + apart * i), right - apart * (n - 1 - i))
+        for i, place in enumerate(places)
+    ]
 
 
 def curve(points: Sequence[tuple[float, float]]) -> str:
     """An SVG path through `points`: monotone cubic in y, vertical at both ends."""
     n = len(points)
     slopes = [0.0] * n
-    secants = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in zip(points, points[1:], strict=False)]
+    secants = [(b[0] - a[0]) / (b[1] - a[1]) for a, b in pairwise(points)]
     for i in range(1, n - 1):
         before, after = secants[i - 1], secants[i]
         if before * after > 0:
             slopes[i] = 2 * before * after / (before + after)
     path = [f"M{_xy(*points[0])}"]
-    for i, ((x0, y0), (x1, y1)) in enumerate(zip(points, points[1:], strict=False)):
+    for i, ((x0, y0), (x1, y1)) in enumerate(pairwise(points)):
         third = (y1 - y0) / 3
         path.append(
             f"C{_xy(x0 + slopes[i] * third, y0 + third)} "

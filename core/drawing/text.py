@@ -7,6 +7,7 @@ the fonts a browser falls back to: text that fits here fits in Helvetica, Arial 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
 
 ELLIPSIS = "…"
 _BOLD = 1.14
@@ -22,7 +23,7 @@ _WIDTHS = {
         ('"*_cksvxyzεJ?', 0.6),
         ("ABCDEFGHKLNPRSTUVXYZ", 0.77),
         ("&OQ", 0.79),
-        ("+=<>~^−→wµ", 0.84),
+        ("+=<>~^→wµ", 0.84),
         ("mMW%@…—", 1.0),
     )
     for character in characters
@@ -56,25 +57,38 @@ def fit(text: str, width: float, size: float, *, bold: bool = False) -> str:
     return text[:low].rstrip() + ELLIPSIS
 
 
+def flow(
+    parts: Sequence[str],
+    width: float,
+    size: float,
+    *,
+    joiner: str = " ",
+    n_lines: int | None = None,
+    bold: bool = False,
+) -> list[str]:
+    """Parts joined into lines of `width` pixels, broken only between parts.
+
+    With `n_lines`, what is too much for them ends in an ellipsis; so does a part too long for a
+    line.
+    """
+    lines: list[str] = []
+    rest = list(parts)
+    while rest and (n_lines is None or len(lines) < n_lines - 1):
+        n_parts = 1
+        while n_parts < len(rest) and (
+            text_width(joiner.join(rest[: n_parts + 1]), size, bold=bold) <= width
+        ):
+            n_parts += 1
+        lines.append(fit(joiner.join(rest[:n_parts]), width, size, bold=bold))
+        rest = rest[n_parts:]
+    return [*lines, fit(joiner.join(rest), width, size, bold=bold)] if rest else lines
+
+
 def wrap(
     text: str, width: float, size: float, *, n_lines: int | None = None, bold: bool = False
 ) -> list[str]:
-    """`text` broken between words into lines of `width` pixels.
-
-    With `n_lines`, what is too much for them ends in an ellipsis; so does a word too long for a
-    line.
-    """
-    words = text.split()
-    lines: list[str] = []
-    while words and (n_lines is None or len(lines) < n_lines - 1):
-        n_words = 1
-        while n_words < len(words) and (
-            text_width(" ".join(words[: n_words + 1]), size, bold=bold) <= width
-        ):
-            n_words += 1
-        lines.append(fit(" ".join(words[:n_words]), width, size, bold=bold))
-        words = words[n_words:]
-    return [*lines, fit(" ".join(words), width, size, bold=bold)] if words else lines
+    """`text` broken between words into lines of `width` pixels, as `flow` does."""
+    return flow(text.split(), width, size, n_lines=n_lines, bold=bold)
 
 
 def printable(text: str) -> str:
