@@ -1,0 +1,111 @@
+"""Write what the default experiment reads: `python -m testbed.generate --out DIR --documents N`.
+
+    corpus.jsonl                      text and labels, one document a line
+    agreement/STRUCTURE_SPLIT.json    contrastive pairs, one a line
+    biographies/KIND.jsonl            text, profession and gender, one a line
+    settings.json                     what the rest was written from
+
+A folder whose settings.json says the same is left alone.
+"""
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from testbed.biographies import GROUPS, biographies
+from testbed.grammar import documents
+from testbed.pairs import SPLITS, STRUCTURES, agreement_pairs
+
+N_DOCUMENTS = 6000
+N_PAIRS = 1000
+N_BIOGRAPHIES = 2000
+SEED = 1
+SETTINGS = "settings.json"
+
+
+def write_corpus(path: Path, n_documents: int, seed: int) -> None:
+    """Write documents as JSON lines: `text`, and `labels`, one for each token of the text."""
+    _write_lines(path, ({"text": d.text, "labels": d.labels} for d in documents(n_documents, seed)))
+
+
+def write_pairs(folder: Path, n_pairs: int = N_PAIRS, seed: int = SEED) -> None:
+    """Write `folder/STRUCTURE_SPLIT.json` for the four structures and both splits."""
+    for structure in STRUCTURES:
+        for split in SPLITS:
+            pairs = agreement_pairs(structure, n_pairs, split, seed)
+            _write_lines(folder / f"{structure}_{split}.json", pairs)
+
+
+def write_biographies(folder: Path, n: int = N_BIOGRAPHIES, seed: int = SEED) -> None:
+    """Write `folder/KIND.jsonl` for the ambiguous and the balanced set."""
+    for kind in GROUPS:
+        _write_lines(folder / f"{kind}.jsonl", biographies(kind, n, seed))
+
+
+def generate(out: Path, n_documents: int = N_DOCUMENTS, seed: int = SEED) -> bool:
+    """Write everything under `out`, unless it is there; whether anything was written.
+
+    Everything is written next to `out` and moved into place at the end, `settings.json` last, so
+    that a run that is interrupted leaves nothing that looks complete.
+    """
+    settings = {"n_documents": n_documents, "seed": seed, "grammar": grammar_digest()}
+    if _read_settings(out) == settings:
+        return False
+    fresh = out.with_name(out.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    for folder in (fresh, fresh / "agreement", fresh / "biographies"):
+        folder.mkdir(parents=True)
+    write_corpus(fresh / "corpus.jsonl", n_documents, seed)
+    write_pairs(fresh / "agreement", seed=seed)
+    write_biographies(fresh / "biographies", seed=seed)
+    for file in sorted(fresh.rglob("*.json*")):
+        target = out / file.relative_to(fresh)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (out / SETTINGS).unlink(missing_ok=True)
+        file.replace(target)
+    shutil.rmtree(fresh)
+    _write_lines(out / (SETTINGS + ".new"), [settings])
+    (out / (SETTINGS + ".new")).replace(out / SETTINGS)
+    return True
+
+
+def grammar_digest() -> str:
+    """A digest of the modules that decide what is written."""
+    digest = hashlib.sha256()
+    for module in sorted(Path(__file__).parent.glob("*.py")):
+        if module.stem not in ("train", "evaluate", "data", "tokenizer"):
+            digest.update(module.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _read_settings(out: Path) -> dict[str, object] | None:
+    try:
+        return json.loads((out / SETTINGS).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):
+        return None
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
+    with path.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--documents", type=int, default=N_DOCUMENTS, help="size of the corpus")
+    parser.add_argument("--seed", type=int, default=SEED)
+    arguments = parser.parse_args()
+    written = generate(arguments.out, arguments.documents, arguments.seed)
+    what = f"{arguments.documents} documents, agreement pairs and biographies"
+    print(f"{arguments.out}: {what} {'written' if written else 'already there'}")
+
+
+if __name__ == "__main__":
+    main()
