@@ -29,13 +29,12 @@ from core.drawing.legend import (
     draw_heading,
     draw_legend,
     edge_width,
-    metric_text,
-    metric_values,
 )
 from core.drawing.ordering import METRIC
 from core.drawing.routes import curve, route
 from core.drawing.selection import Selection, plain_name, select
-from core.drawing.text import fit, printable, signed, text_width
+from core.drawing.text import fit, printable, text_width
+from core.drawing.wording import metric_text, metric_values, signed
 from core.types import Circuit, Edge
 
 _LEAST_WIDTH = 800.0

@@ -2,8 +2,8 @@
 
 Everything before the submodule is as recorded, everything after is computed again. ``attn_l`` and
 ``mlp_l`` enter the stream by addition, so nothing of their own layer is run again except what
-reads them (the MLP of a sequential model, for ``attn_l``). Only the last token's final norm and
-the columns of the unembedding that the metric reads are computed.
+reads them (the MLP of a sequential model, for ``attn_l``). Of what comes after the last attention,
+only the last token and the columns of the unembedding that the metric reads are computed.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ from core.models import LanguageModel, Recording
 from core.types import Submodule
 
 
+def at_last(stream: Tensor, last: Tensor) -> Tensor:
+    """The vector at each example's last token, ``(batch, pos, d)`` to ``(batch, d)``."""
+    return stream[torch.arange(len(last), device=stream.device), last]
+
+
 def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metric) -> Tensor:
     """The metric of a final residual stream.
 
@@ -30,8 +35,7 @@ def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metr
     Returns:
         ``(batch,)`` in the metric's units.
     """
-    rows = torch.arange(len(last), device=stream.device)
-    return metric(model.logits(stream[rows, last], metric.tokens))
+    return metric(model.logits(at_last(stream, last), metric.tokens))
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,19 @@ class Resumed:
 
     def finish(self, stream: Tensor, layer: int) -> Tensor:
         """The metric, ``(batch,)``, of the stream entering `layer`."""
+        model = self.model
         context: tuple[Mapping[str, Any], ...] = self.recording.context
-        for i in range(layer, self.model.n_layers):
-            stream = self.model.layer(i, stream, context[i])
-        return read_metric(self.model, stream, self.last, self.metric)
+        for i in range(layer, model.n_layers - 1):
+            stream = model.layer(i, stream, context[i])
+        if layer == model.n_layers:
+            return read_metric(model, stream, self.last, self.metric)
+        # After the last attention only the last token matters: its MLP runs there alone.
+        i = model.n_layers - 1
+        attn = at_last(model.attn(i, stream, context[i]), self.last)
+        before = at_last(stream, self.last)
+        middle = before + model.write(f"attn_{i}", attn)
+        final = middle + model.mlp(i, before if model.parallel else middle)
+        return self.metric(model.logits(final, self.metric.tokens))
 
     def metric_with(self, name: str, value: Tensor) -> Tensor:
         """The metric, ``(batch,)``, with submodule `name` putting out `value`."""

@@ -62,19 +62,20 @@ def subject(w: Writer, *, opens: bool) -> tuple[bool, Noun, bool]:
     return owned, noun, plural
 
 
-def relative_clause(w: Writer, mode: str | None) -> str:
-    """The word "that", a subject of its own and a verb with no object; the mode it settles."""
+def relative_clause(w: Writer, mode: str | None) -> str | None:
+    """The word "that", a subject of its own and a verb with no object; the mode then settled."""
     w.word("that")
     _, plural = noun_phrase(w, BEINGS)
-    mode = mode or w.draw(MODES)
+    inner = mode or w.draw(MODES)
     label = "agreement_within_rc"
-    if mode in ("habit", "lexical"):
+    if inner in ("habit", "lexical"):
         w.word(w.pick(TRANSITIVE).present(plural), label)
+        # Without an opener, a main verb of any kind may follow this one.
         return mode
-    auxiliary(w, mode, plural, label)
+    auxiliary(w, inner, plural, label)
     verb = w.pick(TRANSITIVE)
-    w.word({"perfect": verb.participle, "negative": verb.base}.get(mode, verb.ing))
-    return mode
+    w.word({"perfect": verb.participle, "negative": verb.base}.get(inner, verb.ing))
+    return inner
 
 
 def auxiliary(w: Writer, mode: str, plural: bool, label: str) -> None:

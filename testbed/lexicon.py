@@ -230,23 +230,21 @@ NUMERALS = [str(number) for number in range(1, 31)]
 # A phrase that opens a sentence and settles the verb of the clause after it.
 OPENERS = {
     "past": (
-        "Yesterday", "Last week", "Last year", "A long time ago", "Once upon a time",
-        "In those days", "Back in the day",
+        "Yesterday", "Last week", "Last year", "Long ago", "Once upon a time", "In those days",
     ),
     "present": (
-        "Now", "Today", "At the moment", "Right this minute", "For the time being", "At this point",
+        "Now", "Today", "At present", "Right now", "At the moment", "For the time being",
     ),
     "perfect": (
-        "So far", "Until now", "Up to this point", "Ever since the war", "In recent years",
-        "Over the years",
+        "So far", "Until now", "Lately", "Ever since", "In recent years", "Over the years",
     ),
     "negative": (
-        "As a matter of fact", "On the other hand", "In spite of everything", "To tell the truth",
-        "Contrary to popular belief", "To be perfectly honest",
+        "Frankly", "Honestly", "In truth", "On the other hand", "As a matter of fact",
+        "In spite of everything",
     ),
     "habit": (
-        "Usually", "As a general rule", "More often than not", "Every once in a while",
-        "From time to time", "Most of the time", "Day after day",
+        "Usually", "Normally", "As a rule", "Every so often", "From time to time",
+        "More often than not",
     ),
 }  # fmt: skip
 # A phrase that closes a sentence.

@@ -26,11 +26,11 @@ from testbed.grammar import documents
 from testbed.tokenizer import END_OF_TEXT, save_tokenizer, vocabulary
 
 SEED = 0
-N_STEPS = 3000
+N_STEPS = 2400
 BATCH = 16
 LEARNING_RATE = 4e-3
 N_WARM_UP = 100
-DECAY_FROM = 0.5  # of the steps, at full rate before
+DECAY_FROM = 0.4  # of the steps, at full rate before
 N_THREADS = 2
 
 log = logging.getLogger(__name__)

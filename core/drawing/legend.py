@@ -8,55 +8,19 @@ from core.drawing import colours
 from core.drawing.elements import add, group, rectangle, triangle, write, write_lines
 from core.drawing.layout import Box
 from core.drawing.selection import Selection
-from core.drawing.text import counted, flow, plain, printable, signed, wrap
+from core.drawing.text import flow, printable, wrap
+from core.drawing.wording import (
+    footer_parts,
+    left_out_text,
+    meaning_of_effect,
+    metric_text,
+    signed,
+)
 from core.types import Circuit
 
 MARGIN = 20.0
 _TITLE_SIZE = 18.0
 _TEXT_SIZE = 12.0
-_FOOTER_SETTINGS = (
-    ("model", "model"),
-    ("estimator", "effects by"),
-    ("node_threshold", "node threshold"),
-    ("edge_threshold", "edge threshold"),
-    ("faithfulness", "faithfulness"),
-    ("completeness", "completeness"),
-)
-
-
-def metric_text(circuit: Circuit) -> str:
-    """What the metric is called in the circuit's settings."""
-    return plain(circuit.settings.get("metric", "metric"))
-
-
-def metric_values(circuit: Circuit) -> str:
-    """The metric's means, ``clean 3.2, patch -1.1``."""
-    clean = f"clean {plain(circuit.metric_clean)}"
-    patch = circuit.metric_patch
-    return clean if patch is None else f"{clean}, patch {plain(patch)}"
-
-
-def meaning_of_effect(circuit: Circuit) -> str:
-    """What a node's effect says, for this circuit."""
-    set_to = "its value on the patch input" if circuit.metric_patch is not None else "zero"
-    where = "at its token" if circuit.by_position else "summed over tokens"
-    return (
-        f"Effect of a node: change of the metric when the node is set to {set_to}, {where}, "
-        f"mean over {counted(circuit.n_examples, 'example')}; blue raises the metric, red lowers "
-        "it."
-    )
-
-
-def left_out_text(circuit: Circuit, selection: Selection) -> str:
-    """What the picture leaves out, or nothing."""
-    n_nodes, n_edges = selection.n_nodes_left_out, selection.n_edges_left_out
-    if not n_nodes and not n_edges:
-        return ""
-    drawn = (
-        f"Drawn: the strongest {len(selection.nodes):,} of {len(circuit.nodes):,} nodes and "
-        f"{len(selection.edges):,} of {counted(len(circuit.edges), 'edge')}; "
-    )
-    return drawn + f"left out: {counted(n_nodes, 'node')} and {counted(n_edges, 'edge')}."
 
 
 def draw_heading(
@@ -156,15 +120,3 @@ def draw_footer(root: ET.Element, circuit: Circuit, top: float, width: float) ->
     room = width - 2 * MARGIN
     lines = flow(footer_parts(circuit), room, _TEXT_SIZE, joiner="  ·  ")
     return write_lines(footer, lines, MARGIN, top, _TEXT_SIZE)
-
-
-def footer_parts(circuit: Circuit) -> list[str]:
-    """Counts and the settings that matter to a reader, one text each."""
-    n_errors = sum(node.is_error for node in circuit.nodes)
-    parts = [
-        f"{counted(len(circuit.nodes), 'node')} ({counted(n_errors, 'error')})",
-        counted(len(circuit.edges), "edge"),
-        counted(circuit.n_examples, "example"),
-    ]
-    known = circuit.settings
-    return parts + [f"{text} {plain(known[key])}" for key, text in _FOOTER_SETTINGS if key in known]

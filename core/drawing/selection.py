@@ -49,11 +49,12 @@ def check_circuit(circuit: Circuit) -> None:
         NotFinite: an effect or a weight is NaN or infinite.
     """
     ranks = [causal_rank(node) for node in circuit.nodes]
+    by_position = circuit.by_position
     n_tokens = math.inf if circuit.tokens is None else len(circuit.tokens)
     for node in circuit.nodes:
         if not math.isfinite(node.effect):
             raise NotFinite(f"the effect of {node.name} is {node.effect}: find the circuit again.")
-        if (node.pos is None) == circuit.by_position:
+        if (node.pos is None) == by_position:
             raise InputError(
                 f"{node.name} {'lacks' if node.pos is None else 'has'} a position, unlike other "
                 "nodes: a circuit is by position or summed over positions, not both."

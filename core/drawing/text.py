@@ -109,25 +109,3 @@ def printable(text: str) -> str:
 def token_text(token: str) -> str:
     """A token as a column's heading: without the space before it, ␣ if it is only space."""
     return printable(token.strip(" ")) or "␣"
-
-
-def signed(value: float) -> str:
-    """A number with its sign in three significant digits: ``+0.312``, ``-12.5``, ``+3.1e-05``."""
-    if value == 0:
-        return "0"
-    return f"{value:+.3g}" if 1e-3 <= abs(value) < 999.5 else f"{value:+.1e}"
-
-
-def plain(value: object) -> str:
-    """A setting's value as a person would write it."""
-    return f"{value:.4g}" if isinstance(value, float) else printable(str(value))
-
-
-def listed(names: list[str]) -> str:
-    """Names in a sentence: ``a``, ``a and b``, ``a, b and c``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 node``, ``12 nodes``."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
