@@ -12,13 +12,14 @@ BAND = "#f5f6f8"
 
 _POSITIVE = ((255, 255, 255), (146, 197, 222), (33, 102, 172), (5, 48, 97))
 _NEGATIVE = ((255, 255, 255), (244, 165, 130), (178, 24, 43), (103, 0, 31))
+_FAINTEST = 0.04  # no effect but zero is quite white
 _BLUE, _RED, _GREY = "#2166ac", "#b2182b", "#7a828c"
 
 
 def _channels(depth: float) -> tuple[int, int, int]:
     """Red, green and blue at `depth` in [-1, 1] of the scale."""
     stops = _POSITIVE if depth >= 0 else _NEGATIVE
-    place = min(abs(depth), 1.0) * (len(stops) - 1)
+    place = min(max(abs(depth), _FAINTEST if depth else 0.0), 1.0) * (len(stops) - 1)
     lower = min(int(place), len(stops) - 2)
     share = place - lower
     red, green, blue = (
@@ -38,10 +39,11 @@ def line(value: float) -> str:
 
 
 def ink_on(depth: float) -> str:
-    """Colour of text on ``fill(depth)``: white where it contrasts more than dark ink."""
+    """Colour of text on ``fill(depth)``: white or black, whichever contrasts more."""
     luminance = sum(
         share * ((channel / 255 + 0.055) / 1.055) ** 2.4
         for share, channel in zip((0.2126, 0.7152, 0.0722), _channels(depth), strict=True)
     )
-    # WCAG contrast with white and with INK (luminance 0.014) is equal at luminance 0.21.
-    return "#ffffff" if luminance < 0.21 else INK
+    # By WCAG the two contrasts, 1.05 / (l + 0.05) and (l + 0.05) / 0.05, meet at l = 0.179; the
+    # better of them is never below 4.5, the least that is easily read.
+    return "#ffffff" if luminance < 0.179 else "#000000"

@@ -30,6 +30,7 @@ _ROW_PADDING = 24.0
 _CHANNEL = 34.0  # beside the outermost boxes: edges pass here too
 _ROOM = 1150.0
 _METRIC_HEIGHT = 44.0
+_PLAIN_WIDTH, _LABELLED_WIDTH = 84.0, 136.0  # of a feature's box, at least
 _PLAIN_HEIGHT = 40.0  # of a box without a label
 _TOKENS_HEIGHT = 30.0
 
@@ -96,11 +97,14 @@ class Layout:
     height: float
 
 
-def _box_width(circuit: Circuit, selection: Selection, labelled: bool) -> float:
-    """One width for all features: what the longest name needs, more if there are labels."""
+def _box_width(circuit: Circuit, selection: Selection, labels: Mapping[str, str]) -> float:
+    """One width for all features: what the longest name needs, more if one has a label."""
     names = [plain_name(circuit.nodes[i]) for i in selection.nodes if not circuit.nodes[i].is_error]
     longest = max((text_width(name, NAME_SIZE, bold=True) for name in names), default=60.0)
-    return max(longest + 2 * _SIDE, 136.0 if labelled else 84.0)
+    return max(
+        longest + 2 * _SIDE,
+        _LABELLED_WIDTH if any(name in labels for name in names) else _PLAIN_WIDTH,
+    )
 
 
 def _label_lines(
@@ -128,8 +132,7 @@ def arrange(
     nodes = circuit.nodes
     names = causal_order({nodes[i].submodule for i in selection.nodes})
     rows = [[i for i in selection.nodes if nodes[i].submodule == name] for name in names]
-    labelled = any(plain_name(nodes[i]) in labels for i in selection.nodes)
-    width = _box_width(circuit, selection, labelled)
+    width = _box_width(circuit, selection, labels)
     text = _label_lines(circuit, selection, labels, width)
     widths = {i: _TRIANGLE if nodes[i].is_error else width for i in selection.nodes}
     columns: list[Column] = []
