@@ -87,7 +87,7 @@ def draw_circuit(
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", "role": "img"})
     root.set("font-family", FONT)
     add(root, "title").text = printable(title)
-    paper = add(root, "rect", width="100%", height="100%", fill="#ffffff")
+    add(root, "rect", width="100%", height="100%", fill="#ffffff")
     top = draw_heading(root, circuit, selection, title, width)
     graph = group(root, "graph", transform=f"translate({MARGIN:g},{top:.1f})")
     _draw_rows(graph, layout, selection)
@@ -97,9 +97,7 @@ def draw_circuit(
     y = draw_legend(root, circuit, strongest, top + layout.height + 16, width)
     height = draw_footer(root, circuit, y + 6, width) + MARGIN - 8
 
-    for element, unit in ((root, ""), (paper, "")):
-        element.set("width", f"{width:.0f}{unit}")
-        element.set("height", f"{height:.0f}{unit}")
+    root.attrib.update(width=f"{width:.0f}", height=f"{height:.0f}")
     root.set("viewBox", f"0 0 {width:.0f} {height:.0f}")
     ET.indent(root)
     return ET.tostring(root, encoding="unicode") + "\n"
