@@ -23,29 +23,30 @@ _SWAPS = 16
 
 
 class RowSource(Protocol):
-    """Rows of activations of several submodules, read in units.
-
-    Attributes:
-        widths: d by submodule name.
-        fingerprint: identifies the data, so that a training never resumes on other data.
-        unit_rows: rows of each unit.
-    """
+    """Rows of activations of several submodules, read in units."""
 
     @property
-    def widths(self) -> Mapping[str, int]: ...
+    def widths(self) -> Mapping[str, int]:
+        """d by submodule name."""
+        ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """Identifies the data, so that a training never resumes on other data."""
+        ...
 
     @property
-    def unit_rows(self) -> Sequence[int]: ...
+    def unit_rows(self) -> Sequence[int]:
+        """Rows of each unit."""
+        ...
 
     def load(self, unit: int) -> tuple[Mapping[str, Tensor], Tensor]:
         """One unit: ``(rows, d)`` by submodule, aligned, and each row's document ``(rows,)``."""
         ...
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def generator_of(*numbers: int) -> torch.Generator:
+    """A random generator that depends on all of `numbers` and their order."""
     seed = 0
     for number in numbers:
         # A multiplicative hash keeps (1, 2) and (2, 1) apart.
@@ -85,7 +86,7 @@ class RowStream:
     def _order(self, number: int) -> tuple[Tensor, Tensor]:
         """Units of a pass in reading order, and where each ends."""
         if self._pass is None or self._pass[0] != number:
-            generator = _generator(self.seed, number, 1)
+            generator = generator_of(self.seed, number, 1)
             units = torch.randperm(len(self.unit_rows), generator=generator)
             self._pass = (number, units, self.unit_rows[units].cumsum(0))
         return self._pass[1:]
@@ -144,7 +145,7 @@ class ShuffledBuffer:
 
     def _chosen(self, block: int) -> Tensor:
         """Slots whose rows make the batches of `block`, ``(used,)``."""
-        generator = _generator(self.seed, block, 2)
+        generator = generator_of(self.seed, block, 2)
         return torch.randperm(self.capacity, generator=generator)[: self._used]
 
     def batches(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -153,7 +154,7 @@ class ShuffledBuffer:
         self._fill(block)
         while True:
             chosen = self._chosen(block)
-            order = apart(chosen, self._document, _generator(self.seed, block, 3))
+            order = apart(chosen, self._document, generator_of(self.seed, block, 3))
             for rows in order.split(self.batch_size)[skip:]:
                 yield {name: held[rows] for name, held in self._rows.items()}
             skip = 0

@@ -1,0 +1,19 @@
+"""Training dictionaries (App. B): all submodules from one read of the activations."""
+
+from core.training.buffer import RowSource, ShuffledBuffer
+from core.training.learner import Learner, Report
+from core.training.loop import train_dictionaries
+from core.training.model_rows import ModelRows, context_rows, fingerprint_contexts
+from core.training.settings import TrainingSettings
+
+__all__ = [
+    "Learner",
+    "ModelRows",
+    "Report",
+    "RowSource",
+    "ShuffledBuffer",
+    "TrainingSettings",
+    "context_rows",
+    "fingerprint_contexts",
+    "train_dictionaries",
+]

@@ -1,0 +1,316 @@
+"""The kinds of dictionary as training sees them: which features fire, the loss, its gradient.
+
+All kinds share one pass (`core.training.learner`):
+
+    pre   = encoder (x - bias) + encoder_bias
+    f     = the kind's features, on its active pairs
+    x_hat = f decoder + bias
+
+and its hand-written gradient. A kind adds which pairs are active, the value of a feature, the loss
+and what flows back into `pre`, and what happens after a step. Inputs have unit mean squared norm.
+
+| kind | loss | source |
+|---|---|---|
+| relu | mean norm of the error + l1 * mean norm_1 of f | Marks et al. 2024, App. B |
+| topk | squared error + 1/32 AuxK | Gao et al. 2024, section 2 and App. A.2 |
+| batchtopk | the same, the k largest per token on average | Bussmann et al. 2024 |
+| jumprelu | squared error + l0 * mean norm_0 of f | Rajamanoharan et al. 2024b, eqs 9-12 |
+| gated | squared error + l1 and squared error of the gate | Rajamanoharan et al. 2024a, eq. 8 |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from core.dictionaries import Activation, Gated, JumpReLU, ReLU, TopK
+from core.errors import InputError
+from core.training.entries import Entries, entries_of
+from core.training.settings import TrainingSettings
+from core.training.weights import Weights
+
+# Width of the window in which a threshold feels its gradient, and where thresholds start
+# (Rajamanoharan et al. 2024b, App. D: both 0.001 for inputs of unit mean squared norm).
+BANDWIDTH = 1e-3
+START_THRESHOLD = 1e-3
+AUX_WEIGHT = 1 / 32
+THRESHOLD_MEMORY = 0.999
+
+
+@dataclass
+class Pass:
+    """What one batch gives on the way through a dictionary.
+
+    Attributes:
+        x: ``(batch, d)``, the scaled input.
+        seen: ``(batch, d)``, what the encoder sees of it.
+        pre: ``(batch, feature)``.
+        entries: the active pairs.
+        at: `pre` at the pairs.
+        value: features at the pairs.
+        residual: x_hat - x, ``(batch, d)``.
+        dead: ``(feature,)`` bool.
+        sparsity: weight of the penalty at this step.
+    """
+
+    x: Tensor
+    seen: Tensor
+    pre: Tensor
+    entries: Entries
+    at: Tensor
+    value: Tensor
+    residual: Tensor
+    dead: Tensor
+    sparsity: float
+
+    @property
+    def n(self) -> int:
+        """Tokens in the batch."""
+        return self.x.shape[0]
+
+
+class Kind:
+    """The paper's own kind, and what the others differ from.
+
+    Attributes:
+        extra: names of the parameters it adds, each ``(feature,)``.
+        centred: whether the encoder sees x - bias or x.
+        has_encoder_bias: whether the encoder has a bias of its own.
+        resamples: whether dead features are resampled.
+    """
+
+    extra: tuple[str, ...] = ()
+    centred = True
+    has_encoder_bias = True
+    resamples = True
+
+    def __init__(self, settings: TrainingSettings) -> None:
+        self.settings = settings
+
+    def start(self, weights: Weights) -> None:
+        """Set the parameters it adds, in place."""
+
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """The active pairs."""
+        return entries_of(pre > 0)
+
+    def value(self, weights: Weights, entries: Entries, at: Tensor) -> Tensor:
+        """Features at the pairs."""
+        return at
+
+    def reconstruction(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """Loss of the reconstruction, and its gradient with respect to x_hat, ``(batch, d)``."""
+        norm = p.residual.norm(dim=1, keepdim=True)
+        return norm.mean(), p.residual / norm.clamp_(min=1e-8).mul_(p.n)
+
+    def encoder_gradient(
+        self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of the penalty, and the gradient of everything with respect to `pre` at the pairs.
+
+        Args:
+            p: the pass.
+            weights: the parameters.
+            gradient: filled here for the parameters the kind adds.
+            d_value: gradient of the reconstruction with respect to the features at the pairs.
+        """
+        cost = p.sparsity / p.n
+        ones = p.entries.of_feature(torch.ones_like(weights.encoder_bias))
+        return p.value.sum() * cost, d_value.add_(ones, alpha=cost)
+
+    def auxiliary(self, p: Pass, weights: Weights, gradient: Weights) -> Tensor:
+        """A further loss, its gradient added to `gradient` in place."""
+        return p.residual.new_zeros(())
+
+    def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
+        """Update what is not trained by gradients, in place."""
+
+    def activation(
+        self, weights: Weights, state: Mapping[str, Tensor], scale: float
+    ) -> tuple[Activation, Tensor]:
+        """The activation in the data's own units, and the encoder bias (before its scaling)."""
+        return ReLU(), weights.encoder_bias
+
+
+class _Squared(Kind):
+    """Kinds whose loss is the squared error."""
+
+    resamples = False
+
+    def reconstruction(self, p: Pass) -> tuple[Tensor, Tensor]:
+        """Mean squared error per token, and its gradient."""
+        return p.residual.square().sum() / p.n, p.residual * (2 / p.n)
+
+
+class TopKKind(_Squared):
+    """The k largest of each token; dead features learn to rebuild the error (AuxK)."""
+
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """The k largest of each token, where positive."""
+        kept = pre.topk(self.settings.k, dim=1, sorted=False).indices
+        mask = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, kept, True)
+        return entries_of(mask & (pre > 0))
+
+    def encoder_gradient(
+        self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """No penalty: k is the sparsity."""
+        return p.residual.new_zeros(()), d_value
+
+    def auxiliary(self, p: Pass, weights: Weights, gradient: Weights) -> Tensor:
+        """AuxK: the d/2 largest dead features rebuild the error, which is held fixed."""
+        dead = p.dead.nonzero().flatten()
+        if not len(dead):
+            return p.residual.new_zeros(())
+        k = min(len(dead), max(1, p.x.shape[1] // 2))
+        encoder, decoder = weights.encoder[dead], weights.decoder[dead]
+        value, kept = F.relu(p.pre[:, dead]).topk(k, dim=1)
+        f = torch.zeros_like(p.pre[:, dead]).scatter_(1, kept, value)
+        error = f @ decoder + p.residual
+        g = error * (2 * AUX_WEIGHT / p.n)
+        d_pre = (g @ decoder.t()) * (f > 0)
+        gradient.decoder[dead] += f.t() @ g
+        gradient.encoder[dead] += d_pre.t() @ p.seen
+        gradient.encoder_bias[dead] += d_pre.sum(0)
+        gradient.bias -= d_pre.sum(0) @ encoder
+        return AUX_WEIGHT * error.square().sum() / p.n
+
+    def activation(
+        self, weights: Weights, state: Mapping[str, Tensor], scale: float
+    ) -> tuple[Activation, Tensor]:
+        """See `Kind.activation`."""
+        return TopK(self.settings.k), weights.encoder_bias
+
+
+class BatchTopKKind(TopKKind):
+    """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards."""
+
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """The k * batch largest, where positive."""
+        flat = F.relu(pre).view(-1)
+        rank = flat.numel() - self.settings.k * pre.shape[0]
+        # The rank-th smallest is the largest that is left out.
+        floor = flat.kthvalue(rank).values if rank > 0 else flat.new_zeros(())
+        return entries_of(pre > floor)
+
+    def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
+        """Average the smallest active feature of each batch: the threshold at inference."""
+        active = p.value[p.value > 0]
+        if not len(active):
+            return
+        now, average = active.min(), state["threshold"]
+        average.copy_(now if average < 0 else average.lerp(now, 1 - THRESHOLD_MEMORY))
+
+    def activation(
+        self, weights: Weights, state: Mapping[str, Tensor], scale: float
+    ) -> tuple[Activation, Tensor]:
+        """See `Kind.activation`."""
+        threshold = state["threshold"].clamp(min=0) / scale
+        return JumpReLU(threshold.expand(len(weights.encoder_bias)).clone()), weights.encoder_bias
+
+
+class JumpReLUKind(_Squared):
+    """A trained threshold for each feature, which feels the loss through a window around it."""
+
+    extra = ("log_threshold",)
+    centred = False
+
+    def start(self, weights: Weights) -> None:
+        """All thresholds at the paper's start."""
+        weights.extra["log_threshold"].fill_(START_THRESHOLD).log_()
+
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """Features above their threshold, and those near enough below it to move it."""
+        return entries_of(pre > weights.extra["log_threshold"].exp() - BANDWIDTH / 2)
+
+    def value(self, weights: Weights, entries: Entries, at: Tensor) -> Tensor:
+        """pre above the threshold, 0 below."""
+        return F.relu(at * (at > entries.of_feature(weights.extra["log_threshold"].exp())))
+
+    def encoder_gradient(
+        self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Count of active features; eqs 11 and 12 for the thresholds."""
+        threshold = weights.extra["log_threshold"].exp()
+        own = p.entries.of_feature(threshold)
+        # own is zero only at what dense entries leave out.
+        near = (own > 0) & ((p.at - own).abs() < BANDWIDTH / 2)
+        d_threshold = near * (d_value * own + p.sparsity / p.n) / -BANDWIDTH
+        gradient.extra["log_threshold"].copy_(p.entries.per_feature(d_threshold) * threshold)
+        active = p.value > 0
+        return active.sum() * (p.sparsity / p.n), d_value * active
+
+    def activation(
+        self, weights: Weights, state: Mapping[str, Tensor], scale: float
+    ) -> tuple[Activation, Tensor]:
+        """See `Kind.activation`."""
+        return JumpReLU(weights.extra["log_threshold"].exp() / scale), weights.encoder_bias
+
+
+class GatedKind(_Squared):
+    """A gate that decides and is penalised, a magnitude that is not."""
+
+    extra = ("gate_bias", "log_scale", "magnitude_bias")
+    has_encoder_bias = False
+    resamples = True
+
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """Features whose gate is open."""
+        return entries_of(pre + weights.extra["gate_bias"] > 0)
+
+    def _magnitude(self, weights: Weights, entries: Entries, at: Tensor) -> Tensor:
+        scale = entries.of_feature(weights.extra["log_scale"].exp())
+        return scale * at + entries.of_feature(weights.extra["magnitude_bias"])
+
+    def value(self, weights: Weights, entries: Entries, at: Tensor) -> Tensor:
+        """The magnitude where the gate is open."""
+        return F.relu(self._magnitude(weights, entries, at))
+
+    def encoder_gradient(
+        self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Penalty and reconstruction of the gate, through a decoder held fixed (eq. 8)."""
+        cost = p.sparsity / p.n
+        gate = p.at + p.entries.of_feature(weights.extra["gate_bias"])
+        error = p.entries.decode(gate, weights.decoder) + weights.bias - p.x
+        d_gate = p.entries.products(error * (2 / p.n), weights.decoder)
+        d_gate.add_(p.entries.of_feature(torch.ones_like(weights.encoder_bias)), alpha=cost)
+        d_magnitude = d_value * (p.value > 0)
+        scale = p.entries.of_feature(weights.extra["log_scale"].exp())
+        d_scaled = d_magnitude * scale
+        gradient.extra["gate_bias"].copy_(p.entries.per_feature(d_gate))
+        gradient.extra["log_scale"].copy_(p.entries.per_feature(d_scaled * p.at))
+        gradient.extra["magnitude_bias"].copy_(p.entries.per_feature(d_magnitude))
+        loss = error.square().sum() / p.n + gate.sum() * cost
+        return loss, d_scaled + d_gate
+
+    def activation(
+        self, weights: Weights, state: Mapping[str, Tensor], scale: float
+    ) -> tuple[Activation, Tensor]:
+        """See `Kind.activation`."""
+        gated = Gated(
+            gate_bias=weights.extra["gate_bias"] / scale,
+            scale=weights.extra["log_scale"].exp(),
+            magnitude_bias=weights.extra["magnitude_bias"] / scale,
+        )
+        return gated, torch.zeros_like(weights.encoder_bias)
+
+
+KINDS: Mapping[str, type[Kind]] = {
+    "relu": Kind,
+    "topk": TopKKind,
+    "batchtopk": BatchTopKKind,
+    "jumprelu": JumpReLUKind,
+    "gated": GatedKind,
+}
+
+
+def kind_of(settings: TrainingSettings) -> Kind:
+    """The kind that the settings name."""
+    if settings.kind not in KINDS:
+        raise InputError(f"kind '{settings.kind}' is not one of {', '.join(KINDS)}.")
+    return KINDS[settings.kind](settings)

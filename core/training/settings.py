@@ -1,0 +1,108 @@
+"""What a training of dictionaries can be told, and its defaults."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+from core.errors import InputError
+
+KindName = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Settings of one training; all submodules share them.
+
+    The defaults suit a model of width 64 to 128 and a few hundred thousand tokens. The paper's own
+    (App. B, Pythia-70M): n_features 32,768, n_steps 120,000, batch_size 16,384, learning_rate 1e-4,
+    sparsity 0.1, warmup_steps 1,000, resample_every 25,000, dead_after 12,500, no decay.
+
+    Attributes:
+        kind: which dictionary; see `core.training.kinds`.
+        n_features: features of each dictionary.
+        n_steps: optimiser steps.
+        batch_size: tokens of one step.
+        learning_rate: Adam's.
+        sparsity: weight of the sparsity penalty: of ||f||_1 (relu, gated) or ||f||_0 (jumprelu).
+        k: features per token (topk, batchtopk).
+        warmup_steps: linear rise of the learning rate at the start and after each resampling.
+        decay_steps: linear fall of the learning rate to zero at the end.
+        sparsity_warmup_steps: linear rise of the penalty's weight at the start.
+        resample_every: steps between resamplings of dead features; 0 for none.
+        dead_after: steps without activation after which a feature is dead.
+        buffer_bytes: memory for the shuffled buffer.
+        checkpoint_every: steps between checkpoints.
+        seed: of the initial weights, the data's order and the resampling.
+    """
+
+    kind: KindName = "relu"
+    n_features: int = 1024
+    n_steps: int = 1500
+    batch_size: int = 2048
+    learning_rate: float = 1e-3
+    sparsity: float = 0.05
+    k: int = 32
+    warmup_steps: int = 100
+    decay_steps: int = 300
+    sparsity_warmup_steps: int = 100
+    resample_every: int = 500
+    dead_after: int = 250
+    buffer_bytes: int = 1 << 30
+    checkpoint_every: int = 250
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KindName.__args__:
+            raise InputError(f"kind '{self.kind}' is not one of {', '.join(KindName.__args__)}.")
+        positive = ("n_features", "n_steps", "batch_size", "learning_rate", "k", "checkpoint_every")
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)} but must be above zero.")
+        if self.kind in ("topk", "batchtopk") and self.k > self.n_features:
+            raise InputError(f"k is {self.k} but there are only {self.n_features} features.")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of step number `step`, counted from 0."""
+        since = step
+        if self.resample_every and step >= self.resample_every and self.resamples_before(step):
+            since = step - self.last_resampling(step)
+        rise = min(1.0, (since + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        left = self.n_steps - step
+        fall = min(1.0, left / (self.decay_steps + 1)) if self.decay_steps else 1.0
+        return self.learning_rate * rise * fall
+
+    def sparsity_at(self, step: int) -> float:
+        """Weight of the penalty at step number `step`."""
+        if not self.sparsity_warmup_steps:
+            return self.sparsity
+        return self.sparsity * min(1.0, (step + 1) / self.sparsity_warmup_steps)
+
+    def resamples_before(self, step: int) -> bool:
+        """Whether any resampling was done before or at `step`."""
+        return self.last_resampling(step) > 0
+
+    def last_resampling(self, step: int) -> int:
+        """The step before which dead features were last resampled, 0 if they were not yet.
+
+        No resampling falls into the last warm-up and decay: its features could not settle.
+        """
+        if not self.resample_every:
+            return 0
+        last = min(step, self.n_steps - self.decay_steps - self.warmup_steps - 1)
+        return max(0, last // self.resample_every * self.resample_every)
+
+    def resamples_at(self, step: int) -> bool:
+        """Whether dead features are resampled before step number `step`."""
+        return step > 0 and self.last_resampling(step) == step
+
+    def key(self, widths: Mapping[str, int], data: str) -> str:
+        """Digest of everything the trained weights depend on."""
+        own = asdict(self)
+        # How often the state is saved does not change it.
+        del own["checkpoint_every"]
+        text = json.dumps([own, dict(widths), data], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
