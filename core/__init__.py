@@ -1,1 +1,75 @@
-"""Sparse feature circuits in plain torch: node effects, edges, circuits and their evaluation."""
+"""Sparse feature circuits in plain torch: load a model and dictionaries, find a circuit, read it.
+
+    >>> model = core.load_model("EleutherAI/pythia-70m-deduped")
+    >>> inputs, _ = core.tokenize_pairs(tokenizer, rows)
+    >>> circuit = core.find_circuit(model, dictionaries, inputs, node_threshold=0.1, ...)
+    >>> print(core.describe_circuit(circuit))
+
+The public names below are all a notebook needs; `docs/core.md` is a complete example. They are
+imported when first used, so that `import core.errors` does not bring torch along.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from core.circuit import find_circuit
+    from core.describe import describe_circuit
+    from core.dictionaries import Dictionary, identity_dictionary
+    from core.draw import draw_circuit
+    from core.edges import edge_effects
+    from core.effects import node_effects
+    from core.evaluate import Evaluator, evaluate_circuit
+    from core.inputs import Inputs, tokenize_pairs, tokenize_single
+    from core.models import LanguageModel, load_model, load_tokenizer
+    from core.types import Circuit, Edge, Node
+
+_WHERE = {
+    "Circuit": "core.types",
+    "Dictionary": "core.dictionaries",
+    "Edge": "core.types",
+    "Evaluator": "core.evaluate",
+    "Inputs": "core.inputs",
+    "LanguageModel": "core.models",
+    "Node": "core.types",
+    "describe_circuit": "core.describe",
+    "draw_circuit": "core.draw",
+    "edge_effects": "core.edges",
+    "evaluate_circuit": "core.evaluate",
+    "find_circuit": "core.circuit",
+    "identity_dictionary": "core.dictionaries",
+    "load_model": "core.models",
+    "load_tokenizer": "core.models",
+    "node_effects": "core.effects",
+    "tokenize_pairs": "core.inputs",
+    "tokenize_single": "core.inputs",
+}
+
+__all__ = [
+    "Circuit",
+    "Dictionary",
+    "Edge",
+    "Evaluator",
+    "Inputs",
+    "LanguageModel",
+    "Node",
+    "describe_circuit",
+    "draw_circuit",
+    "edge_effects",
+    "evaluate_circuit",
+    "find_circuit",
+    "identity_dictionary",
+    "load_model",
+    "load_tokenizer",
+    "node_effects",
+    "tokenize_pairs",
+    "tokenize_single",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'core' has no attribute '{name}'")
+    return getattr(import_module(_WHERE[name]), name)

@@ -58,8 +58,7 @@ def plan_passes(model: LanguageModel, n_pos: int, budget_bytes: int) -> Passes:
     Raises:
         OutOfBudget: one example needs more.
     """
-    n_vocab = model.unembedding.weight.shape[0]
-    one = bytes_per_token(model, n_pos) * n_pos + 3 * model.dtype.itemsize * n_vocab
+    one = bytes_per_token(model, n_pos) * n_pos + 3 * model.dtype.itemsize * model.n_vocab
     if one > budget_bytes:
         raise OutOfBudget(
             f"one example of {n_pos} tokens needs about {one / 2**20:,.0f} MiB for one forward "

@@ -32,6 +32,7 @@ from torch import Tensor
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary, Linear
 from core.effects import Effects, feature_dots
+from core.errors import InputError
 from core.models import LanguageModel
 from core.types import SubmoduleEffects
 
@@ -179,7 +180,7 @@ def cotangents(nodes: _Nodes) -> _Rows:
 def _passed_by_features(effects: SubmoduleEffects, dictionary: Dictionary, flat: Tensor) -> Tensor:
     """W_e^T (slope . W_d g) at every token, ``(token, d)``."""
     if isinstance(dictionary.activation, Linear):
-        return flat  # the identity reproduces everything, so its error passes nothing
+        return flat @ dictionary.decoder.T @ dictionary.encoder
     active = effects.clean.features
     gain = feature_dots(dictionary, active, effects.gradient)
     gain = gain * dictionary.slope(active.value, active.feature)
@@ -406,7 +407,16 @@ def edge_effects(
 
     Returns:
         By (upstream, downstream) submodule, sums over examples; zero weights are left out.
+
+    Raises:
+        InputError: the effects are exact ones, which have no gradients.
+        OutOfBudget: not even one example fits the budget.
     """
+    if effects.estimator == "exact":
+        raise InputError(
+            "edges need the gradients of ig or attribution, and these effects are exact: compute "
+            "them again with estimator='ig'."
+        )
     nodes = {}
     for name, found in effects.submodules.items():
         chosen = None if keep is None else keep.get(name, torch.zeros(0, dtype=torch.long))

@@ -22,7 +22,7 @@ from torch import Tensor
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, MissingSubmodule, NotFinite
-from core.inputs import Inputs
+from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
 from core.splice import Resumed
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
@@ -343,6 +343,7 @@ def node_effects(
     _check(model, dictionaries, estimator)
     if estimator == "ig":
         quadrature(rule, steps)
+    check_answers(inputs, model.n_vocab)
     inputs = inputs.to(model.device)
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
     clean = model.record(inputs.clean, inputs.mask)

@@ -19,7 +19,7 @@ from core.ablate import Edit, Part, ablation_values, keep_edit, parts_of, run_ed
 from core.circuit import examples_per_batch
 from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError
-from core.inputs import Inputs
+from core.inputs import Inputs, check_answers
 from core.models import LanguageModel
 from core.types import Circuit, Node, Submodule
 
@@ -86,6 +86,7 @@ class Evaluator:
                 "nothing would be ablated."
             )
         check_widths(dictionaries, model.width)
+        check_answers(inputs, model.n_vocab)
         self.model, self.errors = model, errors
         self.dictionaries = {
             name: dictionary

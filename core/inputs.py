@@ -43,6 +43,11 @@ class Inputs:
 
     def __post_init__(self) -> None:
         mask = token_mask(self.clean, self.mask)
+        if len(self.metric.answers) != len(self.clean):
+            raise InputError(
+                f"{len(self.clean)} examples but answers for {len(self.metric.answers)}: the "
+                "metric reads one value per example."
+            )
         if self.patch is not None and self.patch.shape != self.clean.shape:
             raise ShapeMismatch(
                 f"clean is {tuple(self.clean.shape)} tokens but patch is "
@@ -60,7 +65,6 @@ class Inputs:
     @classmethod
     def single(cls, tokens: Tensor, answer: Tensor, mask: Tensor | None = None) -> Inputs:
         """Single inputs: patch is zero ablation, the metric -log P(answer)."""
-        _one_each(tokens, answer)
         return cls(tokens, token_mask(tokens, mask), NegativeLogProb(answer))
 
     @classmethod
@@ -73,7 +77,6 @@ class Inputs:
         mask: Tensor | None = None,
     ) -> Inputs:
         """Contrastive pairs: the metric is logit[patch answer] - logit[clean answer]."""
-        _one_each(clean, clean_answer)
         metric = LogitDifference(clean_answer, patch_answer)
         return cls(clean, token_mask(clean, mask), metric, patch)
 
@@ -105,9 +108,14 @@ class Inputs:
             yield self.select(rows)
 
 
-def _one_each(tokens: Tensor, answer: Tensor) -> None:
-    if len(answer) != len(tokens):
-        raise InputError(f"{len(tokens)} examples but {len(answer)} answers.")
+def check_answers(inputs: Inputs, n_vocab: int) -> None:
+    """Raise `AnswerError` if an answer is no token of a vocabulary of `n_vocab`."""
+    answers = inputs.metric.answers
+    if answers.numel() and not 0 <= int(answers.min()) <= int(answers.max()) < n_vocab:
+        raise AnswerError(
+            f"answers run from {int(answers.min())} to {int(answers.max())} but the model's "
+            f"vocabulary has {n_vocab} tokens: was the text tokenized with another tokenizer?"
+        )
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

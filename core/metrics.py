@@ -1,7 +1,7 @@
 """Metrics: one number per example, read off the logits at the example's last token.
 
 A metric says which columns of the unembedding it reads, so that nothing else is computed. Any
-object with these five members is a metric; `docs/method.md` shows one written by hand.
+object with these six members is a metric; `docs/method.md` shows one written by hand.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ class Metric(Protocol):
     @property
     def name(self) -> str:
         """What it is called in tables and pictures, with its units."""
+        ...
+
+    @property
+    def answers(self) -> Tensor:
+        """Token ids it is about, ``(batch, n)``; n may be 0."""
         ...
 
     @property
@@ -57,6 +62,11 @@ class _OfAnswers:
                     f"shape {tuple(answer.shape)}."
                 )
 
+    @property
+    def answers(self) -> Tensor:
+        """The fields side by side, ``(batch, n)``."""
+        return torch.stack(list(vars(self).values()), 1)
+
     def select(self, rows: Tensor) -> Self:
         """The same metric for the examples `rows`, which may repeat."""
         return type(self)(**{name: value[rows] for name, value in vars(self).items()})
@@ -81,7 +91,7 @@ class LogitDifference(_OfAnswers):
     @property
     def tokens(self) -> Tensor:
         """``(batch, 2)``: clean answer, patch answer."""
-        return torch.stack([self.clean_answer, self.patch_answer], 1)
+        return self.answers
 
     def __call__(self, logits: Tensor) -> Tensor:
         """``(batch, 2)`` to ``(batch,)``, in logits."""
@@ -125,7 +135,7 @@ class NegativeLogit(_OfAnswers):
     @property
     def tokens(self) -> Tensor:
         """``(batch, 1)``."""
-        return self.answer[:, None]
+        return self.answers
 
     def __call__(self, logits: Tensor) -> Tensor:
         """``(batch, 1)`` to ``(batch,)``, in logits."""

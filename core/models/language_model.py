@@ -162,6 +162,12 @@ class LanguageModel:
         return self.unembedding.weight.device
 
     @property
+    def n_vocab(self) -> int:
+        """Number of tokens the model can read and predict."""
+        embedded = self.hf.get_input_embeddings().weight.shape[0]
+        return min(embedded, self.unembedding.weight.shape[0])
+
+    @property
     def max_positions(self) -> int:
         """Longest sequence the model takes."""
         return int(self.config.max_position_embeddings)
@@ -232,11 +238,10 @@ class LanguageModel:
                 f"sequences of {tokens.shape[1]} tokens, but the model has "
                 f"{self.max_positions} positions: shorten the contexts."
             )
-        n_vocab = self.hf.get_input_embeddings().weight.shape[0]
-        if int(tokens.max()) >= n_vocab or int(tokens.min()) < 0:
+        if int(tokens.max()) >= self.n_vocab or int(tokens.min()) < 0:
             raise InputError(
                 f"token ids run from {int(tokens.min())} to {int(tokens.max())} but the model's "
-                f"vocabulary has {n_vocab}: was the text tokenized with another model's tokenizer?"
+                f"vocabulary has {self.n_vocab}: was the text tokenized with another model's tokenizer?"
             )
 
     @contextmanager
@@ -359,8 +364,7 @@ class LanguageModel:
     def _check_adapter(self) -> None:
         """Compare the adapter's layers with the model's own on a few tokens."""
         n_pos = min(5, self.max_positions)
-        n_vocab = self.unembedding.weight.shape[0]
-        tokens = torch.arange(2 * n_pos, device=self.device).reshape(2, n_pos) % n_vocab
+        tokens = torch.arange(2 * n_pos, device=self.device).reshape(2, n_pos) % self.n_vocab
         recording = self.record(tokens)
         stream = recording.stream_before(0)
         for layer in range(self.n_layers):

@@ -115,7 +115,6 @@ def load_model(
         revision=revision,
         dtype=dtype,
         use_safetensors=True,
-        attn_implementation="sdpa",
     )
     return LanguageModel(hf.to(target), attn_input=attn_input)
 
