@@ -241,7 +241,7 @@ class LanguageModel:
         if int(tokens.max()) >= self.n_vocab or int(tokens.min()) < 0:
             raise InputError(
                 f"token ids run from {int(tokens.min())} to {int(tokens.max())} but the model's "
-                f"vocabulary has {self.n_vocab}: was the text tokenized with another model's tokenizer?"
+                f"vocabulary has {self.n_vocab}: was the text tokenized for another model?"
             )
 
     @contextmanager
