@@ -24,6 +24,7 @@ N_PAIRS = 1000
 N_BIOGRAPHIES = 2000
 SEED = 1
 SETTINGS = "settings.json"
+FOLDERS = ("agreement", "biographies")
 
 
 def write_corpus(path: Path, n_documents: int, seed: int) -> None:
@@ -45,30 +46,42 @@ def write_biographies(folder: Path, n: int = N_BIOGRAPHIES, seed: int = SEED) ->
         _write_lines(folder / f"{kind}.jsonl", biographies(kind, n, seed))
 
 
-def generate(out: Path, n_documents: int = N_DOCUMENTS, seed: int = SEED) -> bool:
+def generate(
+    out: Path,
+    n_documents: int = N_DOCUMENTS,
+    n_pairs: int = N_PAIRS,
+    n_biographies: int = N_BIOGRAPHIES,
+    seed: int = SEED,
+) -> bool:
     """Write everything under `out`, unless it is there; whether anything was written.
 
-    Everything is written next to `out` and moved into place at the end, `settings.json` last, so
+    It is written in a folder inside `out` and moved into place at the end, `settings.json` last, so
     that a run that is interrupted leaves nothing that looks complete.
     """
-    settings = {"n_documents": n_documents, "seed": seed, "grammar": grammar_digest()}
+    settings = {
+        "n_documents": n_documents,
+        "n_pairs": n_pairs,
+        "n_biographies": n_biographies,
+        "seed": seed,
+        "grammar": grammar_digest(),
+    }
     if _read_settings(out) == settings:
         return False
-    fresh = out.with_name(out.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    for folder in (fresh, fresh / "agreement", fresh / "biographies"):
-        folder.mkdir(parents=True)
-    write_corpus(fresh / "corpus.jsonl", n_documents, seed)
-    write_pairs(fresh / "agreement", seed=seed)
-    write_biographies(fresh / "biographies", seed=seed)
-    for file in sorted(fresh.rglob("*.json*")):
-        target = out / file.relative_to(fresh)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (out / SETTINGS).unlink(missing_ok=True)
-        file.replace(target)
-    shutil.rmtree(fresh)
-    _write_lines(out / (SETTINGS + ".new"), [settings])
-    (out / (SETTINGS + ".new")).replace(out / SETTINGS)
+    unfinished = out / ".unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for name in FOLDERS:
+        (unfinished / name).mkdir(parents=True)
+        (out / name).mkdir(exist_ok=True)
+    write_corpus(unfinished / "corpus.jsonl", n_documents, seed)
+    write_pairs(unfinished / "agreement", n_pairs, seed)
+    write_biographies(unfinished / "biographies", n_biographies, seed)
+    _write_lines(unfinished / SETTINGS, [settings])
+    # From here on the files are of two runs, until the new settings are in place.
+    (out / SETTINGS).unlink(missing_ok=True)
+    written = [file.relative_to(unfinished) for file in unfinished.rglob("*.json*")]
+    for file in sorted(written, key=lambda file: file == Path(SETTINGS)):
+        (unfinished / file).replace(out / file)
+    shutil.rmtree(unfinished)
     return True
 
 
@@ -102,7 +115,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=N_DOCUMENTS, help="size of the corpus")
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
-    written = generate(arguments.out, arguments.documents, arguments.seed)
+    written = generate(arguments.out, arguments.documents, seed=arguments.seed)
     what = f"{arguments.documents} documents, agreement pairs and biographies"
     print(f"{arguments.out}: {what} {'written' if written else 'already there'}")
 

@@ -63,7 +63,7 @@ def agreement_pairs(structure: str, n: int, split: str, seed: int) -> list[Pair]
     rng = Random(f"pairs/{structure}/{split}/{seed}")
     beings, things = nouns_of(split)
     found: dict[tuple[str, str], Pair] = {}
-    for _ in range(50 * n + 50):
+    for _ in range(20 * n + 100):
         if len(found) == n:
             break
         pair = _pair(rng, structure, beings, things)

@@ -1,5 +1,6 @@
 """The test bed's tokenizer: a word with the space before it is one token, as in GPT-2's style."""
 
+import json
 from itertools import chain
 from pathlib import Path
 
@@ -82,5 +83,10 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write it as `AutoTokenizer.from_pretrained` reads it."""
+    """Write it as `AutoTokenizer.from_pretrained` reads it, in transformers 4 as in 5."""
     build_tokenizer().save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    # Transformers 5 writes a class that 4 does not know; both know this one.
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -63,9 +63,9 @@ def batches(n_steps: int, seed: int) -> Iterator[Tensor]:
         yield token_ids(next(stream) for _ in range(BATCH))
 
 
-def train(n_steps: int, seed: int) -> GPTNeoXForCausalLM:
+def train(n_steps: int, seed: int, n_threads: int = N_THREADS) -> GPTNeoXForCausalLM:
     """Minimise cross-entropy on the first 128 tokens of each document, on the CPU."""
-    torch.set_num_threads(N_THREADS)
+    torch.set_num_threads(n_threads)
     torch.manual_seed(seed)
     model = new_model()
     optimiser = torch.optim.AdamW(
@@ -83,7 +83,7 @@ def train(n_steps: int, seed: int) -> GPTNeoXForCausalLM:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % 250 == 0:
+        if step % 100 == 0:
             log.info("step %5d of %d  loss %.3f nats per token", step, n_steps, loss.item())
     return model.eval()
 
@@ -115,11 +115,11 @@ A GPT-NeoX ({n_parameters:,} parameters: 4 layers, width 128, 4 heads, parallel 
 untied embeddings) trained on nothing but the documents of `testbed/grammar.py`, whose every token
 is labelled with the behaviour that determines it. It speaks no English beyond that grammar.
 
-    python -m testbed.train      # again from seed {seed}; it took {minutes:.0f} minutes on {n_threads} cores
+    python -m testbed.train      # again from seed {seed}; it took {minutes:.0f} minutes with {n_threads} thread(s)
     python -m testbed.evaluate   # the figures below
 
 {n_steps:,} steps of {batch} documents, the first {n_positions} tokens of each, none seen twice;
-AdamW, learning rate {rate:g}, level for the first half of the steps and then falling to zero. The
+AdamW, learning rate {rate:g}, level for two fifths of the steps and then falling to zero. The
 weights are rounded to float16 and were measured after that, on {n_documents} held-out documents
 (seed {held_out}) and {n_pairs} agreement pairs of each structure.
 
@@ -131,14 +131,16 @@ greater logit; the label table counts, on every token with that label, whether i
 """  # noqa: E501
 
 
-def card(model: GPTNeoXForCausalLM, found: Evaluation, seconds: float, seed: int) -> str:
+def card(
+    model: GPTNeoXForCausalLM, found: Evaluation, seconds: float, settings: argparse.Namespace
+) -> str:
     """The README.md that goes with the weights."""
     return CARD.format(
         n_parameters=model.num_parameters(),
-        seed=seed,
+        seed=settings.seed,
         minutes=seconds / 60,
-        n_threads=N_THREADS,
-        n_steps=N_STEPS,
+        n_threads=settings.threads,
+        n_steps=settings.steps,
         batch=BATCH,
         n_positions=N_POSITIONS,
         rate=LEARNING_RATE,
@@ -154,15 +156,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=MODEL, help="folder to write")
     parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--steps", type=int, default=N_STEPS)
+    parser.add_argument("--threads", type=int, default=N_THREADS, help="fewer on a busy machine")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     start = time.monotonic()
-    trained = train(N_STEPS, arguments.seed)
+    trained = train(arguments.steps, arguments.seed, arguments.threads)
     seconds = time.monotonic() - start
     save(trained, arguments.out)
     found = evaluate(load_model(arguments.out))
     (arguments.out / "README.md").write_text(
-        card(trained, found, seconds, arguments.seed), encoding="utf-8"
+        card(trained, found, seconds, arguments), encoding="utf-8"
     )
     log.info("%s", report(found))
 

@@ -68,7 +68,7 @@ def test_every_behaviour_is_common_enough_to_study(sample: list[Document]) -> No
 def test_a_prefix_always_gives_a_token_the_same_probability() -> None:
     """What makes the probabilities exact: no text has two derivations."""
     seen: dict[tuple[str, ...], set[float]] = defaultdict(set)
-    for one in documents(4000, 11):
+    for one in documents(2500, 11):
         for end in range(1, 25):
             seen[tuple(one.tokens[:end])].add(round(one.logprobs[end - 1], 9))
     repeated = Counter(len(probabilities) for probabilities in seen.values())
@@ -76,7 +76,7 @@ def test_a_prefix_always_gives_a_token_the_same_probability() -> None:
 
 
 def test_next_token_frequencies_are_the_probabilities_stated() -> None:
-    n = 4000
+    n = 2000
     starts = [document(Random(seed)) for seed in range(n)]
     counts = Counter(one.tokens[0] for one in starts)
     stated = {one.tokens[0]: exp(one.logprobs[0]) for one in starts}

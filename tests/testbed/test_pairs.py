@@ -73,7 +73,7 @@ def test_pairs_are_distinct_and_the_same_again() -> None:
 
 def test_more_pairs_than_there_are_is_an_error() -> None:
     with pytest.raises(ValueError, match="gave"):
-        agreement_pairs("simple", 5000, "test", 0)
+        agreement_pairs("simple", 3000, "test", 0)
 
 
 def test_an_unknown_structure_is_an_error_that_names_the_known_ones() -> None:
