@@ -317,7 +317,7 @@ def summarize(
                 size=len(members),
                 n_documents=len({samples[i].document for i in members.tolist()}),
                 n_answers=len(answers),
-                answer_entropy=float(-(share * np.log(share)).sum()),
+                answer_entropy=abs(float((share * np.log(share)).sum())),
                 coherence=float(similarity.mean()),
                 typical=tuple(typical.tolist()),
             )

@@ -194,8 +194,9 @@ def filter_tokens(
     """
     rules = _Rules(max_loss, min_context, stride, max_per_document, frozenset(ignore), seed)
     rules.check()
-    if n_samples is not None and n_samples < 1:
-        raise InputError(f"n_samples is {n_samples}, but at least one sample is needed.")
+    for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}, but must be at least 1.")
     tally = _Tally()
     samples: list[Sample] = []
     told = 0

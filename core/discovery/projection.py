@@ -131,6 +131,11 @@ def gradient_modules(model: LanguageModel) -> dict[str, nn.Module]:
     return found
 
 
+def _by_position(value: Tensor) -> Tensor:
+    """``(batch, pos, d)``; a module that is run at the last token alone sees ``(batch, d)``."""
+    return value.reshape(len(value), -1, value.shape[-1])
+
+
 @contextmanager
 def _adding_up(modules: dict[str, nn.Module], sums: _Sums) -> Iterator[None]:
     """Hooks that add each module's gradients to `sums` in the backward pass."""
@@ -141,9 +146,10 @@ def _adding_up(modules: dict[str, nn.Module], sums: _Sums) -> Iterator[None]:
         has_bias = module.bias is not None
 
         def forward_hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
-            inputs = args[0].detach()
+            inputs = _by_position(args[0].detach())
 
             def add(gradient: Tensor) -> None:
+                gradient = _by_position(gradient)
                 pair = (inputs, gradient) if transposed else (gradient, inputs)
                 sums.add(f"{name}.weight", *pair)
                 if has_bias:
