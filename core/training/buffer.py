@@ -177,9 +177,14 @@ class ShuffledBuffer:
 
     def _put(self, slots: Tensor, position: Tensor) -> None:
         """Load the rows at stream positions `position` into `slots`."""
+        # In the stream's order, so that the unit a refill ends in is the one the next begins with.
+        position, order = position.sort()
+        slots = slots[order]
         unit, row = self.stream.locate(position)
-        for number in unit.unique_consecutive().unique().tolist():
-            here = (unit == number).nonzero().flatten()
+        numbers, counts = unit.unique_consecutive(return_counts=True)
+        for number, here in zip(
+            numbers.tolist(), torch.arange(len(unit)).split(counts.tolist()), strict=True
+        ):
             values, document = self._load(number)
             if not self._rows:
                 self._rows = {

@@ -176,7 +176,7 @@ class TopKKind(_Squared):
         gradient.decoder[dead] += f.t() @ g
         gradient.encoder[dead] += d_pre.t() @ p.seen
         gradient.encoder_bias[dead] += d_pre.sum(0)
-        gradient.bias -= d_pre.sum(0) @ encoder
+        gradient.bias.sub_(d_pre.sum(0) @ encoder)
         return AUX_WEIGHT * error.square().sum() / p.n
 
     def activation(

@@ -1,0 +1,96 @@
+"""Dictionaries in other projects' files, from a folder or the Hugging Face hub.
+
+| format | file | read | written |
+|---|---|---|---|
+| sfc | this project's own ``.safetensors`` | yes | yes (`core.dictionaries.files`) |
+| dictionary_learning | ``ae.pt``, ``config.json`` | all classes, backups | yes |
+| saelens | ``sae_weights.safetensors``, ``cfg.json`` | version 6 and before | yes |
+| sparsify | ``sae.safetensors``, ``cfg.json`` | topk | no |
+| gemma_scope | ``params.npz``, ``params.safetensors`` | yes | no |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from core.dictionaries.dictionary import Dictionary
+from core.dictionaries.files import load_dictionary
+from core.dictionaries.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from core.dictionaries.formats.dictionary_learning import write as save_as_dictionary_learning
+from core.dictionaries.formats.places import fetch, filled, named_file
+from core.dictionaries.formats.saelens import write as save_as_saelens
+from core.errors import FormatError
+
+
+def _own(place: Path) -> Dictionary:
+    return load_dictionary(named_file(place, ("dictionary.safetensors",)))
+
+
+FORMATS: Mapping[str, Callable[..., Dictionary]] = {
+    "sfc": _own,
+    "dictionary_learning": dictionary_learning.read,
+    "saelens": saelens.read,
+    "sparsify": sparsify.read,
+    "gemma_scope": gemma_scope.read,
+}
+
+
+def load_from(
+    source: str,
+    format: str,
+    *,
+    path: str = "",
+    submodule: str | None = None,
+    revision: str | None = None,
+    **options: Any,
+) -> Dictionary:
+    """A dictionary in another project's format.
+
+    Args:
+        source: a local folder or file, or a hub id.
+        format: one of `FORMATS`.
+        path: folder or file inside the source. ``{submodule}``, ``{kind}``, ``{layer}`` and
+            ``{site}`` are filled in from `submodule`; the paper's released set is
+            ``dictionaries/pythia-70m-deduped/{site}/10_32768``.
+        submodule: where the dictionary will stand.
+        revision: branch, tag or commit on the hub.
+        options: of the format's reader, e.g. ``normalize_decoder``, ``dict_class``.
+
+    Raises:
+        FormatError: unknown format or option, nothing there, a file that is incomplete or would
+            need unpickling, or the hub out of reach.
+    """
+    if format not in FORMATS:
+        raise FormatError(f"format '{format}' is not one of {', '.join(FORMATS)}.")
+    place = fetch(source, filled(path, submodule), revision)
+    try:
+        return FORMATS[format](place, **options)
+    except TypeError as error:
+        raise FormatError(f"the format {format} cannot be read with {options}: {error}.") from error
+
+
+def load_all(
+    source: str,
+    format: str,
+    submodules: Sequence[str],
+    *,
+    path: str,
+    revision: str | None = None,
+    **options: Any,
+) -> dict[str, Dictionary]:
+    """The dictionaries of several submodules from one source; see `load_from`."""
+    return {
+        name: load_from(source, format, path=path, submodule=name, revision=revision, **options)
+        for name in submodules
+    }
+
+
+__all__ = [
+    "FORMATS",
+    "load_all",
+    "load_from",
+    "save_as_dictionary_learning",
+    "save_as_saelens",
+]

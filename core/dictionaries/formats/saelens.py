@@ -1,0 +1,197 @@
+"""SAELens: ``cfg.json`` and ``sae_weights.safetensors``, version 6 and before.
+
+Matrices there are W_enc (d, feature) and W_dec (feature, d).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from core.atomic import replacing
+from core.dictionaries.dictionary import Dictionary, Gated, JumpReLU, ReLU, TopK
+from core.dictionaries.formats.dictionary_learning import encoder_bias_for
+from core.dictionaries.formats.places import (
+    named_file,
+    need,
+    only_tensors,
+    read_json,
+    read_tensors,
+)
+from core.dictionaries.transform import with_unit_decoder
+from core.errors import FormatError
+
+WEIGHTS = "sae_weights.safetensors"
+CONFIG = "cfg.json"
+# The first version whose cfg.json has "metadata"; what is written here is that layout.
+_VERSION = "6.0.0"
+
+
+def read(place: Path) -> Dictionary:
+    """A dictionary that SAELens saved.
+
+    Raises:
+        FormatError: incomplete, a transcoder, an unknown architecture, or one that normalises its
+            inputs by statistics that the file does not hold.
+    """
+    file = named_file(place, (WEIGHTS,))
+    tensors = only_tensors(read_tensors(file), file)
+    config = _config(read_json(file.with_name(CONFIG)), file)
+    _refuse_what_is_no_dictionary(config, tensors, file)
+    _drop_scaling_factor(tensors, file)
+    if config["architecture"] == "gated":
+        encoder, decoder, bias = need(tensors, ("W_enc", "W_dec", "b_dec"), file)
+        gate, magnitude, r_mag = need(tensors, ("b_gate", "b_mag", "r_mag"), file)
+        encoder_bias: Tensor = torch.zeros_like(gate)
+        activation: Any = Gated(gate, r_mag.exp(), magnitude)
+    else:
+        encoder, decoder, bias, encoder_bias = need(
+            tensors, ("W_enc", "W_dec", "b_dec", "b_enc"), file
+        )
+        activation = _activation(config, tensors, file)
+    input_bias = bias if config["apply_b_dec_to_input"] else torch.zeros_like(bias)
+    dictionary = Dictionary(encoder.t(), encoder_bias, decoder, bias, input_bias, activation)
+    if config.get("rescale_acts_by_decoder_norm"):
+        return with_unit_decoder(dictionary, keep_choice=True)
+    return dictionary
+
+
+def _config(found: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The configuration with version 6's keys."""
+    if not found:
+        raise FormatError(f"'{file}' has no {CONFIG} beside it.")
+    config = {"apply_b_dec_to_input": True, "normalize_activations": "none", **found}
+    if "metadata" not in config:
+        config.setdefault("architecture", "standard")
+        function = config.get("activation_fn", config.get("activation_fn_str", "relu"))
+        if config["architecture"] == "standard" and function == "topk":
+            config["architecture"] = "topk"
+            config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+        if isinstance(config["normalize_activations"], bool):
+            old = {True: "expected_average_only_in", False: "none"}
+            config["normalize_activations"] = old[config["normalize_activations"]]
+    if "architecture" not in config:
+        raise FormatError(f"the {CONFIG} beside '{file}' names no architecture.")
+    return config
+
+
+def _refuse_what_is_no_dictionary(
+    config: dict[str, Any], tensors: dict[str, Tensor], file: Path
+) -> None:
+    if "d_out" in config or "W_skip" in tensors or "transcoder" in config["architecture"]:
+        raise FormatError(
+            f"'{file}' is a transcoder: it predicts another submodule instead of rebuilding its "
+            "own, so it cannot stand for a submodule here."
+        )
+    normalised = config["normalize_activations"]
+    if normalised not in ("none", None):
+        raise FormatError(
+            f"'{file}' was trained on inputs normalised by '{normalised}', and the file does not "
+            "hold by how much: fold the normalisation into the weights with SAELens "
+            "(fold_activation_norm_scaling_factor) and save it again."
+        )
+
+
+def _drop_scaling_factor(tensors: dict[str, Tensor], file: Path) -> None:
+    factor = tensors.pop("scaling_factor", None)
+    if factor is not None and not torch.equal(factor, torch.ones_like(factor)):
+        raise FormatError(
+            f"'{file}' has a scaling_factor that is not one: fold it into the decoder first."
+        )
+
+
+def _activation(config: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Any:
+    architecture = config["architecture"]
+    if architecture == "standard":
+        return ReLU()
+    if architecture == "topk":
+        if not config.get("k"):
+            raise FormatError(f"the {CONFIG} beside '{file}' does not say how large k is.")
+        return TopK(int(config["k"]))
+    if architecture == "jumprelu":
+        if "log_threshold" in tensors:
+            return JumpReLU(tensors["log_threshold"].exp())
+        return JumpReLU(need(tensors, ("threshold",), file)[0])
+    raise FormatError(
+        f"'{file}' is of architecture '{architecture}', none of standard, gated, jumprelu, topk."
+    )
+
+
+# -- writing -------------------------------------------------------------------------------------
+
+
+def write(
+    dictionary: Dictionary,
+    folder: Path,
+    *,
+    hook_name: str = "",
+    model_name: str = "",
+    prepend_bos: bool = False,
+    context_size: int | None = None,
+) -> None:
+    """Write ``cfg.json`` and ``sae_weights.safetensors`` that SAELens 6 loads.
+
+    Args:
+        dictionary: ReLU, JumpReLU, TopK or gated.
+        folder: where.
+        hook_name: TransformerLens's name of the place, e.g. ``blocks.3.hook_resid_post``.
+        model_name: the model's.
+        prepend_bos, context_size: how its training text was cut.
+
+    Raises:
+        FormatError: SAELens has no architecture with this activation.
+    """
+    architecture, tensors, centred = _state(dictionary)
+    config: dict[str, Any] = {
+        "d_in": dictionary.d,
+        "d_sae": dictionary.n_features,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": centred,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": _VERSION,
+            "sae_lens_training_version": _VERSION,
+            "model_name": model_name,
+            "hook_name": hook_name,
+            "hook_head_index": None,
+            "prepend_bos": prepend_bos,
+            "context_size": context_size,
+        },
+        "architecture": architecture,
+    }
+    if isinstance(dictionary.activation, TopK):
+        config |= {"k": dictionary.activation.k, "rescale_acts_by_decoder_norm": False}
+    with replacing(folder / WEIGHTS) as file:
+        save_file({name: t.float().contiguous().clone() for name, t in tensors.items()}, file)
+    with replacing(folder / CONFIG) as file:
+        file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+
+def _state(dictionary: Dictionary) -> tuple[str, dict[str, Tensor], bool]:
+    """Architecture, tensors, and whether the decoder's bias is subtracted from the input."""
+    activation, bias = dictionary.activation, dictionary.bias
+    centred = torch.equal(dictionary.input_bias, bias)
+    encoder_bias = encoder_bias_for(dictionary, bias if centred else torch.zeros_like(bias))
+    common = {"W_enc": dictionary.encoder.t(), "W_dec": dictionary.decoder, "b_dec": bias}
+    if isinstance(activation, ReLU):
+        return "standard", common | {"b_enc": encoder_bias}, centred
+    if isinstance(activation, TopK):
+        return "topk", common | {"b_enc": encoder_bias}, centred
+    if isinstance(activation, JumpReLU):
+        own = {"b_enc": encoder_bias, "threshold": activation.threshold}
+        return "jumprelu", common | own, centred
+    if isinstance(activation, Gated):
+        own = {
+            "b_gate": activation.gate_bias + encoder_bias,
+            "b_mag": activation.magnitude_bias + activation.scale * encoder_bias,
+            "r_mag": activation.scale.log(),
+        }
+        return "gated", common | own, centred
+    raise FormatError(f"SAELens has no architecture for {type(activation).__name__} activations.")

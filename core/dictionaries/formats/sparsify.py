@@ -1,0 +1,43 @@
+"""sparsify: ``sae.safetensors`` and ``cfg.json``.
+
+W_dec is (feature, d) already; encoder.weight is ``torch.nn.Linear``'s (feature, d).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from core.dictionaries.dictionary import Dictionary, TopK
+from core.dictionaries.formats.places import (
+    named_file,
+    need,
+    only_tensors,
+    read_json,
+    read_tensors,
+)
+from core.errors import FormatError
+
+
+def read(place: Path) -> Dictionary:
+    """A dictionary that sparsify saved.
+
+    Raises:
+        FormatError: incomplete, a transcoder, or of another activation than topk.
+    """
+    file = named_file(place, ("sae.safetensors",))
+    config = read_json(file.with_name("cfg.json"))
+    tensors = only_tensors(read_tensors(file), file)
+    if config.get("transcode") or config.get("skip_connection") or "W_skip" in tensors:
+        raise FormatError(
+            f"'{file}' is a transcoder: it predicts another submodule instead of rebuilding its "
+            "own, so it cannot stand for a submodule here."
+        )
+    activation = config.get("activation", "topk")
+    if activation != "topk":
+        raise FormatError(f"'{file}' has the activation '{activation}': only topk is read.")
+    if not config.get("k"):
+        raise FormatError(f"the cfg.json beside '{file}' does not say how large k is.")
+    encoder, encoder_bias, decoder, bias = need(
+        tensors, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), file
+    )
+    return Dictionary(encoder, encoder_bias, decoder, bias, bias, TopK(int(config["k"])))

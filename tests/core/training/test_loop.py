@@ -1,0 +1,178 @@
+"""The loop as a whole: it learns, resumes to the bit, refuses and reports."""
+
+import dataclasses
+
+import pytest
+import torch
+from core.errors import InputError, NotFinite
+from core.training import TrainingSettings, train_dictionaries
+from core.training.checkpoint import FILE
+from tests.core.training.sources import Rows, numbered, sparse_mixtures
+
+SHORT = TrainingSettings(
+    n_features=16,
+    n_steps=24,
+    batch_size=64,
+    warmup_steps=4,
+    decay_steps=4,
+    resample_every=8,
+    dead_after=3,
+    checkpoint_every=5,
+    k=3,
+)
+KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def killer(at: int):
+    def on_step(step, reports):
+        if step == at:
+            raise Killed
+
+    return on_step
+
+
+def same(one, other) -> bool:
+    return all(
+        torch.equal(value, other[name].tensors()[key])
+        for name, dictionary in one.items()
+        for key, value in dictionary.tensors().items()
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_explains_sparse_mixtures(kind):
+    settings = TrainingSettings(
+        kind=kind,
+        n_features=24,
+        n_steps=300,
+        batch_size=256,
+        learning_rate=1e-2,
+        sparsity={"jumprelu": 1e-3, "gated": 0.02}.get(kind, 0.1),
+        k=3,
+        warmup_steps=10,
+        decay_steps=100,
+        sparsity_warmup_steps=20,
+        resample_every=0,
+    )
+    source = sparse_mixtures()
+    for name, dictionary in train_dictionaries(source, settings).items():
+        x = source.values[name]
+        features = dictionary.encode(x)
+        error = x - dictionary.decode(features)
+        assert 1 - float(error.var(0).sum() / x.var(0).sum()) > 0.8
+        assert float((features > 0).float().sum(1).mean()) < 12
+        torch.testing.assert_close(dictionary.decoder.norm(dim=1), torch.ones(24))
+
+
+def test_a_submodule_is_learnt_alike_whatever_its_scale():
+    x = sparse_mixtures().values["embed"]
+    source = Rows({"embed": x, "resid_0": x}, [len(x)], per_document=1)
+    large = Rows({"embed": x, "resid_0": 1024 * x}, [len(x)], per_document=1)
+    one, other = train_dictionaries(source, SHORT), train_dictionaries(large, SHORT)
+    expected = one["resid_0"].encode(x)
+    torch.testing.assert_close(
+        other["resid_0"].encode(1024 * x) / 1024, expected, rtol=1e-3, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("at", [2, 11, 23])
+def test_an_interrupted_training_reaches_the_same_weights(tmp_path, kind, at):
+    settings, source = dataclasses.replace(SHORT, kind=kind), sparse_mixtures(1024)
+    expected = train_dictionaries(source, settings)
+    with pytest.raises(Killed):
+        train_dictionaries(source, settings, checkpoint=tmp_path, on_step=killer(at))
+    resumed = train_dictionaries(source, settings, checkpoint=tmp_path)
+    assert same(resumed, expected)
+
+
+def test_weights_do_not_depend_on_the_number_of_cores():
+    source, n_threads = sparse_mixtures(1024), torch.get_num_threads()
+    one = train_dictionaries(source, SHORT)
+    try:
+        torch.set_num_threads(2)
+        two = train_dictionaries(source, SHORT)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(n_threads)
+    assert same(one, two)
+
+
+def test_a_finished_training_is_read_and_nothing_else_is_done(tmp_path):
+    source = sparse_mixtures(1024)
+    expected = train_dictionaries(source, SHORT, checkpoint=tmp_path)
+    source.n_loaded = 0
+    assert same(train_dictionaries(source, SHORT, checkpoint=tmp_path), expected)
+    assert source.n_loaded == 0
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"seed": 1}, {"n_steps": 30}])
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change):
+    source = sparse_mixtures(1024)
+    train_dictionaries(source, SHORT, checkpoint=tmp_path)
+    with pytest.raises(InputError, match="other settings or other data"):
+        train_dictionaries(source, dataclasses.replace(SHORT, **change), checkpoint=tmp_path)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    source = sparse_mixtures(1024)
+    train_dictionaries(source, SHORT, checkpoint=tmp_path)
+    file = tmp_path / FILE
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(Exception, match="is no checkpoint"):
+        train_dictionaries(source, SHORT, checkpoint=tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_step_submodule_and_checkpoint(tmp_path):
+    source = sparse_mixtures(1024)
+    source.values["resid_0"][:] = float("nan")
+    with pytest.raises(NotFinite, match=r"'resid_0' is nan at step 0; there is no checkpoint"):
+        train_dictionaries(source, SHORT, checkpoint=tmp_path)
+    source = sparse_mixtures(1024)
+
+    def spoil(step, reports):
+        if step == 11:
+            source.values["embed"][:] = float("inf")
+
+    # A buffer of two batches is refilled soon enough to meet what was spoilt.
+    small = dataclasses.replace(SHORT, buffer_bytes=2 * 64 * (2 * 16 + 8))
+    with pytest.raises(NotFinite, match=r"'embed' is .* last good checkpoint is step 10"):
+        train_dictionaries(source, small, checkpoint=tmp_path / "other", on_step=spoil)
+
+
+def test_each_step_and_some_progress_are_reported():
+    steps, lines = [], []
+    train_dictionaries(
+        sparse_mixtures(1024),
+        SHORT,
+        on_step=lambda step, reports: steps.append((step, *reports)),
+        progress=lines.append,
+    )
+    assert steps == [(step, "embed", "resid_0") for step in range(24)]
+    assert lines[-1].startswith("training: step 24 of 24; mean loss ")
+
+
+def test_the_learning_rate_rises_after_the_start_and_each_resampling_and_falls_at_the_end():
+    rate = SHORT.learning_rate_at
+    full = SHORT.learning_rate
+    assert [rate(step) / full for step in range(6)] == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1])
+    assert [rate(step) / full for step in (7, 8, 9, 12)] == pytest.approx([1, 0.25, 0.5, 1])
+    assert [rate(step) / full for step in (20, 21, 22, 23)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
+    assert [step for step in range(24) if SHORT.resamples_at(step)] == [8]
+
+
+@pytest.mark.parametrize(
+    "bad", [{"kind": "magic"}, {"n_steps": 0}, {"kind": "topk", "k": 17}, {"learning_rate": -1.0}]
+)
+def test_settings_that_make_no_sense_are_refused(bad):
+    with pytest.raises(InputError):
+        dataclasses.replace(SHORT, **bad)
+
+
+def test_data_smaller_than_two_batches_is_refused():
+    with pytest.raises(InputError, match="fewer than two batches"):
+        train_dictionaries(numbered([50]), SHORT)
