@@ -156,7 +156,7 @@ class ShuffledBuffer:
             chosen = self._chosen(block)
             order = apart(chosen, self._document, generator_of(self.seed, block, 3))
             for rows in order.split(self.batch_size)[skip:]:
-                yield {name: held[rows] for name, held in self._rows.items()}
+                yield {name: held.index_select(0, rows) for name, held in self._rows.items()}
             skip = 0
             if not self.holds_all:
                 self._put(chosen, self._next_rows(block))

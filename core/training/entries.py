@@ -59,8 +59,8 @@ class Entries(Protocol):
 
 def entries_of(mask: Tensor) -> Entries:
     """The True pairs of `mask`, ``(batch, feature)``, in the faster representation."""
-    n = int(mask.sum())
-    return DenseEntries(mask) if n > DENSE_ABOVE * mask.numel() else SparseEntries(mask)
+    many = int(mask.count_nonzero()) > DENSE_ABOVE * mask.numel()
+    return DenseEntries(mask) if many else SparseEntries(mask)
 
 
 def _true_places(mask: Tensor) -> Tensor:
@@ -69,13 +69,16 @@ def _true_places(mask: Tensor) -> Tensor:
     if flat.numel() % 8:
         return flat.nonzero().flatten()
     # Eight flags are one 64-bit word, and most words are zero: look inside the others only.
-    words = flat.view(torch.int64).nonzero().flatten()
-    inside = flat.view(-1, 8)[words].view(-1).nonzero().flatten()
-    return words[inside >> 3] * 8 + (inside & 7)
+    words = flat.view(torch.int64)
+    some = words.nonzero().flatten()
+    inside = words.index_select(0, some).view(torch.bool).nonzero().flatten()
+    return some.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
 
 
 class SparseEntries:
     """Pairs listed by token, then feature.
+
+    `index_select` throughout: on a CPU it takes a quarter of the time of indexing.
 
     Attributes:
         place: ``(n,)`` long, index into the flattened batch.
@@ -92,11 +95,11 @@ class SparseEntries:
 
     def take(self, dense: Tensor) -> Tensor:
         """See `Entries`."""
-        return dense.view(-1)[self.place]
+        return dense.view(-1).index_select(0, self.place)
 
     def of_feature(self, vector: Tensor) -> Tensor:
         """See `Entries`."""
-        return vector[self.feature]
+        return vector.index_select(0, self.feature)
 
     def decode(self, weight: Tensor, rows: Tensor) -> Tensor:
         """See `Entries`."""
@@ -119,13 +122,16 @@ class SparseEntries:
             keys = self.feature.to(torch.int16 if small else torch.int32)
             order = torch.argsort(keys, stable=True)
             counts = self.count()
-            self._sorted = (order, self.token[order], counts.cumsum(0) - counts)
+            token = self.token.index_select(0, order)
+            self._sorted = (order, token, counts.cumsum(0) - counts)
         return self._sorted
 
     def outer(self, weight: Tensor, left: Tensor) -> Tensor:
         """See `Entries`."""
         order, token, starts = self._by_feature()
-        return F.embedding_bag(token, left, starts, mode="sum", per_sample_weights=weight[order])
+        return F.embedding_bag(
+            token, left, starts, mode="sum", per_sample_weights=weight.index_select(0, order)
+        )
 
     def per_feature(self, weight: Tensor) -> Tensor:
         """See `Entries`."""

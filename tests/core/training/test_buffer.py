@@ -1,7 +1,8 @@
-import itertools
+from itertools import chain, islice
 
 import pytest
 import torch
+
 from core.errors import InputError
 from core.training.buffer import RowStream, ShuffledBuffer, apart
 from tests.core.training.sources import numbered
@@ -18,19 +19,20 @@ def buffer(*, rows: int = N_ROWS, seed: int = 0, batch_size: int = 8) -> Shuffle
 
 
 def drawn(buffer: ShuffledBuffer, n: int, start: int = 0) -> list[list[float]]:
-    batches = itertools.islice(buffer.batches(start), n)
+    batches = islice(buffer.batches(start), n)
     return [batch["embed"].flatten().tolist() for batch in batches]
 
 
 def test_a_pass_of_a_buffer_that_holds_everything_draws_every_row_once():
     one = buffer()
-    rows = sum(drawn(one, one.batches_per_block), [])
+    rows = list(chain(*drawn(one, one.batches_per_block)))
     assert sorted(rows) == list(range(N_ROWS))
 
 
 def test_a_refilled_buffer_draws_rows_about_equally_often():
     one = buffer(rows=64)
-    counts = torch.tensor(sum(drawn(one, 10 * N_ROWS // 8), [])).long().bincount(minlength=N_ROWS)
+    rows = list(chain(*drawn(one, 10 * N_ROWS // 8)))
+    counts = torch.tensor(rows).long().bincount(minlength=N_ROWS)
     assert one.batches_per_block == 4
     assert 8 <= int(counts.min()) <= int(counts.max()) <= 12
 
@@ -49,13 +51,13 @@ def test_the_order_depends_on_the_seed(rows):
 
 @pytest.mark.parametrize("rows", [N_ROWS, 64])
 def test_all_submodules_give_the_same_rows(rows):
-    for batch in itertools.islice(buffer(rows=rows).batches(), 50):
+    for batch in islice(buffer(rows=rows).batches(), 50):
         assert torch.equal(batch["resid_0"], batch["embed"] + 0.5)
 
 
 @pytest.mark.parametrize("rows", [N_ROWS, 64])
 def test_neighbouring_rows_of_a_batch_are_not_from_one_document(rows):
-    for batch in itertools.islice(buffer(rows=rows).batches(), 50):
+    for batch in islice(buffer(rows=rows).batches(), 50):
         document = batch["embed"].flatten() // 4
         assert not bool((document[1:] == document[:-1]).any())
 

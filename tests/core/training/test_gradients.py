@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+
 from core.training import entries, kinds
 from core.training.learner import Learner
 from core.training.settings import TrainingSettings

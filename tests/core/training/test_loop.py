@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from core.errors import InputError, NotFinite
 from core.training import TrainingSettings, train_dictionaries
 from core.training.checkpoint import FILE

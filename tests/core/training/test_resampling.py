@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from core.training import Learner, TrainingSettings
 from tests.core.training.sources import sparse_mixtures
 
@@ -26,7 +27,7 @@ def trained(settings: TrainingSettings = SETTINGS, n_steps: int = 20):
     x = sparse_mixtures().values["resid_0"]
     learner = Learner("resid_0", x.shape[1], settings)
     learner.start(x[:256])
-    learner.weights.encoder_bias[DEAD] = -100.0
+    learner.weights.encoder_bias[DEAD] = -1e9
     for step in range(n_steps):
         learner.step(step, x[step * 20 : step * 20 + 256])
     return learner, x
