@@ -1,0 +1,150 @@
+"""The only conversions between tables and core's nouns, in both directions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from assets.tables import TABLES
+
+if TYPE_CHECKING:
+    from assets.corpus import Context
+    from core.discovery import Sample
+    from core.types import Circuit, Node
+
+
+def contexts_table(contexts: Iterable[Context]) -> pa.Table:
+    """The contexts table."""
+    return TABLES["contexts"].build(
+        {"document": c.document, "tokens": list(c.tokens), "labels": c.labels and list(c.labels)}
+        for c in contexts
+    )
+
+
+def read_contexts(table: pa.Table) -> list[Context]:
+    """The contexts of a contexts table, in order."""
+    from assets.corpus import Context
+
+    return [
+        Context(row["document"], row["tokens"], row["labels"] and tuple(row["labels"]))
+        for row in table.to_pylist()
+    ]
+
+
+def samples_table(samples: Sequence[Sample], labels: Sequence[Sequence[str] | None]) -> pa.Table:
+    """The filtered tokens; `labels` are those of each context, by the sample's window."""
+    rows = []
+    for i, sample in enumerate(samples):
+        known = labels[sample.window]
+        rows.append(
+            {
+                **sample._asdict(),
+                "sample": i,
+                "context": list(sample.context),
+                "label": None if known is None else known[sample.pos],
+            }
+        )
+    return TABLES["filtered_tokens"].build(rows)
+
+
+def read_samples(table: pa.Table) -> list[Sample]:
+    """The samples of a table of filtered tokens, in order."""
+    from core.discovery import Sample
+
+    return [
+        Sample(
+            document=row["document"],
+            window=row["window"],
+            pos=row["pos"],
+            context=tuple(row["context"]),
+            answer=row["answer"],
+            loss=row["loss"],
+        )
+        for row in table.to_pylist()
+    ]
+
+
+def vectors_table(vectors: Any) -> pa.Table:
+    """The cluster vectors: a dense array ``(n, width)`` or a scipy CSR array of that shape."""
+    if hasattr(vectors, "indptr"):
+        offsets = pa.array(vectors.indptr, pa.int32())
+        index = pa.ListArray.from_arrays(offsets, pa.array(vectors.indices, pa.int32()))
+        value = pa.ListArray.from_arrays(offsets, pa.array(vectors.data, pa.float32()))
+    else:
+        n, width = vectors.shape
+        offsets = pa.array(range(0, n * width + 1, width), pa.int32())
+        index = pa.nulls(n, pa.list_(pa.int32()))
+        value = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1), pa.float32()))
+    sample = pa.array(range(vectors.shape[0]), pa.int32())
+    return pa.Table.from_arrays([sample, index, value], schema=TABLES["cluster_vectors"].schema)
+
+
+def read_vectors(table: pa.Table, width: int) -> Any:
+    """The vectors of such a table, ``(n, width)``: dense if they were, else a CSR array."""
+    from scipy.sparse import csr_array
+
+    value = table["value"].combine_chunks()
+    numbers = value.flatten().to_numpy()
+    if table["index"].null_count == table.num_rows:
+        return numbers.reshape(table.num_rows, width)
+    index = table["index"].combine_chunks().flatten().to_numpy()
+    return csr_array((numbers, index, value.offsets.to_numpy()), (table.num_rows, width))
+
+
+def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:
+    """The tables circuit, nodes and edges of a circuit; all empty where there is none."""
+    if circuit is None:
+        return {table: TABLES[table].build([]) for table in ("circuit", "nodes", "edges")}
+    head = {
+        "name": name,
+        "n_nodes": len(circuit.nodes),
+        "n_edges": len(circuit.edges),
+        "n_examples": circuit.n_examples,
+        "metric_clean": circuit.metric_clean,
+        "metric_patch": circuit.metric_patch,
+        "residuals": json.dumps(dict(circuit.residuals), sort_keys=True),
+        "settings": json.dumps(dict(circuit.settings), sort_keys=True, default=str),
+        "tokens": None if circuit.tokens is None else list(circuit.tokens),
+    }
+    nodes = [{"node": i, **node._asdict()} for i, node in enumerate(circuit.nodes)]
+    return {
+        "circuit": TABLES["circuit"].build([head]),
+        "nodes": TABLES["nodes"].build(nodes),
+        "edges": TABLES["edges"].build(edge._asdict() for edge in circuit.edges),
+    }
+
+
+def read_nodes(table: pa.Table) -> list[Node]:
+    """The nodes of a nodes table, in order."""
+    from core.types import Node
+
+    return [
+        Node(row["submodule"], row["feature"], row["pos"], row["effect"])
+        for row in table.to_pylist()
+    ]
+
+
+def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
+    """The circuit of the tables circuit, nodes and edges; None where they are empty."""
+    from core.types import Circuit, Edge
+
+    heads = tables["circuit"].to_pylist()
+    if not heads:
+        return None
+    head = heads[0]
+    return Circuit(
+        nodes=tuple(read_nodes(tables["nodes"])),
+        edges=tuple(
+            Edge(row["upstream"], row["downstream"], row["weight"])
+            for row in tables["edges"].to_pylist()
+        ),
+        settings=json.loads(head["settings"]),
+        n_examples=head["n_examples"],
+        metric_clean=head["metric_clean"],
+        metric_patch=head["metric_patch"],
+        residuals=json.loads(head["residuals"]),
+        tokens=None if head["tokens"] is None else tuple(head["tokens"]),
+    )

@@ -1,0 +1,1 @@
+"""Experiments put together as Dagster definitions, and the commands that run them."""

@@ -1,0 +1,87 @@
+"""Every experiment as one Dagster code location: `defs` for the files in ``experiments/``."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dagster as dg
+
+from assets.agreement import agreement_stages
+from assets.automation import automation_sensors
+from assets.checks import checks_of
+from assets.circuits import circuit_stages
+from assets.contexts import corpus_stages
+from assets.dictionaries import dictionary_stages
+from assets.discovery import discovery_stages
+from assets.evaluations import evaluation_stages
+from assets.settings import Experiment, ExperimentError
+from assets.stage import Stage, stage_asset
+from pipelines.experiment import read_experiment, shipped_experiments
+from pipelines.jobs import jobs_of, schedules_of
+
+# Backfill policies are beta in this version of Dagster; each would warn in every process's log.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+_STEPS = (
+    corpus_stages,
+    dictionary_stages,
+    discovery_stages,
+    circuit_stages,
+    evaluation_stages,
+    agreement_stages,
+)
+TOGETHER = ("circuits", "circuit_evaluations")
+"""Stages whose partitions one run brings up to date together."""
+
+
+def stages_of(experiment: Experiment) -> list[Stage]:
+    """All stages of an experiment, in an order in which they can run."""
+    return [stage for step in _STEPS for stage in step(experiment)]
+
+
+def build_definitions(
+    paths: Sequence[Path], *, loggers: Mapping[str, dg.LoggerDefinition] | None = None
+) -> dg.Definitions:
+    """The asset graphs of these experiments, side by side, each keyed by its file's name.
+
+    Nothing is read but the files themselves: no network, no model, no environment variable.
+
+    Raises:
+        ExperimentError: a file says something impossible, or two have the same name.
+    """
+    experiments = [read_experiment(path) for path in paths]
+    for name, n in Counter(experiment.name for experiment in experiments).items():
+        if n > 1:
+            raise ExperimentError(f"{n} experiments are called {name}: names key their assets.")
+    parts = [_definitions_of(experiment) for experiment in experiments]
+    together = dg.AssetSelection.assets(
+        *(dg.AssetKey([e.name, name]) for e in experiments for name in TOGETHER)
+    )
+    automation = dg.Definitions(
+        sensors=automation_sensors(dg.AssetSelection.all() - together, together)
+        if experiments
+        else [],
+        # One process for a run: its stages share the loaded model, and the settings as they were
+        # when the process began.
+        executor=dg.in_process_executor,
+        loggers=loggers,
+    )
+    return dg.Definitions.merge(*parts, automation)
+
+
+def _definitions_of(experiment: Experiment) -> dg.Definitions:
+    stages = stages_of(experiment)
+    names = [stage.name for stage in stages]
+    return dg.Definitions(
+        assets=[stage_asset(stage, experiment) for stage in stages],
+        asset_checks=checks_of(experiment, names),
+        jobs=jobs_of(experiment, names),
+        schedules=schedules_of(experiment),
+    )
+
+
+defs = build_definitions(shipped_experiments())

@@ -1,0 +1,43 @@
+"""Jobs to launch from the UI, and a schedule that is off until somebody turns it on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dagster as dg
+from dagster import ScheduleDefinition
+
+from assets.settings import Experiment
+
+_TRAIN = ("contexts", "activation_cache", "saes")
+_DISCOVER = ("circuits", "circuit_evaluations")
+
+
+def _job(experiment: Experiment, name: str, assets: Sequence[str], description: str):
+    keys = [dg.AssetKey([experiment.name, asset]) for asset in assets]
+    return dg.define_asset_job(
+        f"{experiment.group}_{name}",
+        selection=dg.AssetSelection.assets(*keys),
+        description=description,
+    )
+
+
+def jobs_of(experiment: Experiment, assets: Sequence[str]) -> list:
+    """Training all dictionaries, finding all circuits, reading the corpus again."""
+    trained = [name for name in _TRAIN if name in assets]
+    return [
+        _job(experiment, "train_dictionaries", trained, "Read the corpus, train or import."),
+        _job(experiment, "discover_circuits", _DISCOVER, "Circuits of clusters, and evaluations."),
+        _job(experiment, "refresh_corpus", ["contexts"], "Read the corpus again."),
+    ]
+
+
+def schedules_of(experiment: Experiment) -> list[ScheduleDefinition]:
+    """Once a month the corpus is read again, if somebody turns this on."""
+    return [
+        ScheduleDefinition(
+            name=f"{experiment.group}_refresh_corpus_monthly",
+            job_name=f"{experiment.group}_refresh_corpus",
+            cron_schedule="0 3 1 * *",
+        )
+    ]

@@ -1,0 +1,189 @@
+"""The main job without a server: `python -m pipelines.run [experiments/NAME.yaml]`.
+
+Runs every stage of an experiment in order, in this process, on the checkout's own Dagster
+instance, so that `make ui` shows afterwards what was materialized. Work that is already done is
+not done again. Ends with what was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dagster as dg
+
+from assets.settings import Experiment, ExperimentError
+from assets.stage import PartitionedStage, Stage, Work
+from pipelines.definitions import build_definitions, stages_of
+from pipelines.experiment import EXPERIMENTS, ROOT, check_places, read_experiment
+from pipelines.report import report
+
+_RANGE_START = "dagster/asset_partition_range_start"
+_RANGE_END = "dagster/asset_partition_range_end"
+_LOGGER = "progress"
+_SAY_EVERY = 5.0
+
+
+@dataclass(frozen=True)
+class Took:
+    """What a stage took.
+
+    Attributes:
+        stage: its name.
+        seconds: wall-clock time.
+        peak_mib: largest resident memory of the process while it ran.
+    """
+
+    stage: str
+    seconds: float
+    peak_mib: float
+
+
+class _Progress(logging.Handler):
+    """Prints what stages say, but not more often than a person can read."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.last = 0.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_event = getattr(record, "dagster_meta", {}).get("dagster_event") is not None
+        if is_event or record.levelno < logging.INFO:
+            return
+        now = time.monotonic()
+        if now - self.last >= _SAY_EVERY or record.levelno >= logging.WARNING:
+            self.last = now
+            message = getattr(record, "dagster_meta", {}).get("orig_message", record.getMessage())
+            print(f"    {message}", flush=True)
+
+
+def _progress_logger(_context: dg.InitLoggerContext) -> logging.Logger:
+    logger = logging.Logger("pipeline", logging.INFO)
+    logger.addHandler(_Progress())
+    return logger
+
+
+def run_experiment(
+    experiment: Experiment, instance: dg.DagsterInstance, stages: Sequence[Stage] | None = None
+) -> Iterator[Took]:
+    """Bring the experiment up to date stage by stage; what each took, as it ends.
+
+    Args:
+        experiment: read by `read_experiment`.
+        instance: records the materializations.
+        stages: these only; all where None.
+
+    Raises:
+        CircuitError, ExperimentError: a stage cannot do its work; the message says why.
+        ExperimentError: a blocking check failed.
+    """
+    loggers = {_LOGGER: dg.LoggerDefinition(_progress_logger)}
+    definitions = build_definitions([experiment.path], loggers=loggers)
+    job = definitions.resolve_implicit_global_asset_job_def()
+    for stage in stages_of(experiment) if stages is None else stages:
+        _forget_peak()
+        began = time.perf_counter()
+        result = job.execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey([experiment.name, stage.name])],
+            tags=_partition_range(stage, experiment),
+            run_config={"loggers": {_LOGGER: {}}},
+        )
+        _stop_on_failed_check(result)
+        yield Took(stage.name, time.perf_counter() - began, _peak_mib())
+
+
+def _partition_range(stage: Stage, experiment: Experiment) -> dict[str, str]:
+    if not isinstance(stage, PartitionedStage):
+        return {}
+    keys = stage.partitions(experiment).get_partition_keys()
+    return {_RANGE_START: keys[0], _RANGE_END: keys[-1]}
+
+
+def _stop_on_failed_check(result: dg.ExecuteInProcessResult) -> None:
+    for found in result.get_asset_check_evaluations():
+        if found.passed:
+            continue
+        if found.blocking:
+            raise ExperimentError(f"check {found.check_name} failed: {found.description}")
+        print(f"    warning: {found.description}", flush=True)
+
+
+def _forget_peak() -> None:
+    """Let the kernel count this process's peak memory afresh, where it can."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return
+
+
+def _peak_mib() -> float:
+    try:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a stage itself raised, below Dagster's own errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.run", description=__doc__)
+    default = EXPERIMENTS / "testbed.yaml"
+    parser.add_argument("experiment", nargs="?", type=Path, default=default, help="a YAML file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    path = _parse(arguments).experiment.resolve()
+    # Places in dagster.yaml are relative to the working directory.
+    os.chdir(ROOT)
+    os.environ.setdefault("DAGSTER_HOME", str(ROOT))
+    try:
+        experiment = read_experiment(path)
+        check_places(experiment)
+        work = Work.on(experiment)
+        work.store.check_writable()
+        work.store.sweep()
+        print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
+        took = []
+        with dg.DagsterInstance.get() as instance:
+            for step in run_experiment(experiment, instance):
+                took.append(step)
+                print(
+                    f"{step.stage:<24}{step.seconds:8.1f} s {step.peak_mib:9,.0f} MiB", flush=True
+                )
+    except (ExperimentError, dg.DagsterError, *_core_errors()) as error:
+        cause = _cause(error)
+        if not isinstance(cause, (ExperimentError, *_core_errors())):
+            raise
+        print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
+        return 1
+    print(f"{'in all':<24}{sum(step.seconds for step in took):8.1f} s\n")
+    print(report(work))
+    return 0
+
+
+def _core_errors() -> tuple[type[BaseException], ...]:
+    from core.errors import CircuitError
+
+    return (CircuitError,)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
