@@ -71,7 +71,8 @@ def save_dictionary(
         FormatError: an activation that has no name in the file.
     """
     header = {**_description(dictionary), "metadata": dict(metadata or {})}
-    tensors = {name: tensor.contiguous() for name, tensor in dictionary.tensors().items()}
+    # Copies, for tensors that share memory (a bias also subtracted from the input) are refused.
+    tensors = {name: tensor.contiguous().clone() for name, tensor in dictionary.tensors().items()}
     with replacing(path) as file:
         # One entry only: the order of several is not reproducible in the safetensors header.
         save_file(tensors, file, metadata={_HEADER: json.dumps(header, sort_keys=True)})

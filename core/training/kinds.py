@@ -129,11 +129,9 @@ class Kind:
     def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
         """Update what is not trained by gradients, in place."""
 
-    def activation(
-        self, weights: Weights, state: Mapping[str, Tensor], scale: float
-    ) -> tuple[Activation, Tensor]:
-        """The activation in the data's own units, and the encoder bias (before its scaling)."""
-        return ReLU(), weights.encoder_bias
+    def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
+        """The activation of the dictionary as trained."""
+        return ReLU()
 
 
 class _Squared(Kind):
@@ -179,11 +177,9 @@ class TopKKind(_Squared):
         gradient.bias.sub_(d_pre.sum(0) @ encoder)
         return AUX_WEIGHT * error.square().sum() / p.n
 
-    def activation(
-        self, weights: Weights, state: Mapping[str, Tensor], scale: float
-    ) -> tuple[Activation, Tensor]:
-        """See `Kind.activation`."""
-        return TopK(self.settings.k), weights.encoder_bias
+    def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
+        """The activation of the dictionary as trained."""
+        return TopK(self.settings.k)
 
 
 class BatchTopKKind(TopKKind):
@@ -205,12 +201,10 @@ class BatchTopKKind(TopKKind):
         now, average = active.min(), state["threshold"]
         average.copy_(now if average < 0 else average.lerp(now, 1 - THRESHOLD_MEMORY))
 
-    def activation(
-        self, weights: Weights, state: Mapping[str, Tensor], scale: float
-    ) -> tuple[Activation, Tensor]:
-        """See `Kind.activation`."""
-        threshold = state["threshold"].clamp(min=0) / scale
-        return JumpReLU(threshold.expand(len(weights.encoder_bias)).clone()), weights.encoder_bias
+    def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
+        """The activation of the dictionary as trained."""
+        threshold = state["threshold"].clamp(min=0)
+        return JumpReLU(threshold.expand(len(weights.encoder_bias)).clone())
 
 
 class JumpReLUKind(_Squared):
@@ -244,11 +238,9 @@ class JumpReLUKind(_Squared):
         active = p.value > 0
         return active.sum() * (p.sparsity / p.n), d_value * active
 
-    def activation(
-        self, weights: Weights, state: Mapping[str, Tensor], scale: float
-    ) -> tuple[Activation, Tensor]:
-        """See `Kind.activation`."""
-        return JumpReLU(weights.extra["log_threshold"].exp() / scale), weights.encoder_bias
+    def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
+        """The activation of the dictionary as trained."""
+        return JumpReLU(weights.extra["log_threshold"].exp())
 
 
 class GatedKind(_Squared):
@@ -288,16 +280,13 @@ class GatedKind(_Squared):
         loss = error.square().sum() / p.n + gate.sum() * cost
         return loss, d_scaled + d_gate
 
-    def activation(
-        self, weights: Weights, state: Mapping[str, Tensor], scale: float
-    ) -> tuple[Activation, Tensor]:
-        """See `Kind.activation`."""
-        gated = Gated(
-            gate_bias=weights.extra["gate_bias"] / scale,
+    def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
+        """The activation of the dictionary as trained."""
+        return Gated(
+            gate_bias=weights.extra["gate_bias"].clone(),
             scale=weights.extra["log_scale"].exp(),
-            magnitude_bias=weights.extra["magnitude_bias"] / scale,
+            magnitude_bias=weights.extra["magnitude_bias"].clone(),
         )
-        return gated, torch.zeros_like(weights.encoder_bias)
 
 
 KINDS: Mapping[str, type[Kind]] = {

@@ -13,8 +13,7 @@ its inputs have unit mean squared norm, and is scaled back exactly at the end: w
     f_s = act(encoder (s x - b_s) + c_s)    and    x_hat_s = f_s decoder + b_s,
 
 f = f_s / s, encoder_bias = c_s / s and bias = b_s / s give x_hat = x_hat_s / s, with the encoder
-and the decoder's unit rows as they are (ReLU, TopK, and JumpReLU and gated with thresholds and
-biases over s, are homogeneous of degree one).
+and the decoder's unit rows as they are (`core.dictionaries.transform.scaled`).
 """
 
 from __future__ import annotations
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor
 
 from core.dictionaries import Dictionary
+from core.dictionaries.transform import scaled
 from core.training.buffer import generator_of
 from core.training.kinds import Kind, Pass, kind_of
 from core.training.settings import TrainingSettings
@@ -215,14 +215,13 @@ class Learner:
     @torch.no_grad()
     def dictionary(self) -> Dictionary:
         """The dictionary as it is now, in the units of the activations."""
-        weights, scale = self.weights, float(self.state["scale"])
-        activation, encoder_bias = self.kind.activation(weights, self.state, scale)
-        bias = weights.bias / scale
-        return Dictionary(
+        weights = self.weights
+        as_trained = Dictionary(
             encoder=weights.encoder.clone(),
-            encoder_bias=encoder_bias / scale,
+            encoder_bias=weights.encoder_bias,
             decoder=weights.decoder.clone(),
-            bias=bias,
-            input_bias=bias.clone() if self.kind.centred else torch.zeros_like(bias),
-            activation=activation,
+            bias=weights.bias,
+            input_bias=weights.bias if self.kind.centred else torch.zeros_like(weights.bias),
+            activation=self.kind.activation(weights, self.state),
         )
+        return scaled(as_trained, 1 / float(self.state["scale"]))
