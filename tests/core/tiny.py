@@ -33,14 +33,14 @@ _SIZES: dict[str, Any] = {
 }
 # Heads grouped in pairs, and wider in all than the stream.
 _GROUPED: dict[str, Any] = _SIZES | {"num_key_value_heads": 2, "head_dim": 4}
-# One layer sees three tokens, the other all.
-_SLIDING = {"sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}
+# One layer sees four tokens, the other all.
+_SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": _SIZES | {"model_type": "gpt_neox", "use_parallel_residual": True},
     "gpt_neox_sequential": _SIZES | {"model_type": "gpt_neox", "use_parallel_residual": False},
     "gpt2": _SIZES | {"model_type": "gpt2"},
     "llama": _GROUPED | {"model_type": "llama"},
-    "mistral": _GROUPED | {"model_type": "mistral", "sliding_window": 3},
+    "mistral": _GROUPED | {"model_type": "mistral", "sliding_window": 4},
     "qwen2": _GROUPED
     | {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1}
     | _SLIDING,
