@@ -1,0 +1,256 @@
+"""Ablated runs, faithfulness and completeness, against runs hooked by hand."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.circuit import find_circuit
+from core.dictionaries import Dictionary
+from core.evaluate import Evaluation, Evaluator, evaluate_circuit
+from core.inputs import Inputs
+from core.models import LanguageModel
+from core.types import ERROR, Circuit, Node
+from tests.core.reference import Reference
+from tests.core.tiny import (
+    N_FEATURES,
+    VARIANTS,
+    make_model,
+    make_pairs,
+    make_single,
+    random_dictionaries,
+    random_tokens,
+    rounding,
+)
+
+ABLATIONS = ("mean", "zero", "resample")
+
+
+def all_nodes(model: LanguageModel) -> list[Node]:
+    """Every feature and error of a model with `random_dictionaries`."""
+    return [
+        Node(name, feature, None, 1.0)
+        for name in model.submodules
+        for feature in [*range(N_FEATURES), ERROR]
+    ]
+
+
+def some_nodes(model: LanguageModel) -> list[Node]:
+    """About half of them, in no pattern."""
+    return [node for i, node in enumerate(all_nodes(model)) if (i * i) % 7 < 3]
+
+
+def evaluate(nodes: Any, inputs: Inputs, family: str = "gpt_neox", **options: Any) -> Evaluation:
+    model = make_model(family)
+    return evaluate_circuit(model, random_dictionaries(model), nodes, inputs, **options)
+
+
+def by_hand(
+    model: LanguageModel,
+    dictionaries: dict[str, Dictionary],
+    inputs: Inputs,
+    nodes: list[Node],
+    ablation: str,
+) -> float:
+    """The mean metric with all nodes but `nodes` ablated, every submodule but embed hooked."""
+    reference = Reference(model)
+    tokens = inputs.clean if inputs.patch is None else inputs.patch
+    with torch.no_grad():
+        patch = reference.run_tokens(tokens, inputs, {}).values
+
+    def ablated(name: str) -> tuple[Tensor, Tensor]:
+        features = dictionaries[name].encode(patch[name])
+        error = patch[name] - dictionaries[name].decode(features)
+        if ablation == "zero":
+            return torch.zeros_like(features), torch.zeros_like(error)
+        return features.mean(0, keepdim=True), error.mean(0, keepdim=True)
+
+    def hook(name: str) -> Any:
+        dictionary, (features_off, error_off) = dictionaries[name], ablated(name)
+        kept = {node.feature for node in nodes if node.submodule == name}
+        keep = torch.tensor([float(i in kept) for i in range(N_FEATURES)], dtype=torch.float64)
+
+        def change(x: Tensor) -> Tensor:
+            features = dictionary.encode(x)
+            error = x - dictionary.decode(features) if ERROR in kept else error_off
+            return dictionary.decode(features * keep + features_off * (1 - keep)) + error
+
+        return change
+
+    names = [name for name in dictionaries if name != "embed"]
+    with torch.no_grad():
+        return float(reference.run(inputs, {name: hook(name) for name in names}).metric.mean())
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+@pytest.mark.parametrize(("family", "attn_input"), VARIANTS)
+def test_circuit_and_complement_are_what_hooks_on_the_model_give(
+    family: str, attn_input: bool, ablation: str
+) -> None:
+    model = make_model(family, attn_input)
+    inputs = make_single() if attn_input else make_pairs()
+    dictionaries, nodes = random_dictionaries(model), some_nodes(model)
+    rest = [node for node in all_nodes(model) if node not in nodes]
+    found = Evaluator(model, dictionaries, inputs, ablation=ablation).evaluate(nodes)
+    tolerance = rounding(family)
+    for ours, kept in (
+        (found.m_circuit, nodes),
+        (found.m_complement, rest),
+        (found.m_empty, []),
+        (found.m_full, all_nodes(model)),
+    ):
+        hooked = by_hand(model, dictionaries, inputs, kept, ablation)
+        assert ours == pytest.approx(hooked, abs=tolerance)
+    span = found.m_full - found.m_empty
+    assert found.faithfulness == pytest.approx((found.m_circuit - found.m_empty) / span)
+    assert found.completeness == pytest.approx((found.m_complement - found.m_empty) / span)
+
+
+@pytest.mark.parametrize("make", [make_pairs, make_single])
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_all_nodes_are_faithful_and_none_are_not(ablation: str, make: Any) -> None:
+    model = make_model("gpt_neox")
+    whole = evaluate(all_nodes(model), make(), ablation=ablation)
+    assert (whole.faithfulness, whole.completeness) == pytest.approx((1, 0), abs=1e-10)
+    none = evaluate([], make(), ablation=ablation)
+    assert (none.faithfulness, none.completeness) == pytest.approx((0, 1), abs=1e-10)
+    assert whole.m_full == none.m_full
+    assert whole.m_empty == none.m_empty
+
+
+def test_a_circuit_found_is_evaluated_as_its_nodes_are() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs()
+    circuit = find_circuit(
+        model, random_dictionaries(model), inputs, node_threshold=0.2, edge_threshold=0.1
+    )
+    assert isinstance(circuit, Circuit)
+    assert evaluate(circuit, inputs) == evaluate(list(circuit.nodes), inputs)
+
+
+@pytest.mark.parametrize(
+    ("policy", "stays"),
+    [
+        ("drop", lambda node: not node.is_error),
+        ("drop_but_resid", lambda node: not node.is_error or node.submodule.startswith("resid")),
+    ],
+)
+def test_dropping_errors_is_leaving_them_out_of_the_circuit(policy: str, stays: Any) -> None:
+    nodes = some_nodes(make_model("gpt_neox"))
+    dropped = evaluate(nodes, make_pairs(), errors=policy)
+    assert dropped == evaluate([node for node in nodes if stays(node)], make_pairs())
+    assert dropped.n_nodes < len(nodes)
+
+
+def test_errors_kept_or_removed_are_so_in_the_circuit_and_its_complement() -> None:
+    model = make_model("gpt_neox")
+    features = [node for node in some_nodes(model) if not node.is_error]
+    errors = [node for node in all_nodes(model) if node.is_error]
+    plain, with_errors = evaluate(features, make_pairs()), evaluate(features + errors, make_pairs())
+    kept = evaluate(some_nodes(model), make_pairs(), errors="keep")
+    removed = evaluate(some_nodes(model), make_pairs(), errors="remove")
+    # A complement holds the errors that its circuit does not.
+    assert (kept.m_circuit, kept.m_complement) == pytest.approx(
+        (with_errors.m_circuit, plain.m_complement), abs=1e-12
+    )
+    assert (removed.m_circuit, removed.m_complement) == pytest.approx(
+        (plain.m_circuit, with_errors.m_complement), abs=1e-12
+    )
+
+
+def test_layers_before_the_start_are_left_alone() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs()
+    late = [node for node in some_nodes(model) if node.submodule.endswith("1")]
+    early = [n for n in all_nodes(model) if n.submodule.endswith("0") or n.submodule == "embed"]
+    found = evaluate(late, inputs, start_layer=1)
+    assert found.n_nodes == len(late)
+    assert found == evaluate(late + early, inputs, start_layer=1)
+    # Keeping every early node, error included, is leaving its layer alone.
+    everywhere = evaluate(late + early, inputs)
+    assert found.m_circuit == pytest.approx(everywhere.m_circuit, abs=1e-12)
+
+
+def test_the_embedding_is_never_ablated_nor_counted() -> None:
+    model = make_model("gpt_neox")
+    nodes = some_nodes(model)
+    rest = [node for node in nodes if node.submodule != "embed"]
+    assert evaluate(nodes, make_pairs()) == evaluate(rest, make_pairs())
+    assert evaluate(nodes, make_pairs()).n_nodes == len(rest)
+
+
+def test_nodes_by_position_at_every_position_are_nodes_of_all_positions() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs()
+    nodes = some_nodes(model)
+    apart = [node._replace(pos=pos) for node in nodes for pos in range(5)]
+    ours, theirs = evaluate(apart, inputs), evaluate(nodes, inputs)
+    assert ours.m_circuit == pytest.approx(theirs.m_circuit, abs=1e-12)
+    assert ours.m_complement == pytest.approx(theirs.m_complement, abs=1e-12)
+    assert ours.n_nodes == 5 * theirs.n_nodes
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_padding_and_its_side_do_not_matter(ablation: str) -> None:
+    tokens, answers = random_tokens(3, 5, 1), random_tokens(1, 3, 3)[0]
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = False
+    right = Inputs.single(tokens, answers, mask)
+    shifted = tokens.clone()
+    shifted[1] = tokens[1].roll(2)
+    left = Inputs.single(shifted, answers, mask.flip(1))
+    wide = Inputs.single(
+        torch.nn.functional.pad(tokens, (0, 2)), answers, torch.nn.functional.pad(mask, (0, 2))
+    )
+    nodes = some_nodes(make_model("gpt_neox"))
+    expected = evaluate(nodes, right, ablation=ablation)
+    for inputs in (left, wide):
+        found = evaluate(nodes, inputs, ablation=ablation)
+        assert found.m_circuit == pytest.approx(expected.m_circuit, abs=1e-10)
+        assert found.m_complement == pytest.approx(expected.m_complement, abs=1e-10)
+        assert found.m_empty == pytest.approx(expected.m_empty, abs=1e-10)
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_evaluations_do_not_depend_on_the_memory_they_were_given(ablation: str) -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs(4)
+    dictionaries, nodes = random_dictionaries(model), some_nodes(model)
+    found = [
+        Evaluator(model, dictionaries, inputs, ablation=ablation, budget_bytes=budget).evaluate(
+            nodes
+        )
+        for budget in (24 * 1024, 2 << 30)
+    ]
+    assert found[0].m_circuit == pytest.approx(found[1].m_circuit, abs=1e-12)
+    assert found[0].m_empty == pytest.approx(found[1].m_empty, abs=1e-12)
+
+
+def test_ablation_values_may_come_from_other_inputs() -> None:
+    model, dictionaries = make_model("gpt_neox"), random_dictionaries(make_model("gpt_neox"))
+    inputs, others = make_pairs(3), make_pairs(4)
+    found = Evaluator(model, dictionaries, inputs, values_from=others)
+    with torch.no_grad():
+        assert others.patch is not None
+        patch = model.record(others.patch).outputs
+    base = found.values["mlp_0"].base
+    torch.testing.assert_close(base, patch["mlp_0"].mean(0), rtol=0, atol=1e-12)
+    assert found.m_full == Evaluator(model, dictionaries, inputs).m_full
+    assert found.m_empty != pytest.approx(Evaluator(model, dictionaries, inputs).m_empty)
+
+
+def test_where_ablation_changes_nothing_there_is_nothing_to_explain() -> None:
+    model = make_model("gpt_neox")
+    one = make_single(1)  # the mean over one example is that example
+    found = evaluate(some_nodes(model), one, ablation="mean")
+    assert found.m_empty == pytest.approx(found.m_full, abs=1e-10)
+    assert found.faithfulness != found.faithfulness  # NaN
+    assert found.completeness != found.completeness
+
+
+def test_resampling_is_the_same_for_a_seed() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs(5)
+    dictionaries = random_dictionaries(model)
+
+    def empty(seed: int) -> float:
+        return Evaluator(model, dictionaries, inputs, ablation="resample", seed=seed).m_empty
+
+    assert empty(1) == empty(1)
+    assert len({empty(seed) for seed in range(8)}) > 1
