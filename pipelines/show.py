@@ -1,0 +1,92 @@
+"""A circuit on the terminal: `python -m pipelines.show EXPERIMENT.yaml [CIRCUIT ...]`.
+
+CIRCUIT is a cluster (``k00003``) or an agreement structure (``simple``). Without one, the circuits
+that exist are listed. Nothing is computed: what is shown lies in the experiment's tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from assets.circuits import load_circuit
+from assets.settings import ExperimentError
+from assets.stage import Work
+from assets.store import ArtifactStore
+from pipelines.experiment import read_experiment
+
+_FOLDERS = ("circuits", "agreement")
+
+
+def folder_of(store: ArtifactStore, name: str) -> str:
+    """The folder of the store that holds the circuit `name`.
+
+    Raises:
+        ExperimentError: there is none; the message says which there are.
+    """
+    for folder in _FOLDERS:
+        if store.footer(f"{folder}/{name}/circuit") is not None:
+            return f"{folder}/{name}"
+    known = names_of(store)
+    raise ExperimentError(
+        f"there is no circuit '{name}' in {store.root}: "
+        + (f"there are {', '.join(known[:8])} and so on." if known else "run the experiment first.")
+    )
+
+
+def names_of(store: ArtifactStore) -> list[str]:
+    """Circuits that exist, clusters first."""
+    return [
+        path.parent.name
+        for folder in _FOLDERS
+        for path in sorted((store.root / folder).glob("*/circuit.parquet"))
+    ]
+
+
+def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> str:
+    """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
+    from core.describe import describe_circuit
+
+    folder = folder_of(store, name)
+    circuit = load_circuit(store, folder)
+    if circuit is None:
+        return f"{name} is empty: its cluster has no samples."
+    judged = f"circuit_evaluations/{name}"
+    if store.footer(judged) is not None:
+        rows = store.read(judged).to_pylist()
+        found = {key: rows[0][key] for key in ("faithfulness", "completeness")} if rows else {}
+        circuit = dataclasses.replace(circuit, settings={**circuit.settings, **found})
+    text = describe_circuit(circuit, max_nodes=max_nodes, max_edges=max_edges)
+    return f"{text}\n\npicture: {store.path(f'{folder}/circuit', '.svg')}"
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m pipelines.show", description=__doc__)
+    parser.add_argument("experiment", type=Path, help="a YAML file")
+    parser.add_argument("circuit", nargs="*", help="a cluster or a structure; none lists them")
+    parser.add_argument("--nodes", type=int, default=40, help="most nodes to print")
+    parser.add_argument("--edges", type=int, default=20, help="most edges to print")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; its exit code."""
+    options = _parse(arguments)
+    try:
+        store = Work.on(read_experiment(options.experiment)).store
+        shown = [
+            show(store, name, max_nodes=options.nodes, max_edges=options.edges)
+            for name in options.circuit
+        ]
+    except ExperimentError as error:
+        print(f"ExperimentError: {error}", file=sys.stderr)
+        return 1
+    print("\n\n".join(shown or [" ".join(names_of(store)) or "no circuits yet"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
