@@ -59,8 +59,12 @@ def load_model_of(experiment: Experiment) -> LanguageModel:
 def _load_model(
     source: str, revision: str | None, dtype: str, device: str, attn_input: bool, _identity: str
 ) -> LanguageModel:
+    from transformers.utils import logging
+
     from core.models import load_model
 
+    # One bar a file, in the middle of what stages say.
+    logging.disable_progress_bar()
     return load_model(source, revision=revision, dtype=dtype, device=device, attn_input=attn_input)
 
 

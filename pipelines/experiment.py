@@ -241,8 +241,9 @@ def _dictionary_problems(settings: Settings) -> Iterator[Problem]:
                 "dictionaries.warmup",
                 f"{dictionaries.warmup} steps of warm-up leave none of {dictionaries.steps}.",
             )
-        if dictionaries.n_features is not None and dictionaries.k > dictionaries.n_features:
-            yield "dictionaries.k", f"there are only {dictionaries.n_features} features."
+        n_features, k = dictionaries.n_features, dictionaries.k
+        if dictionaries.kind in ("topk", "batchtopk") and n_features is not None and k > n_features:
+            yield "dictionaries.k", f"there are only {n_features} features."
         return
     known = submodule_names(settings.model.n_layers)
     chosen = known if settings.submodules is None else settings.submodules

@@ -1,0 +1,161 @@
+"""Tables on disk: whole or absent, and knowing what they were made from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from assets.settings import ExperimentError
+from assets.store import ArtifactStore, Recipe, content_hash, digest, hash_place
+from assets.tables import TABLES
+
+ROWS = [
+    {"document": 0, "tokens": [1, 2, 3], "labels": ["a", "b", "a"]},
+    {"document": 1, "tokens": [], "labels": None},
+    {"document": 4, "tokens": [5], "labels": ["c"]},
+]
+RECIPE = Recipe("contexts", {"corpus": "abc"}, {"n_positions": 3}, "1")
+
+
+@pytest.fixture
+def table() -> pa.Table:
+    return TABLES["contexts"].build(ROWS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "artifacts")
+
+
+def test_a_table_comes_back_as_it_was_written(store: ArtifactStore, table: pa.Table) -> None:
+    store.write("contexts", table, RECIPE)
+    assert store.read("contexts").to_pylist() == ROWS
+
+
+def test_the_content_hash_survives_a_round_trip_and_slicing(
+    store: ArtifactStore, table: pa.Table
+) -> None:
+    content = store.write("contexts", table, RECIPE)
+    assert content_hash(store.read("contexts")) == content
+    longer = pa.concat_tables([TABLES["contexts"].build([ROWS[1]]), table])
+    assert content_hash(longer.slice(1)) == content
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "value"),
+    [(0, "tokens", [1, 2, 4]), (2, "labels", ["d"]), (1, "labels", []), (1, "document", 2)],
+)
+def test_every_value_counts_in_the_content_hash(row: int, column: str, value: Any) -> None:
+    rows = [dict(r) for r in ROWS]
+    rows[row][column] = value
+    build = TABLES["contexts"].build
+    assert content_hash(build(rows)) != content_hash(build(ROWS))
+
+
+def test_moving_an_item_to_the_next_row_changes_the_content_hash() -> None:
+    def hashed(first: list[int], second: list[int]) -> str:
+        return content_hash(pa.table({"tokens": [first, second]}))
+
+    assert hashed([1, 2], [3]) != hashed([1], [2, 3])
+
+
+def test_the_same_table_gives_the_same_bytes(store: ArtifactStore, table: pa.Table) -> None:
+    store.write("contexts", table, RECIPE)
+    first = store.path("contexts").read_bytes()
+    store.write("contexts", table, RECIPE)
+    assert store.path("contexts").read_bytes() == first
+
+
+def test_a_table_is_current_for_its_own_recipe_only(store: ArtifactStore, table: pa.Table) -> None:
+    assert not store.is_current("contexts", RECIPE)
+    store.write("contexts", table, RECIPE)
+    assert store.is_current("contexts", RECIPE)
+    others = [
+        Recipe("contexts", {"corpus": "abd"}, {"n_positions": 3}, "1"),
+        Recipe("contexts", {"corpus": "abc"}, {"n_positions": 4}, "1"),
+        Recipe("contexts", {"corpus": "abc"}, {"n_positions": 3}, "2"),
+    ]
+    assert not any(store.is_current("contexts", other) for other in others)
+
+
+def test_the_footer_says_what_it_was_made_from(store: ArtifactStore, table: pa.Table) -> None:
+    store.write("contexts", table, RECIPE, notes={"why": [1, "two"]})
+    notes = store.notes("contexts")
+    assert notes["inputs"] == {"corpus": "abc"}
+    assert notes["settings"] == {"n_positions": 3}
+    assert notes["why"] == [1, "two"]
+
+
+def test_a_table_of_the_wrong_columns_is_not_written(store: ArtifactStore) -> None:
+    with pytest.raises(KeyError):
+        store.write("contexts", pa.table({"document": [1]}), RECIPE)
+    assert not store.path("contexts").exists()
+
+
+def test_a_truncated_file_counts_as_not_there(store: ArtifactStore, table: pa.Table) -> None:
+    store.write("contexts", table, RECIPE)
+    path = store.path("contexts")
+    path.write_bytes(path.read_bytes()[:-20])
+    assert store.footer("contexts") is None
+    with pytest.raises(ExperimentError, match="materialize contexts first"):
+        store.read("contexts")
+
+
+def test_a_foreign_file_counts_as_not_there(store: ArtifactStore) -> None:
+    store.root.mkdir()
+    pq.write_table(pa.table({"document": [1]}), store.path("contexts"))
+    assert store.footer("contexts") is None
+
+
+def test_a_failed_write_leaves_the_old_table(
+    store: ArtifactStore, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("contexts", table, RECIPE)
+
+    def fail(_table: pa.Table, place: Path, **_options: Any) -> None:
+        place.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="disk full"):
+        store.write("contexts", table.slice(1), RECIPE)
+    assert store.read("contexts").num_rows == 3
+    assert not list(store.root.glob(".*"))
+
+
+def test_sweeping_removes_what_dead_writers_left_and_nothing_else(store: ArtifactStore) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    store.root.mkdir()
+    left = store.root / f".contexts.parquet.{dead.pid}.tmp"
+    held = store.root / f".contexts.parquet.{os.getpid()}.tmp"
+    for file in (left, held):
+        file.write_text("half")
+    store.sweep()
+    assert not left.exists()
+    assert held.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ExperimentError, match="nothing can be written"):
+        ArtifactStore(tmp_path / "file" / "artifacts").check_writable()
+
+
+def test_digests_do_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1}) != digest({"a": 2, "b": 1})
+
+
+def test_the_hash_of_a_place_follows_its_contents(tmp_path: Path) -> None:
+    (tmp_path / "one").write_text("1")
+    before = hash_place(str(tmp_path))
+    (tmp_path / "two").write_text("2")
+    assert hash_place(str(tmp_path)) != before
+    assert hash_place("some/hub-id") == "some/hub-id"

@@ -1,0 +1,162 @@
+"""The asset graph of an experiment, and how cheaply it loads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.settings import ExperimentError
+from pipelines.definitions import build_definitions
+from tests.tiny_experiment import write_experiment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+GRAPH = {
+    "contexts": ("corpus", set(), 0),
+    "activation_cache": ("corpus", {"contexts"}, 0),
+    "saes": ("dictionaries", {"activation_cache"}, 4),
+    "dictionary_set": ("dictionaries", {"contexts", "saes"}, 0),
+    "filtered_tokens": ("tokens", {"contexts"}, 0),
+    "cluster_vectors": ("clusters", {"filtered_tokens", "dictionary_set"}, 0),
+    "cluster_assignments": ("clusters", {"filtered_tokens", "cluster_vectors"}, 0),
+    "clusters": ("clusters", {"filtered_tokens", "cluster_assignments"}, 0),
+    "circuits": (
+        "circuits",
+        {"filtered_tokens", "cluster_assignments", "dictionary_set"},
+        3,
+    ),
+    "circuit_evaluations": ("evaluations", {"circuits", "dictionary_set"}, 3),
+    "evaluation_summary": ("evaluations", {"clusters", "circuits", "circuit_evaluations"}, 0),
+    "agreement_circuits": ("agreement", {"dictionary_set"}, 0),
+    "agreement_evaluations": ("agreement", {"dictionary_set", "agreement_circuits"}, 0),
+}
+BLOCKING = {"contexts", "activation_cache", "dictionary_set", "cluster_assignments"}
+
+
+@pytest.fixture
+def definitions(tmp_path: Path) -> dg.Definitions:
+    return build_definitions([write_experiment(tmp_path)])
+
+
+def _keys(definitions: dg.Definitions) -> set[str]:
+    return {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+
+
+def test_definitions_are_loadable(definitions: dg.Definitions) -> None:
+    dg.Definitions.validate_loadable(definitions)
+    assert len(_keys(definitions)) == len(GRAPH)
+
+
+def test_the_graph_is_this(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    found = {}
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        partitions = node.partitions_def
+        n_partitions = 0 if partitions is None else len(partitions.get_partition_keys())
+        deps = {parent.path[-1] for parent in node.parent_keys}
+        found[key.path[-1]] = ((node.group_name or "").removeprefix("tiny_"), deps, n_partitions)
+    assert found == GRAPH
+
+
+def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert len(node.description or "") > 30, key
+        assert node.owners, key
+        assert node.kinds, key
+        assert node.code_version, key
+
+
+def test_every_stage_has_a_check_and_the_right_ones_block(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    checks = {key.asset_key.path[-1]: graph.get(key) for key in graph.asset_check_keys}
+    assert checks.keys() == GRAPH.keys()
+    assert {name for name, check in checks.items() if check.blocking} == BLOCKING
+
+
+def test_imported_dictionaries_need_no_corpus_and_no_cache(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, dictionaries=None)
+    path.write_text(
+        path.read_text() + "dictionaries: {source: import, format: sfc, repository: r, path: p}\n"
+    )
+    graph = build_definitions([path]).resolve_asset_graph()
+    assert not graph.has(dg.AssetKey(["tiny", "activation_cache"]))
+    assert not graph.get(dg.AssetKey(["tiny", "saes"])).parent_keys
+
+
+def test_gradients_need_no_dictionaries_to_cluster(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path, clustering={"representation": "gradients"})
+    graph = build_definitions([path]).resolve_asset_graph()
+    parents = graph.get(dg.AssetKey(["tiny", "cluster_vectors"])).parent_keys
+    assert parents == {dg.AssetKey(["tiny", "filtered_tokens"])}
+
+
+def test_experiments_stand_side_by_side(tmp_path: Path) -> None:
+    paths = [write_experiment(tmp_path, name) for name in ("one", "two-b")]
+    definitions = build_definitions(paths)
+    dg.Definitions.validate_loadable(definitions)
+    keys = _keys(definitions)
+    assert {"one/circuits", "two-b/circuits"} <= keys
+    assert len(keys) == 2 * len(GRAPH)
+
+
+def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    paths = [write_experiment(tmp_path), write_experiment(tmp_path / "other")]
+    with pytest.raises(ExperimentError, match="2 experiments are called tiny"):
+        build_definitions(paths)
+
+
+def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
+    graph = build_definitions([write_experiment(tmp_path, **changed)]).resolve_asset_graph()
+    return {key.path[-1]: graph.get(key).code_version for key in graph.get_all_asset_keys()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "concerned"),
+    [
+        ({"circuits": {"node_threshold": 0.5}}, {"circuits"}),
+        ({"filter": {"max_loss": 7.0}}, {"filtered_tokens"}),
+        ({"dictionaries": {"seed": 1}}, {"saes"}),
+        ({"dictionaries": {"cache_gb": 3.0}}, set()),
+        ({"evaluations": {"min_faithfulness": 0.9}}, set()),
+        ({"agreement": {"n_test": 5}}, {"agreement_evaluations"}),
+    ],
+)
+def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(
+    tmp_path: Path, changed: dict[str, Any], concerned: set[str]
+) -> None:
+    before, after = _versions(tmp_path), _versions(tmp_path, **changed)
+    assert {name for name in before if before[name] != after[name]} == concerned
+
+
+def test_definitions_load_without_torch_in_under_three_seconds_of_work() -> None:
+    code = (
+        "import sys, time; import pipelines.definitions as d; "
+        "d.defs.resolve_asset_graph(); "
+        "heavy = [m for m in ('torch', 'transformers', 'sklearn', 'pandas') if m in sys.modules]; "
+        "print(heavy, time.process_time())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    heavy, seconds = done.stdout.rsplit(" ", 1)
+    assert heavy == "[]"
+    # Time of this process alone: other work on the machine does not count.
+    assert float(seconds) < 3
+
+
+def test_our_packages_are_the_ones_of_this_checkout() -> None:
+    import assets
+    import core
+    import pipelines
+
+    for package in (assets, core, pipelines):
+        assert Path(package.__file__ or "").parents[1] == ROOT

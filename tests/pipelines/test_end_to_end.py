@@ -1,0 +1,241 @@
+"""All stages of an experiment, run for real through Dagster."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.circuits import load_circuit
+from assets.settings import Experiment, ExperimentError
+from assets.stage import Work
+from core.errors import InputError, ModelError
+from pipelines.definitions import stages_of
+from pipelines.experiment import read_experiment
+from pipelines.report import report
+from pipelines.run import run_experiment
+from tests.tiny_experiment import tiny_experiment, write_experiment, write_model
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInstance) -> Experiment:
+    """The tiny experiment, run once."""
+    experiment = tiny_experiment(tmp_path_factory.mktemp("tiny"))
+    took = list(run_experiment(experiment, instance))
+    assert [step.stage for step in took] == [stage.name for stage in stages_of(experiment)]
+    assert all(step.peak_mib > 10 for step in took)
+    return experiment
+
+
+def _times(experiment: Experiment) -> dict[str, int]:
+    """When each file of the store was last written."""
+    files = experiment.artifacts.rglob("*.parquet")
+    return {str(p.relative_to(experiment.artifacts)): p.stat().st_mtime_ns for p in files}
+
+
+def _changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
+    """The stages whose tables were written again."""
+    return {name.split("/")[0].split(".")[0] for name in after if after[name] != before.get(name)}
+
+
+def test_every_stage_is_materialized_and_seen_by_dagster(
+    finished: Experiment, instance: dg.DagsterInstance
+) -> None:
+    for stage in stages_of(finished):
+        key = dg.AssetKey(["tiny", stage.name])
+        assert instance.get_latest_materialization_event(key) is not None, stage.name
+
+
+def test_every_partition_is_materialized_with_its_own_metadata(
+    finished: Experiment, instance: dg.DagsterInstance
+) -> None:
+    key = dg.AssetKey(["tiny", "circuits"])
+    assert instance.get_materialized_partitions(key) == set(finished.clusters)
+    event = instance.get_latest_materialization_event(key)
+    assert event is not None
+    materialization = event.asset_materialization
+    assert materialization is not None
+    assert {"nodes", "dagster/row_count", "settings"} <= materialization.metadata.keys()
+
+
+def test_checks_are_evaluated_with_their_stage(
+    finished: Experiment, instance: dg.DagsterInstance
+) -> None:
+    key = dg.AssetCheckKey(dg.AssetKey(["tiny", "dictionary_set"]), "set_is_usable")
+    found = instance.event_log_storage.get_asset_check_execution_history(key, limit=1)
+    assert found, "the blocking check of the dictionaries ran"
+
+
+def test_a_circuit_names_where_it_comes_from(finished: Experiment) -> None:
+    work = Work.on(finished)
+    circuit = load_circuit(work.store, "circuits/k00000")
+    assert circuit is not None
+    assert circuit.nodes
+    made_from = circuit.settings["made_from"]
+    assert isinstance(made_from, dict)
+    assert made_from["dictionary_set"] == work.store.content("dictionary_set")
+    assert made_from["cluster_assignments"] == work.store.content("cluster_assignments")
+    assert circuit.settings["model"] == "./model"
+    assert circuit.settings["node_threshold"] == 0.01
+
+
+def test_an_empty_cluster_has_an_empty_circuit(finished: Experiment) -> None:
+    # Three clusters were asked for, so a fourth partition would be one too many.
+    assert finished.clusters == ["k00000", "k00001", "k00002"]
+    work = Work.on(finished)
+    sizes = work.store.read("clusters")["size"].to_pylist()
+    for cluster in finished.clusters[len(sizes) :]:
+        assert load_circuit(work.store, f"circuits/{cluster}") is None
+
+
+def test_circuits_are_judged_on_examples_kept_back(finished: Experiment) -> None:
+    store = Work.on(finished).store
+    rows = store.read("circuits/k00000/examples").to_pylist()
+    assert not any(row["found"] and row["evaluated"] for row in rows)
+    assert store.read("circuit_evaluations/k00000")["held_out"].to_pylist() == [True]
+
+
+def test_a_second_run_does_nothing_again(
+    finished: Experiment, instance: dg.DagsterInstance
+) -> None:
+    before = _times(finished)
+    list(run_experiment(finished, instance))
+    assert _times(finished) == before
+
+
+def test_a_changed_setting_redoes_only_what_depends_on_it(
+    finished: Experiment, instance: dg.DagsterInstance
+) -> None:
+    before = _times(finished)
+    path = write_experiment(finished.path.parent, circuits={"node_threshold": 0.02})
+    try:
+        list(run_experiment(read_experiment(path), instance))
+    finally:
+        write_experiment(finished.path.parent)
+    changed = _changed(before, _times(finished))
+    assert "circuits" in changed
+    assert changed <= {"circuits", "circuit_evaluations", "evaluation_summary"}
+    list(run_experiment(finished, instance))
+
+
+def test_the_report_fits_a_terminal_and_names_what_was_found(finished: Experiment) -> None:
+    text = report(Work.on(finished))
+    places = text.index("Where to look")
+    told = [line for line in text[:places].splitlines() if not line.strip().startswith("/")]
+    assert max(map(len, told)) <= 100
+    for part in ("dictionaries of 32 features", "clusters of 24", "Faithfulness", "simple"):
+        assert part in text
+    assert re.search(r"k0000\d .*\[", text), "an example with its answer in brackets"
+
+
+# -- what cannot work ------------------------------------------------------------------------------
+
+
+def _run(experiment: Experiment) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        list(run_experiment(experiment, instance))
+
+
+def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, model={"source": "./artifacts"})
+    (tmp_path / "artifacts").mkdir()
+    with pytest.raises(ModelError, match="no model folder"):
+        _run(experiment)
+
+
+def test_without_a_network_a_hub_id_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    experiment = tiny_experiment(tmp_path, model={"source": "nobody/nothing-at-all"})
+    with pytest.raises(ModelError, match="give the folder"):
+        _run(experiment)
+
+
+def test_a_corpus_without_text_is_refused(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, corpus={"labels_column": None})
+    (tmp_path / "corpus.jsonl").write_text('{"text": "  "}\n')
+    with pytest.raises(InputError, match="no text"):
+        _run(experiment)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, model={"device": "cuda:77"})
+    with pytest.raises(InputError, match="cuda:77"):
+        _run(experiment)
+
+
+def test_a_wrong_number_of_layers_is_refused(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path)
+    write_model(tmp_path / "model", n_layers=3)
+    with pytest.raises(ExperimentError, match="has 3 layers"):
+        _run(experiment)
+
+
+def test_a_read_only_artifacts_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    experiment = tiny_experiment(tmp_path, artifacts="./file/artifacts")
+    with pytest.raises(ExperimentError, match="nothing can be written"):
+        _run(experiment)
+
+
+def test_a_useless_dictionary_stops_everything_after_it(tmp_path: Path) -> None:
+    # One step with a tiny rate leaves the dictionaries as they were drawn: worse than the mean.
+    experiment = tiny_experiment(
+        tmp_path, dictionaries={"steps": 1, "warmup": 0, "lr": 1e-9, "l1": 0.0, "n_features": 2}
+    )
+    with pytest.raises(ExperimentError, match="set_is_usable"):
+        _run(experiment)
+    assert not (experiment.artifacts / "cluster_vectors.parquet").exists()
+
+
+def test_a_file_changed_under_a_running_job_changes_nothing_in_it(
+    tmp_path: Path,
+) -> None:
+    experiment = tiny_experiment(tmp_path, agreement=None)
+    with dg.DagsterInstance.ephemeral() as instance:
+        steps = run_experiment(experiment, instance)
+        next(steps)
+        write_experiment(tmp_path, agreement=None, circuits={"node_threshold": 5.0})
+        list(steps)
+    settings = Work.on(experiment).store.notes("circuits/k00000/circuit")["settings"]
+    assert settings["node_threshold"] == 0.01
+
+
+@pytest.mark.weights
+@pytest.mark.skipif(not (SHARED / "models/stories260K").is_dir(), reason="no shared models")
+def test_a_real_llama_gives_circuits(tmp_path: Path) -> None:
+    experiment = tiny_experiment(
+        tmp_path,
+        model={"source": str(SHARED / "models/stories260K"), "n_layers": 5},
+        corpus={
+            "source": str(SHARED / "text/tinystories.txt"),
+            "separator": "<|endoftext|>",
+            "labels_column": None,
+            "n_documents": 60,
+            "n_positions": 32,
+            "bos": True,
+        },
+        submodules=["embed", "mlp_1", "resid_2", "resid_4"],
+        dictionaries={"n_features": 128, "batch": 256, "lr": 0.005, "steps": 60},
+        filter={"max_loss": 0.3, "n_samples": 40},
+        clustering={"k": 6, "max_clusters": 2},
+        agreement=None,
+    )
+    _run(experiment)
+    rows = Work.on(experiment).store.read("evaluation_summary").to_pylist()
+    assert len(rows) == 2
+    assert all(row["n_nodes"] > 0 and row["m_empty"] > row["m_full"] for row in rows)

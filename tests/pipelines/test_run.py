@@ -1,0 +1,70 @@
+"""The command: what it prints when it cannot work, and its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipelines import run
+from tests.tiny_experiment import tiny_experiment, write_experiment
+
+
+@pytest.fixture(autouse=True)
+def _own_instance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    home = tmp_path / "dagster"
+    home.mkdir()
+    monkeypatch.setenv("DAGSTER_HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_bad_file_is_told_in_a_few_lines_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_experiment(tmp_path, model={"layers": 2})
+    assert run.main([str(path)]) == 1
+    error = capsys.readouterr().err
+    assert "did you mean n_layers?" in error
+    assert "Traceback" not in error
+
+
+def test_missing_places_stop_it_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run.main([str(write_experiment(tmp_path))]) == 1
+    assert "model.source" in capsys.readouterr().err
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_an_error_inside_a_stage_is_told_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_experiment(tmp_path, corpus={"text_column": "body"})
+    assert run.main([str(experiment.path)]) == 1
+    told = capsys.readouterr()
+    assert "InputError" in told.err
+    assert "no column 'body'" in told.err
+    assert "Traceback" not in told.err + told.out
+
+
+def test_another_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = tiny_experiment(tmp_path)
+
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(run, "run_experiment", fail)
+    with pytest.raises(ZeroDivisionError):
+        run.main([str(experiment.path)])
+
+
+def test_a_partitioned_stage_is_run_over_all_its_partitions(tmp_path: Path) -> None:
+    from assets.dictionaries import SAES
+    from pipelines.experiment import read_experiment
+
+    experiment = read_experiment(write_experiment(tmp_path))
+    tags = run._partition_range(SAES, experiment)
+    assert list(tags.values()) == ["embed", "resid_1"]
+    assert all(tag.startswith("dagster/") for tag in tags)
+    assert isinstance(SAES.partitions(experiment), dg.StaticPartitionsDefinition)
