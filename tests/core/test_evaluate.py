@@ -14,6 +14,7 @@ from core.models import LanguageModel
 from core.types import ERROR, Circuit, Node
 from tests.core.reference import Reference
 from tests.core.tiny import (
+    KINDS,
     N_FEATURES,
     VARIANTS,
     make_model,
@@ -105,6 +106,25 @@ def test_circuit_and_complement_are_what_hooks_on_the_model_give(
     span = found.m_full - found.m_empty
     assert found.faithfulness == pytest.approx((found.m_circuit - found.m_empty) / span)
     assert found.completeness == pytest.approx((found.m_complement - found.m_empty) / span)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_dictionaries_of_every_kind_are_ablated_as_hooks_do_it(kind: str, ablation: str) -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs()
+    dictionaries = random_dictionaries(model, kind=kind)
+    nodes = [node for node in some_nodes(model) if node.submodule != "mlp_1" or not node.is_error]
+    found = Evaluator(model, dictionaries, inputs, ablation=ablation).evaluate(nodes)
+    hooked = by_hand(model, dictionaries, inputs, nodes, ablation)
+    assert found.m_circuit == pytest.approx(hooked, abs=1e-10)
+
+
+def test_resampling_two_examples_gives_each_the_others_patch() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs(2)
+    assert inputs.patch is not None
+    swapped = Reference(model).run_tokens(inputs.patch.flip(0), inputs, {}).metric.mean()
+    found = evaluate([], inputs, ablation="resample")
+    assert found.m_empty == pytest.approx(float(swapped), abs=1e-12)
 
 
 @pytest.mark.parametrize("make", [make_pairs, make_single])
