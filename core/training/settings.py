@@ -41,16 +41,16 @@ class TrainingSettings:
 
     kind: KindName = "relu"
     n_features: int = 1024
-    n_steps: int = 1500
-    batch_size: int = 2048
-    learning_rate: float = 1e-3
-    sparsity: float = 0.05
+    n_steps: int = 1000
+    batch_size: int = 1024
+    learning_rate: float = 2e-3
+    sparsity: float = 0.13
     k: int = 32
     warmup_steps: int = 100
-    decay_steps: int = 300
+    decay_steps: int = 200
     sparsity_warmup_steps: int = 100
-    resample_every: int = 500
-    dead_after: int = 250
+    resample_every: int = 250
+    dead_after: int = 125
     buffer_bytes: int = 1 << 30
     checkpoint_every: int = 250
     seed: int = 0

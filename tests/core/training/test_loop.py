@@ -111,7 +111,7 @@ def test_a_finished_training_is_read_and_nothing_else_is_done(tmp_path):
     assert source.n_loaded == 0
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 2e-3}, {"seed": 1}, {"n_steps": 30}])
+@pytest.mark.parametrize("change", [{"learning_rate": 3e-3}, {"seed": 1}, {"n_steps": 30}])
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change):
     source = sparse_mixtures(1024)
     train_dictionaries(source, SHORT, checkpoint=tmp_path)
