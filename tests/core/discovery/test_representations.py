@@ -142,21 +142,21 @@ def test_chosen_submodules_come_in_causal_order() -> None:
 
 
 def ablated_by_hand(
-    model: LanguageModel, samples: list[Sample], name: str, neurons: list[int]
-) -> np.ndarray:
+    model: LanguageModel, samples: list[Sample], neurons: list[int]
+) -> dict[str, np.ndarray]:
     """Change of -log P(answer) with one neuron set to zero at the last position, each in turn."""
-    rows = []
-    for batch in batches(samples, batch_tokens=1, max_positions=model.max_positions):
+    changes: dict[str, list[np.ndarray]] = {name: [] for name in model.submodules}
+    for sample in samples:
+        (batch,) = batches([sample], batch_tokens=1, max_positions=model.max_positions)
         runs = batch.record(model)
-        value = runs.recording.outputs[name].expand(len(neurons), -1, -1).clone()
-        value[range(len(neurons)), -1, neurons] = 0
         copies = runs.select(torch.zeros(len(neurons), dtype=torch.long))
         with torch.no_grad():
-            change = copies.metric_with(name, value) - copies.finish(
-                copies.recording.stream_before(0), 0
-            )
-        rows.append((int(batch.rows), change.numpy()))
-    return np.stack([change for _, change in sorted(rows, key=lambda row: row[0])])
+            clean = runs.finish(runs.recording.stream_before(0), 0)
+            for name in model.submodules:
+                value = copies.recording.outputs[name].clone()
+                value[range(len(neurons)), -1, neurons] = 0
+                changes[name].append((copies.metric_with(name, value) - clean).numpy())
+    return {name: np.stack(rows) for name, rows in changes.items()}
 
 
 @pytest.mark.weights
@@ -168,11 +168,10 @@ def test_linear_effects_agree_with_ablating_by_hand_at_every_submodule() -> None
     contexts = [(i, tokenizer(story.strip()).input_ids[:40]) for i, story in enumerate(stories)]
     samples = filter_tokens(model, contexts, max_per_document=1, n_samples=20).samples
     neurons = list(range(0, 64, 8))
+    exact = ablated_by_hand(model, samples, neurons)
     effects = represent(model, {}, samples, kind="linear_effects", reduction="last")
-    found = dict(zip(model.submodules, np.split(effects, len(model.submodules), 1), strict=True))
-    for name in model.submodules:
-        exact = ablated_by_hand(model, samples, name, neurons)
-        correlation = np.corrcoef(found[name][:, neurons].ravel(), exact.ravel())[0, 1]
+    for name, found in zip(exact, np.split(effects, len(exact), 1), strict=True):
+        correlation = np.corrcoef(found[:, neurons].ravel(), exact[name].ravel())[0, 1]
         assert correlation > 0.8, (name, correlation)
 
 
