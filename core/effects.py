@@ -12,7 +12,7 @@ Each submodule is encoded once, and only features that change are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -304,6 +304,15 @@ def _check(model: LanguageModel, dictionaries: Mapping[str, Dictionary], estimat
     check_widths(dictionaries, model.width)
 
 
+def _check_finite(recording: Recording, names: Iterable[str], side: str) -> None:
+    for name in names:
+        if not bool(torch.isfinite(recording.outputs[name][recording.mask]).all()):
+            raise NotFinite(
+                f"activations of the {side} inputs hold NaN or infinity at '{name}': no effect "
+                "computed from them would mean anything. Run the model in a wider dtype."
+            )
+
+
 @dataclass(frozen=True)
 class Effects(NodeEffects):
     """`NodeEffects` with the clean run they start from, which edges need too."""
@@ -349,6 +358,9 @@ def node_effects(
     clean = model.record(inputs.clean, inputs.mask)
     runs = Resumed(model, clean, inputs.metric, inputs.last)
     patch = None if inputs.patch is None else model.record(inputs.patch, inputs.mask)
+    for side, recording in (("clean", clean), ("patch", patch)):
+        if recording is not None:
+            _check_finite(recording, dictionaries, side)
     metric_clean = _clean_metric(runs, passes)
     if not bool(torch.isfinite(metric_clean).all()):
         raise NotFinite(

@@ -10,6 +10,7 @@ over examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ import torch
 from core.ablate import Edit, Part, ablation_values, keep_edit, parts_of, run_edited
 from core.circuit import examples_per_batch
 from core.dictionaries import Dictionary, check_widths
-from core.errors import InputError
+from core.errors import InputError, MissingSubmodule, NotFinite, ShapeMismatch
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel
 from core.types import Circuit, Node, Submodule
@@ -46,6 +47,24 @@ class Evaluation:
     completeness: float
 
 
+def _check_source(inputs: Inputs, source: Inputs, ablation: str) -> None:
+    """Raise `ShapeMismatch` if ablation values from `source` cannot stand in `inputs`."""
+    if ablation == "resample" and source.clean.shape != inputs.clean.shape:
+        raise ShapeMismatch(
+            f"resample ablation gives each example the values of another, but there are "
+            f"{tuple(inputs.clean.shape)} tokens and values from {tuple(source.clean.shape)}."
+        )
+    by_position = ablation == "mean" and bool(source.mask.all())
+    if by_position and (
+        source.clean.shape[1] != inputs.clean.shape[1] or not bool(inputs.mask.all())
+    ):
+        raise ShapeMismatch(
+            f"values from inputs that all have {source.clean.shape[1]} tokens are means at each "
+            f"position, but the inputs evaluated have up to {inputs.clean.shape[1]}: take the "
+            "values from inputs of the same length, or ablate to zero."
+        )
+
+
 class Evaluator:
     """Evaluates many circuits on the same inputs; what does not depend on the circuit runs once.
 
@@ -62,7 +81,9 @@ class Evaluator:
 
     Raises:
         InputError: unknown ablation or policy, or a start layer the model does not have.
+        ShapeMismatch: values are taken from inputs of another shape.
         WidthMismatch, MissingSubmodule: a dictionary does not fit the model.
+        NotFinite: the metric is NaN or infinite.
     """
 
     def __init__(
@@ -87,7 +108,10 @@ class Evaluator:
             )
         check_widths(dictionaries, model.width)
         check_answers(inputs, model.n_vocab)
+        source = inputs if values_from is None else values_from
+        _check_source(inputs, source, ablation)
         self.model, self.errors = model, errors
+        self.n_features = {name: d.n_features for name, d in dictionaries.items()}
         self.dictionaries = {
             name: dictionary
             for name, dictionary in dictionaries.items()
@@ -98,12 +122,17 @@ class Evaluator:
                 "no dictionary sits at or after the start layer, so nothing can be ablated."
             )
         self.inputs = inputs.to(model.device)
-        source = self.inputs if values_from is None else values_from
         self.values = ablation_values(model, self.dictionaries, source, ablation, seed=seed)
         self.per_example = ablation == "resample"
         self.batch = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
         self.m_full = self._mean({})
         self.m_empty = self._mean(self._edits(self._parts(()), complement=False))
+        if not (math.isfinite(self.m_full) and math.isfinite(self.m_empty)):
+            raise NotFinite(
+                f"the metric is {self.m_full} for the whole model and {self.m_empty} with all "
+                "nodes ablated: NaN or infinity says nothing about a circuit. Check the answers "
+                "and the model's dtype."
+            )
 
     def _parts(self, nodes: Sequence[Node]) -> dict[str, Part]:
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
@@ -122,12 +151,39 @@ class Evaluator:
     def _counted(self, circuit: Circuit | Sequence[Node]) -> list[Node]:
         """The nodes that runs can keep: none that is never ablated, none that `errors` drops."""
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
+        self._check_nodes(nodes)
         return [
             node
             for node in nodes
             if node.submodule in self.dictionaries
             and not (node.is_error and self._drops_error(node.submodule))
         ]
+
+    def _check_nodes(self, nodes: Sequence[Node]) -> None:
+        """Raise if a node is not one of these dictionaries and inputs."""
+        n_pos = self.inputs.clean.shape[1]
+        for node in nodes:
+            width = self.n_features.get(node.submodule)
+            if width is None:
+                raise MissingSubmodule(
+                    f"the circuit has node {node.name}, but no dictionary sits at "
+                    f"'{node.submodule}': evaluate with the dictionaries it was found with."
+                )
+            if node.feature >= width:
+                raise InputError(
+                    f"the circuit has node {node.name}, but that dictionary has features 0 to "
+                    f"{width - 1}: the circuit was found with other dictionaries."
+                )
+            if node.pos is not None and node.pos >= n_pos:
+                raise InputError(
+                    f"the circuit has node {node.name} at position {node.pos}, but the inputs "
+                    f"have {n_pos} positions: evaluate on inputs of the circuit's length."
+                )
+        if any(node.pos is not None for node in nodes) and not bool(self.inputs.mask.all()):
+            raise ShapeMismatch(
+                "the circuit's nodes are by position, and these inputs are padded: positions "
+                "would not mean the same in each. Evaluate on inputs of one length."
+            )
 
     def _drops_error(self, name: str) -> bool:
         if self.errors == "drop_but_resid":
@@ -148,7 +204,12 @@ class Evaluator:
         return float(torch.cat(found).double().mean())
 
     def evaluate(self, circuit: Circuit | Sequence[Node]) -> Evaluation:
-        """Faithfulness and completeness of a circuit, or of a bare set of nodes."""
+        """Faithfulness and completeness of a circuit, or of a bare set of nodes.
+
+        Raises:
+            MissingSubmodule, InputError, ShapeMismatch: a node is none of these dictionaries, or
+                at no position of these inputs.
+        """
         nodes = self._counted(circuit)
         m_circuit = self._run(nodes, complement=False)
         m_complement = self._run(nodes, complement=True)

@@ -221,7 +221,8 @@ class LanguageModel:
         contexts: list[Mapping[str, Any]] = [{} for _ in self.layers]
         padded = {}
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-        if not bool(mask.all()):
+        # Causal attention never shows real tokens what is padded to their right: no mask is needed.
+        if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             padded = {"attention_mask": mask.long(), "position_ids": positions}
         with self._recording(kept, contexts):
             self.hf.base_model(tokens, use_cache=False, **padded)
