@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.errors import InputError, NotFinite
-from core.training import TrainingSettings, train_dictionaries
+from core.training import Learner, TrainingSettings, train_dictionaries
 from core.training.checkpoint import FILE
 from tests.core.training.sources import Rows, numbered, sparse_mixtures
 
@@ -177,3 +177,17 @@ def test_settings_that_make_no_sense_are_refused(bad):
 def test_data_smaller_than_two_batches_is_refused():
     with pytest.raises(InputError, match="fewer than two batches"):
         train_dictionaries(numbered([50]), SHORT)
+
+
+def test_weights_that_a_step_spoils_are_never_saved(tmp_path, monkeypatch):
+    own = Learner._adam
+
+    def spoil(learner, step):
+        own(learner, step)
+        if step == 4:
+            learner.weights.encoder[0, 0] = float("inf")
+
+    monkeypatch.setattr(Learner, "_adam", spoil)
+    every = dataclasses.replace(SHORT, checkpoint_every=1)
+    with pytest.raises(NotFinite, match="at step 4; the last good checkpoint is step 4"):
+        train_dictionaries(sparse_mixtures(1024), every, checkpoint=tmp_path)
