@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.ablate import ablation_values
 from core.circuit import find_circuit
 from core.dictionaries import Dictionary
 from core.evaluate import Evaluation, Evaluator, evaluate_circuit
@@ -227,6 +228,23 @@ def test_padding_and_its_side_do_not_matter(ablation: str) -> None:
         assert found.m_circuit == pytest.approx(expected.m_circuit, abs=1e-10)
         assert found.m_complement == pytest.approx(expected.m_complement, abs=1e-10)
         assert found.m_empty == pytest.approx(expected.m_empty, abs=1e-10)
+
+
+def test_means_over_examples_of_unequal_lengths_are_over_real_tokens() -> None:
+    model, mask = make_model("gpt_neox"), torch.ones(3, 5, dtype=torch.bool)
+    mask[1, 3:] = mask[2, 1:] = False
+    inputs = Inputs.single(random_tokens(3, 5, 1), random_tokens(1, 3, 3)[0], mask)
+    dictionaries = random_dictionaries(model, names=["mlp_0"])
+    x = model.record(inputs.clean, mask).outputs["mlp_0"][mask]
+    assert len(x) == 5 + 3 + 1
+    found = ablation_values(model, dictionaries, inputs, "mean")["mlp_0"]
+    features = dictionaries["mlp_0"].encode(x)
+    error = x - dictionaries["mlp_0"].decode(features)
+    assert found.features is not None
+    assert found.error is not None
+    torch.testing.assert_close(found.base, x.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.features, features.mean(0), rtol=0, atol=1e-12)
+    torch.testing.assert_close(found.error, error.mean(0), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS)

@@ -106,6 +106,17 @@ def test_effects_and_edges_are_those_of_each_example_alone(
     assert_same(together, one_at_a_time(family, attn_input), 1e-10)
 
 
+def test_nothing_is_kept_of_padding() -> None:
+    model, inputs = make_model("gpt2"), padded(6, "left")
+    effects = node_effects(model, random_dictionaries(model), inputs, steps=2)
+    off = ~effects.mask
+    for at in effects.submodules.values():
+        for features in (at.features, at.clean.features, at.change.features):
+            assert bool(effects.mask.flatten()[features.token].all())
+        for error in (at.error, at.clean.error, at.change.error):
+            assert not error[off].any()
+
+
 def test_results_are_the_same_to_the_last_bit_when_computed_again() -> None:
     model = make_model("gemma3_text")
     first, second = everything(model, make_pairs()), everything(model, make_pairs())
