@@ -65,6 +65,7 @@ def test_what_layers_add_makes_the_stream(family: str, attn_input: bool) -> None
 
 @pytest.mark.parametrize("family", [name for name in FAMILY_NAMES if name != "gemma2"])
 def test_tokens_padded_on_the_left_are_recorded_as_if_they_were_not(family: str) -> None:
+    # Not Gemma 2: in float64 its attention gives padding on the left, which sees no token, NaN.
     model, tokens = make_model(family), random_tokens(2, 4, 1)
     alone = model.record(tokens).outputs
     wide = torch.cat([torch.full((2, 2), 9), tokens], 1)
