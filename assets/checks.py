@@ -267,6 +267,13 @@ def asset_check(check: Check, experiment: Experiment) -> dg.AssetChecksDefinitio
     return run
 
 
+def broken_checks(work: Work, asset: str) -> list[str]:
+    """What the blocking checks of an asset say that fail now."""
+    blocking = [check for check in _CHECKS if check.asset == asset and check.blocking]
+    found = {check.name: check.look(work) for check in blocking}
+    return [f"{name}: {what.says}" for name, what in found.items() if not what.passed]
+
+
 def checks_of(experiment: Experiment, assets: Sequence[str]) -> list[dg.AssetChecksDefinition]:
     """The checks of those assets that the experiment has."""
     return [asset_check(check, experiment) for check in _CHECKS if check.asset in assets]

@@ -142,11 +142,11 @@ class ImportSettings(Section):
     archive: str | None = None
     """A .zip in the repository that holds them; unpacked once, into the artifacts folder."""
     path: str | None = None
-    """Where a dictionary lies in the repository (or archive); {submodule}, {kind}, {layer} and {site} (the
-    authors' word for attn_3: attn_out_layer3) are filled in."""
-    paths: dict[str, str] = {}
+    """Where a dictionary lies in the repository or archive; {submodule}, {kind}, {layer} and
+    {site} (the authors' word for attn_3: attn_out_layer3) are filled in."""
+    paths: dict[str, str] = Field(default_factory=dict)
     """The same for single submodules (attn_3) or kinds (attn), in place of path."""
-    options: dict[str, bool | int | str] = {}
+    options: dict[str, bool | int | str] = Field(default_factory=dict)
     """Passed to the format's reader, e.g. normalize_decoder: false."""
 
     def path_of(self, submodule: str) -> str | None:

@@ -19,8 +19,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from assets.checks import broken_checks
 from assets.settings import Experiment, ExperimentError
 from assets.stage import PartitionedStage, Stage, Work
+from core.errors import CircuitError
 from pipelines.definitions import build_definitions, stages_of
 from pipelines.experiment import EXPERIMENTS, ROOT, check_places, read_experiment
 from pipelines.report import report
@@ -90,13 +92,19 @@ def run_experiment(
     for stage in stages_of(experiment) if stages is None else stages:
         _forget_peak()
         began = time.perf_counter()
-        result = job.execute_in_process(
-            instance=instance,
-            asset_selection=[dg.AssetKey([experiment.name, stage.name])],
-            tags=_partition_range(stage, experiment),
-            run_config={"loggers": {_LOGGER: {}}},
-        )
-        _stop_on_failed_check(result)
+        try:
+            result = job.execute_in_process(
+                instance=instance,
+                asset_selection=[dg.AssetKey([experiment.name, stage.name])],
+                tags=_partition_range(stage, experiment),
+                run_config={"loggers": {_LOGGER: {}}},
+            )
+        except dg.DagsterError:
+            # Dagster's own error names the check but not what it found.
+            if broken := broken_checks(Work.on(experiment), stage.name):
+                raise ExperimentError("\n".join(broken)) from None
+            raise
+        _print_warnings(result)
         yield Took(stage.name, time.perf_counter() - began, _peak_mib())
 
 
@@ -107,13 +115,10 @@ def _partition_range(stage: Stage, experiment: Experiment) -> dict[str, str]:
     return {_RANGE_START: keys[0], _RANGE_END: keys[-1]}
 
 
-def _stop_on_failed_check(result: dg.ExecuteInProcessResult) -> None:
+def _print_warnings(result: dg.ExecuteInProcessResult) -> None:
     for found in result.get_asset_check_evaluations():
-        if found.passed:
-            continue
-        if found.blocking:
-            raise ExperimentError(f"check {found.check_name} failed: {found.description}")
-        print(f"    warning: {found.description}", flush=True)
+        if not found.passed:
+            print(f"    warning: {found.description}", flush=True)
 
 
 def _forget_peak() -> None:
@@ -155,34 +160,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     os.environ.setdefault("DAGSTER_HOME", str(ROOT))
     try:
-        experiment = read_experiment(path)
-        check_places(experiment)
-        work = Work.on(experiment)
-        work.store.check_writable()
-        work.store.sweep()
-        print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
-        took = []
-        with dg.DagsterInstance.get() as instance:
-            for step in run_experiment(experiment, instance):
-                took.append(step)
-                print(
-                    f"{step.stage:<24}{step.seconds:8.1f} s {step.peak_mib:9,.0f} MiB", flush=True
-                )
-    except (ExperimentError, dg.DagsterError, *_core_errors()) as error:
+        _run_and_report(path)
+    except (ExperimentError, CircuitError, dg.DagsterError) as error:
         cause = _cause(error)
-        if not isinstance(cause, (ExperimentError, *_core_errors())):
+        if not isinstance(cause, ExperimentError | CircuitError):
             raise
         print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
         return 1
-    print(f"{'in all':<24}{sum(step.seconds for step in took):8.1f} s\n")
-    print(report(work))
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        print("\nInterrupted. Running again goes on from what is finished.", file=sys.stderr)
+        return 130
     return 0
 
 
-def _core_errors() -> tuple[type[BaseException], ...]:
-    from core.errors import CircuitError
-
-    return (CircuitError,)
+def _run_and_report(path: Path) -> None:
+    experiment = read_experiment(path)
+    check_places(experiment)
+    work = Work.on(experiment)
+    work.store.check_writable()
+    work.store.sweep()
+    print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
+    seconds = 0.0
+    with dg.DagsterInstance.get() as instance:
+        for step in run_experiment(experiment, instance):
+            seconds += step.seconds
+            took = f"{step.stage:<24}{step.seconds:8.1f} s {step.peak_mib:9,.0f} MiB"
+            print(took, flush=True)
+    print(f"{'in all':<24}{seconds:8.1f} s\n")
+    print(report(work))
 
 
 if __name__ == "__main__":

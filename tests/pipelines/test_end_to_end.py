@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import dagster as dg
 import pytest
 
 from assets.circuits import load_circuit
+from assets.dictionaries import SAES
 from assets.settings import Experiment, ExperimentError
 from assets.stage import Work
 from core.errors import InputError, ModelError
@@ -129,6 +131,33 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     list(run_experiment(finished, instance))
 
 
+def test_finished_dictionaries_can_be_imported_from_a_folder_and_from_an_archive(
+    finished: Experiment, tmp_path: Path
+) -> None:
+    own = finished.artifacts / "saes"
+    with zipfile.ZipFile(tmp_path / "saes.zip", "w") as archive:
+        for file in own.glob("*.safetensors"):
+            archive.write(file, f"set/{file.name}")
+    folder = {"repository": str(own), "path": "{submodule}.safetensors"}
+    zipped = {"repository": ".", "archive": "saes.zip", "path": "set/{submodule}.safetensors"}
+    wanted = Work.on(finished).store
+    for name, where in (("folder", folder), ("zipped", zipped)):
+        tiny_experiment(tmp_path)
+        path = write_experiment(
+            tmp_path,
+            name,
+            dictionaries=None,
+            imported={"source": "import", "format": "sfc", **where},
+            artifacts=f"./{name}",
+        )
+        path.write_text(path.read_text().replace("imported:", "dictionaries:"))
+        work = Work.on(read_experiment(path))
+        assert SAES.run(work, work.experiment.submodules) == 4
+        for submodule in work.experiment.submodules:
+            found = work.store.notes(f"saes/{submodule}")["weights"]
+            assert found == wanted.notes(f"saes/{submodule}")["weights"]
+
+
 def test_the_report_fits_a_terminal_and_names_what_was_found(finished: Experiment) -> None:
     text = report(Work.on(finished))
     places = text.index("Where to look")
@@ -193,10 +222,8 @@ def test_a_read_only_artifacts_folder_is_refused_before_any_work(tmp_path: Path)
 
 
 def test_a_useless_dictionary_stops_everything_after_it(tmp_path: Path) -> None:
-    # One step with a tiny rate leaves the dictionaries as they were drawn: worse than the mean.
-    experiment = tiny_experiment(
-        tmp_path, dictionaries={"steps": 1, "warmup": 0, "lr": 1e-9, "l1": 0.0, "n_features": 2}
-    )
+    # One step of this size leaves weights that reconstruct far worse than the mean would.
+    experiment = tiny_experiment(tmp_path, dictionaries={"steps": 1, "warmup": 0, "lr": 50.0})
     with pytest.raises(ExperimentError, match="set_is_usable"):
         _run(experiment)
     assert not (experiment.artifacts / "cluster_vectors.parquet").exists()
