@@ -8,7 +8,7 @@ seen before can be predicted by induction alone, and would fill every cluster.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -67,6 +67,12 @@ class FilterResult:
     dropped: dict[str, int]
 
 
+def _check_at_least_one(counts: Mapping[str, int | None]) -> None:
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{name} is {count}, but must be at least 1.")
+
+
 @dataclass(frozen=True)
 class _Rules:
     """The arguments of `filter_tokens` that decide about a token, a window or a document."""
@@ -79,13 +85,8 @@ class _Rules:
     seed: int
 
     def check(self) -> None:
-        for name, value, least in (
-            ("min_context", self.min_context, 1),
-            ("stride", self.stride, 1),
-            ("max_per_document", self.max_per_document, 1),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{name} is {value}, but must be at least {least}.")
+        names = ("min_context", "stride", "max_per_document")
+        _check_at_least_one({name: getattr(self, name) for name in names})
         if not self.max_loss > 0:
             raise InputError(
                 f"max_loss is {self.max_loss} nats, but no token has a loss below zero: the paper "
@@ -194,9 +195,7 @@ def filter_tokens(
     """
     rules = _Rules(max_loss, min_context, stride, max_per_document, frozenset(ignore), seed)
     rules.check()
-    for name, value in (("n_samples", n_samples), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InputError(f"{name} is {value}, but must be at least 1.")
+    _check_at_least_one({"n_samples": n_samples, "batch_size": batch_size})
     tally = _Tally()
     samples: list[Sample] = []
     told = 0
@@ -210,8 +209,7 @@ def filter_tokens(
             break
     if not samples:
         raise tally.nothing_kept(rules)
-    if n_samples is not None:
-        del samples[n_samples:]
+    del samples[n_samples or len(samples) :]
     dropped = {reason: tally.dropped[reason] for reason in DROPPED}
     # Whatever was measured but not returned came after the last sample needed.
     dropped["enough samples"] = tally.n_tokens - len(samples) - sum(dropped.values())

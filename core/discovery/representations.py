@@ -13,7 +13,7 @@ the gradients are taken at the last n positions, concatenated, or summed over th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -86,31 +86,58 @@ def represent(
     """
     check_contexts(samples, model.max_positions)
     names = _check(model, dictionaries, kind, reduction, n_last, submodules, errors)
-    places = _Places(n_last if reduction == "last" else None)
     vectors: Callable[[Resumed], Tensor | csr_array]
     if kind == "gradients":
         gradient_modules(model)
-        projection = Projection(n_projected, seed)
-        vectors = partial(projected_gradients, projection=projection)
-        _check_budget(len(samples), n_projected, budget_bytes)
-    elif kind in _SPARSE:
-        some = {name: dictionaries[name] for name in names}
-        vectors = partial(_sparse_vectors, kind, some, places, errors)
+        width = n_projected
+        vectors = partial(projected_gradients, projection=Projection(n_projected, seed))
     else:
-        vectors = partial(_dense_vectors, kind, names, places)
-        width = places.n_slots * sum(model.width(name) for name in names)
+        some = {name: dictionaries[name] for name in names} if kind in _SPARSE else names
+        places = _Places(n_last if reduction == "last" else None)
+        width = places.n_slots * sum(map(model.width, names))
+        of_submodules = _sparse_vectors if kind in _SPARSE else _dense_vectors
+        vectors = partial(of_submodules, kind, some, places, errors)
+    if kind not in _SPARSE:
         _check_budget(len(samples), width, budget_bytes)
-    rows, parts, n_done, n_told = [], [], 0, 0
+    told = _Told(kind, len(samples), progress)
+    return _run(model, samples, vectors, batch_tokens, budget_bytes, told)
+
+
+def _run(
+    model: LanguageModel,
+    samples: Sequence[Sample],
+    vectors: Callable[[Resumed], Tensor | csr_array],
+    batch_tokens: int,
+    budget_bytes: int,
+    told: _Told,
+) -> np.ndarray | csr_array:
+    """Vectors of every sample, batch by batch, put in the samples' order."""
+    rows, parts = [], []
     for batch in batches(samples, batch_tokens=batch_tokens, max_positions=model.max_positions):
         rows.append(batch.rows)
-        parts.append(_checked(vectors(batch.record(model)), kind))
-        n_done += len(batch.rows)
-        if kind in _SPARSE:
-            _check_growth(parts, n_done, len(samples), budget_bytes)
-        if progress is not None and (n_done >= n_told + _TELL_EVERY or n_done == len(samples)):
-            n_told = n_done
-            progress(f"{kind}: {n_done} of {len(samples)} samples")
+        parts.append(_checked(vectors(batch.record(model)), told.kind))
+        told.add(len(batch.rows))
+        if told.kind in _SPARSE:
+            _check_growth(parts, told.n_done, len(samples), budget_bytes)
     return _in_order(torch.cat(rows).numpy(), parts)
+
+
+@dataclass
+class _Told:
+    """How many samples are done, told now and then."""
+
+    kind: str
+    n_samples: int
+    progress: Callable[[str], None] | None
+    n_done: int = 0
+    n_told: int = 0
+
+    def add(self, n: int) -> None:
+        self.n_done += n
+        due = self.n_done >= self.n_told + _TELL_EVERY or self.n_done == self.n_samples
+        if self.progress is not None and due:
+            self.n_told = self.n_done
+            self.progress(f"{self.kind}: {self.n_done} of {self.n_samples} samples")
 
 
 def _check(
@@ -180,10 +207,12 @@ def _gradients(runs: Resumed, names: list[str]) -> dict[str, Tensor]:
     return clean_gradients(runs, names, Passes(len(runs.last), runs.model.device))
 
 
-def _dense_vectors(kind: str, names: list[str], places: _Places, runs: Resumed) -> Tensor:
+def _dense_vectors(
+    kind: str, names: Collection[str], places: _Places, _errors: bool, runs: Resumed
+) -> Tensor:
     """Activations or linear effects, ``(batch, width)``."""
     outputs = runs.recording.outputs
-    gradients = _gradients(runs, names) if kind == "linear_effects" else {}
+    gradients = _gradients(runs, list(names)) if kind == "linear_effects" else {}
     n_samples, n_pos = runs.recording.tokens.shape
     at = places.of(runs.last, n_pos)
     parts = []
