@@ -19,10 +19,10 @@ def circuit_of(inputs: Inputs, family: str = "gpt_neox", **options: Any) -> Circ
     return find_circuit(model, random_dictionaries(model), inputs, **(THRESHOLDS | options))
 
 
-def as_numbers(circuit: Circuit) -> dict[object, float]:
+def as_numbers(circuit: Circuit) -> dict[tuple[Any, ...], float]:
     """Every node's effect and every edge's weight, by name."""
     names = [(node.submodule, node.feature, node.pos) for node in circuit.nodes]
-    numbers: dict[object, float] = {
+    numbers: dict[tuple[Any, ...], float] = {
         name: n.effect for name, n in zip(names, circuit.nodes, strict=True)
     }
     for upstream, downstream, weight in circuit.edges:

@@ -15,7 +15,7 @@ from core.effects import Effects, node_effects
 from core.inputs import Inputs
 from core.models import LanguageModel
 from core.types import SubmoduleEffects
-from tests.core.reference import Leaves, Reference, between
+from tests.core.reference import Change, Leaves, Reference, between
 from tests.core.tiny import (
     FAMILY_NAMES,
     KINDS,
@@ -131,11 +131,13 @@ def pushed_forward(
     change = features @ dictionaries[upstream].decoder + error
     reference = Reference(model)
     with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
-        changes = {name: Tensor.detach for name in between(upstream, downstream)}
+        changes: dict[str, Change] = {name: Tensor.detach for name in between(upstream, downstream)}
         changes[upstream] = lambda x: forward_ad.make_dual(x.detach(), change)
         y = reference.run(inputs, changes).values[downstream]
         z = node_values(dictionaries[downstream], effects[downstream], y)
-        return forward_ad.unpack_dual(z).tangent.sum((0, 1))
+        tangent = forward_ad.unpack_dual(z).tangent
+    assert tangent is not None
+    return tangent.sum((0, 1))
 
 
 @pytest.mark.parametrize(("family", "attn_input"), VARIANTS)

@@ -198,7 +198,9 @@ def _golden_key(case: Case, node: Node) -> tuple[Any, ...]:
 
 def _golden_weights(case: Case, kept: Mapping[tuple[Any, ...], float], threshold: float):
     last = f"resid_{case.model.n_layers - 1}"
-    weights = {(key, None): effect for key, effect in kept.items() if key[0] == last}
+    weights: dict[tuple[Any, ...], float] = {
+        (key, None): effect for key, effect in kept.items() if key[0] == last
+    }
     for key in case.values:
         if not key.startswith("edges/") or not key.endswith("/weight"):
             continue

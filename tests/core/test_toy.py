@@ -1,5 +1,7 @@
 """The toy of tests/toy.py: every number here is worked out on paper."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,15 +29,15 @@ from tests.toy import (
 EXPECTED = {True: (NODES_PARALLEL, EDGES_PARALLEL), False: (NODES_SEQUENTIAL, EDGES_SEQUENTIAL)}
 
 
-def toy_effects(**options) -> Effects:
+def toy_effects(**options: Any) -> Effects:
     model = toy_model(parallel=True)
     return node_effects(model, toy_dictionaries(model), toy_inputs(), **options)
 
 
-def toy_circuit(*, parallel: bool = True, **options) -> Circuit:
+def toy_circuit(*, parallel: bool = True, **options: Any) -> Circuit:
     model = toy_model(parallel=parallel)
-    options = {"node_threshold": 0.1, "edge_threshold": 0.1} | options
-    return find_circuit(model, toy_dictionaries(model), toy_inputs(), **options)
+    thresholds: dict[str, Any] = {"node_threshold": 0.1, "edge_threshold": 0.1}
+    return find_circuit(model, toy_dictionaries(model), toy_inputs(), **(thresholds | options))
 
 
 def weights(circuit: Circuit) -> dict[object, float]:
@@ -88,7 +90,7 @@ def at_number(effects: Effects, feature: int) -> list[float]:
     ],
 )
 def test_estimators_differ_as_the_kink_of_the_mlp_says(
-    options: dict[str, object], expected: tuple[float, float], feature: int
+    options: dict[str, Any], expected: tuple[float, float], feature: int
 ) -> None:
     assert at_number(toy_effects(**options), feature) == pytest.approx(expected, abs=1e-12)
 
@@ -106,7 +108,7 @@ def test_the_tense_that_changes_but_is_never_read_has_no_effect() -> None:
     torch.testing.assert_close(tense, torch.zeros_like(tense), rtol=0, atol=1e-12)
 
 
-def evaluate(nodes: list[Node], **options) -> tuple[float, float, float, float]:
+def evaluate(nodes: list[Node], **options: Any) -> tuple[float, float, float, float]:
     model = toy_model(parallel=True)
     found = evaluate_circuit(
         model, toy_dictionaries(model), nodes, toy_inputs(), ablation="zero", **options
