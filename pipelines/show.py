@@ -1,7 +1,8 @@
 """A circuit on the terminal: `python -m pipelines.show EXPERIMENT.yaml [CIRCUIT ...]`.
 
 CIRCUIT is a cluster (``k00003``) or an agreement structure (``simple``). Without one, the circuits
-that exist are listed. Nothing is computed: what is shown lies in the experiment's tables.
+that exist are listed. Nothing is computed: what is shown lies in the experiment's tables. With
+``--draw FILE.svg`` the first circuit is also drawn again, with as many nodes as ``--nodes`` says.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from assets.circuits import load_circuit
 from assets.settings import ExperimentError
 from assets.stage import Work
 from assets.store import ArtifactStore
 from pipelines.experiment import read_experiment
+
+if TYPE_CHECKING:
+    from core.types import Circuit
 
 _FOLDERS = ("circuits", "agreement")
 
@@ -46,21 +51,43 @@ def names_of(store: ArtifactStore) -> list[str]:
     ]
 
 
-def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> str:
-    """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
-    from core.describe import describe_circuit
+def judged_circuit(store: ArtifactStore, folder: str) -> Circuit:
+    """The circuit in a folder, with its faithfulness in its settings where it was judged.
 
-    folder = folder_of(store, name)
+    Raises:
+        ExperimentError: its cluster has no samples.
+    """
+    name = Path(folder).name
     circuit = load_circuit(store, folder)
     if circuit is None:
-        return f"{name} is empty: its cluster has no samples."
+        raise ExperimentError(f"{name} is empty: its cluster has no samples.")
     judged = f"circuit_evaluations/{name}"
     if store.footer(judged) is not None:
         rows = store.read(judged).to_pylist()
         found = {key: rows[0][key] for key in ("faithfulness", "completeness")} if rows else {}
         circuit = dataclasses.replace(circuit, settings={**circuit.settings, **found})
+    return circuit
+
+
+def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> str:
+    """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
+    from core.describe import describe_circuit
+
+    folder = folder_of(store, name)
+    circuit = judged_circuit(store, folder)
     text = describe_circuit(circuit, max_nodes=max_nodes, max_edges=max_edges)
     return f"{text}\n\npicture: {store.path(f'{folder}/circuit', '.svg')}"
+
+
+def draw(store: ArtifactStore, name: str, path: Path, *, max_nodes: int, max_edges: int) -> None:
+    """Draw one circuit to a file."""
+    from core.draw import draw_circuit
+
+    circuit = judged_circuit(store, folder_of(store, name))
+    picture = draw_circuit(
+        circuit, title=name.replace("_", " "), max_nodes=max_nodes, max_edges=max_edges
+    )
+    path.write_text(picture, encoding="utf-8")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -69,6 +96,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("circuit", nargs="*", help="a cluster or a structure; none lists them")
     parser.add_argument("--nodes", type=int, default=40, help="most nodes to print")
     parser.add_argument("--edges", type=int, default=20, help="most edges to print")
+    parser.add_argument("--draw", type=Path, metavar="FILE.svg", help="draw the first one here")
     return parser.parse_args(arguments)
 
 
@@ -81,6 +109,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(store, name, max_nodes=options.nodes, max_edges=options.edges)
             for name in options.circuit
         ]
+        if options.draw and options.circuit:
+            size = {"max_nodes": options.nodes, "max_edges": options.edges}
+            draw(store, options.circuit[0], options.draw, **size)
     except ExperimentError as error:
         print(f"ExperimentError: {error}", file=sys.stderr)
         return 1
