@@ -137,7 +137,7 @@ def recovery(model: LanguageModel, options: argparse.Namespace) -> list[dict[str
     samples, truth = get_samples(model, options.samples, options)
     counts = Counter(truth)
     print(f"{len(samples)} samples of {len(counts)} behaviours: {counts.most_common()}")
-    rows = []
+    rows = [answer_tokens([sample.answer for sample in samples], truth, options.k)]
     for kind, reduction in choices(options.kinds):
         started = time.perf_counter()
         vectors = vectors_of(model, dictionaries, samples, kind, reduction, options)
@@ -155,6 +155,18 @@ def recovery(model: LanguageModel, options: argparse.Namespace) -> list[dict[str
             print(" | ".join(row.values()), flush=True)
             rows.append(row)
     return rows
+
+
+def answer_tokens(answers: list[int], truth: list[str], ks: list[int]) -> dict[str, str]:
+    """The baseline: one cluster for each answer token, whatever stands before it."""
+    import numpy as np
+
+    found = compare_with_truth(np.unique(answers, return_inverse=True)[1], truth)
+    row = {"input": "none", "reduction": "-", "algorithm": "one for each answer token"}
+    row |= {f"k={k}": f"{found.ami:.2f} ({found.purity:.2f})" for k in ks}
+    row |= {"vectors, s": "-", "clusters, s": "-"}
+    print(" | ".join(row.values()), flush=True)
+    return row
 
 
 def growth(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:

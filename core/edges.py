@@ -305,15 +305,14 @@ class _Pullbacks:
             parts.append(torch.autograd.grad(y, x, part.vector.to(y.dtype))[0])
         return _Rows(down.token, down.node, torch.cat(parts).to(down.vector.dtype))
 
-    def through_attention(self, layer: int, down: _Rows, by_position: bool) -> Iterator[_Rows]:
+    def through_attention(self, layer: int, down: _Rows) -> Iterator[_Rows]:
         """Back through norm and attention of a layer, to all earlier tokens of the example.
 
-        Rows of one node in one example share one pass when positions are summed.
+        Rows of one node in one example share one pass; by position there is one of each anyway.
         """
         example = down.token // self.n_pos
-        group_of = down.token if by_position else example
-        most = int(group_of.max()) + 1
-        group, of_row = (down.node * most + group_of).unique(return_inverse=True)
+        most = int(example.max()) + 1
+        group, of_row = (down.node * most + example).unique(return_inverse=True)
         # Rows of a group lie in one example and are of one node: the first says which.
         first = torch.full_like(group, len(of_row)).scatter_reduce(
             0, of_row, torch.arange(len(of_row), device=of_row.device), "amin"
@@ -372,7 +371,7 @@ def _edges_between(
         sums = _Sums(stop - start, len(up_nodes.keys), rows.vector)
         if len(part.token) and len(up.token):
             if kind == "attn":
-                pulled = back.through_attention(int(layer), part, down_nodes.by_position)
+                pulled = back.through_attention(int(layer), part)
             elif kind == "mlp":
                 pulled = iter([back.through_mlp(int(layer), part)])
             else:

@@ -146,7 +146,9 @@ def _integrate(
 ) -> Tensor:
     """Mean of dm/dx on the line from clean to patch, ``(batch, pos, d)``."""
     points, weights = quadrature(rule, steps)
-    mean = torch.zeros_like(ends[0])
+    # A model in bfloat16 is summed up in float32.
+    wide = torch.promote_types(ends[0].dtype, torch.float32)
+    mean = torch.zeros_like(ends[0], dtype=wide)
     for rows in passes.examples(len(mean), steps):
         some = runs.select(rows)
         clean = ends[0][rows]
@@ -154,13 +156,13 @@ def _integrate(
         per_pass = passes.copies(len(rows))
         for start in range(0, steps, per_pass):
             part = torch.tensor(points[start : start + per_pass], dtype=clean.dtype)
-            weight = torch.tensor(weights[start : start + per_pass], dtype=clean.dtype)
+            weight = torch.tensor(weights[start : start + per_pass], dtype=wide)
             part, weight = part.to(clean.device), weight.to(clean.device)
             copies = some.select(torch.arange(len(rows), device=clean.device).repeat(len(part)))
             line = clean + part[:, None, None, None] * change
             x = line.flatten(0, 1).requires_grad_()
             (gradient,) = torch.autograd.grad(copies.metric_with(name, x).sum(), x)
-            mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(line))
+            mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(line).to(wide))
     return mean
 
 
@@ -223,7 +225,8 @@ def integrated_gradients(
 
 def _residual(ends: Endpoints, gradient: Tensor, total: Tensor) -> Tensor:
     """Sum of all effects at a submodule, <mean gradient, x_patch - x_clean>, minus `total`."""
-    return (gradient * (ends.patch - ends.clean)).sum((1, 2)) - total
+    wide = torch.promote_types(gradient.dtype, torch.float32)
+    return (gradient.to(wide) * (ends.patch.to(wide) - ends.clean.to(wide))).sum((1, 2)) - total
 
 
 @torch.no_grad()

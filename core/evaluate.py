@@ -150,6 +150,8 @@ class Evaluator:
 
     def _counted(self, circuit: Circuit | Sequence[Node]) -> list[Node]:
         """The nodes that runs can keep: none that is never ablated, none that `errors` drops."""
+        if isinstance(circuit, Circuit):
+            self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
         self._check_nodes(nodes)
         return [
@@ -158,6 +160,15 @@ class Evaluator:
             if node.submodule in self.dictionaries
             and not (node.is_error and self._drops_error(node.submodule))
         ]
+
+    def _check_length(self, circuit: Circuit) -> None:
+        """Raise if a circuit by position was found on inputs of another length, where it says."""
+        n_pos = self.inputs.clean.shape[1]
+        if circuit.by_position and circuit.tokens and len(circuit.tokens) != n_pos:
+            raise ShapeMismatch(
+                f"the circuit's nodes are by position on inputs of {len(circuit.tokens)} tokens, "
+                f"and these have {n_pos}: evaluate on inputs of the circuit's length."
+            )
 
     def _check_nodes(self, nodes: Sequence[Node]) -> None:
         """Raise if a node is not one of these dictionaries and inputs."""

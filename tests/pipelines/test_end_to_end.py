@@ -19,6 +19,7 @@ from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.report import report
 from pipelines.run import run_experiment
+from pipelines.show import main as show
 from tests.tiny_experiment import tiny_experiment, write_experiment, write_model
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -266,3 +267,28 @@ def test_a_real_llama_gives_circuits(tmp_path: Path) -> None:
     rows = Work.on(experiment).store.read("evaluation_summary").to_pylist()
     assert len(rows) == 2
     assert all(row["n_nodes"] > 0 and row["m_empty"] > row["m_full"] for row in rows)
+
+
+def test_a_circuit_is_printed_and_drawn_from_its_tables(
+    finished: Experiment, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "circuit.svg"
+    assert show([str(finished.path), "simple", "--nodes", "5", "--draw", str(picture)]) == 0
+    printed = capsys.readouterr().out
+    assert "Nodes by submodule" in printed
+    assert str(finished.artifacts / "agreement" / "simple" / "circuit.svg") in printed
+    assert picture.read_text().startswith("<svg")
+
+
+def test_without_a_name_the_circuits_are_listed(
+    finished: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show([str(finished.path)]) == 0
+    assert {*finished.clusters, "simple"} <= set(capsys.readouterr().out.split())
+
+
+def test_a_circuit_that_is_not_there_is_answered_with_those_that_are(
+    finished: Experiment, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert show([str(finished.path), "k99999"]) == 1
+    assert f"there are {finished.clusters[0]}" in capsys.readouterr().err
