@@ -70,8 +70,10 @@ CASES = {
 }
 
 
-def build(shape: Shape, device: str) -> tuple[LanguageModel, dict[str, Dictionary]]:
-    """A random model and dictionaries in which about `shape.active` features are active."""
+def build(
+    shape: Shape, case: Case, device: str
+) -> tuple[LanguageModel, dict[str, Dictionary], Inputs]:
+    """A random model, inputs, and dictionaries with `shape.active` active features on average."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(0)
@@ -88,19 +90,20 @@ def build(shape: Shape, device: str) -> tuple[LanguageModel, dict[str, Dictionar
     )
     hf: Any = GPTNeoXForCausalLM(config)
     model = LanguageModel(hf.to(device))
-    sample = model.record(torch.randint(shape.vocabulary, (4, 64)))
+    inputs = examples(shape, case, device)
+    sample = model.record(inputs.clean)
     dictionaries = {}
     for name in model.submodules:
         x = sample.outputs[name].flatten(0, 1)
         decoder = torch.randn(shape.features, shape.d, device=device)
         decoder /= decoder.norm(dim=1, keepdim=True)
         bias = x.mean(0)
-        pre = (x - bias) @ decoder.T
-        cut = pre.topk(shape.active + 1, dim=1).values[:, -1].mean()
+        pre = ((x - bias) @ decoder.T).flatten()
+        cut = pre.topk(shape.active * len(x)).values[-1]
         dictionaries[name] = Dictionary(
             decoder, (-cut).expand(shape.features).contiguous(), decoder, bias, bias, ReLU()
         )
-    return model, dictionaries
+    return model, dictionaries, inputs
 
 
 def examples(shape: Shape, case: Case, device: str) -> Inputs:
@@ -166,8 +169,7 @@ def bare_seconds(model: LanguageModel, inputs: Inputs, steps: int, device: str) 
 
 def run_ours(shape: Shape, case: Case, device: str, out: Path) -> dict[str, float]:
     """Our side: times, peak memory; effects and edges written for comparison."""
-    model, dictionaries = build(shape, device)
-    inputs = examples(shape, case, device)
+    model, dictionaries, inputs = build(shape, case, device)
     base = _peak(device)
     node_effects(model, dictionaries, inputs.select(torch.arange(1, device=device)), steps=1)
     start = time.perf_counter()
@@ -221,8 +223,7 @@ def summed_effects(effects: Effects) -> tuple[dict[str, Tensor], dict[str, Tenso
 
 def run_plain(shape: Shape, case: Case, device: str, out: Path) -> dict[str, float]:
     """The literal side, on the nodes that ours kept."""
-    model, dictionaries = build(shape, device)
-    inputs = examples(shape, case, device)
+    model, dictionaries, inputs = build(shape, case, device)
     metric = inputs.metric
     if isinstance(metric, LogitDifference):
 

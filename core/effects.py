@@ -112,20 +112,37 @@ def _only_real(act: SparseAct, mask: Tensor) -> SparseAct:
     return SparseAct(features, act.error * mask[..., None])
 
 
+def _halves(act: SparseAct) -> tuple[SparseAct, SparseAct]:
+    """Features and errors of the first and of the second half of a batch."""
+    batch, n_pos, n_features = act.features.shape
+    n_tokens, shape = batch // 2 * n_pos, (batch // 2, n_pos, n_features)
+    features = act.features
+    cut = int((features.token < n_tokens).sum())
+
+    def part(rows: slice, shift: int, error: Tensor) -> SparseAct:
+        token, feature, value = features.token[rows], features.feature[rows], features.value[rows]
+        return SparseAct(SparseFeatures(token - shift, feature, value, shape), error)
+
+    return (
+        part(slice(0, cut), 0, act.error[: batch // 2]),
+        part(slice(cut, None), n_tokens, act.error[batch // 2 :]),
+    )
+
+
 def endpoints(
     dictionary: Dictionary, clean: Tensor, patch: Tensor | None, mask: Tensor
 ) -> Endpoints:
     """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias."""
-    dtype = dictionary.decoder.dtype
-    act = _only_real(dictionary.split(clean), mask)
     if patch is None:
+        act = _only_real(dictionary.split(clean), mask)
         patch = dictionary.bias.to(clean.dtype).expand_as(clean)
         change = SparseAct(act.features.with_value(-act.features.value), -act.error)
     else:
-        other = _only_real(dictionary.split(patch), mask)
+        # Both sides at once: the encoder is read from memory once.
+        act, other = _halves(dictionary.split(torch.cat([clean, patch])))
+        act, other = _only_real(act, mask), _only_real(other, mask)
         change = SparseAct(sparse_difference(other.features, act.features), other.error - act.error)
     patch = torch.where(mask[..., None], patch, clean)
-    assert change.error.dtype == dtype
     return Endpoints(clean, patch, act, change)
 
 
@@ -181,6 +198,7 @@ def integrated_gradients(
     name: str,
     dictionary: Dictionary,
     ends: Endpoints,
+    metric_clean: Tensor,
     *,
     steps: int = 10,
     rule: str = "midpoint",
@@ -198,6 +216,7 @@ def integrated_gradients(
     Args:
         runs: runs that can be resumed at the submodule.
         ends: the line's ends, ``(batch, pos, d)``.
+        metric_clean: ``(batch,)``, the metric at the clean end.
         steps, rule: see `quadrature`; ``steps=1, rule="left"`` is attribution patching (eq. 3).
         tolerance: double the steps of the examples whose absolute residual exceeds this, in the
             metric's units, until it does not or `max_steps` is reached.
@@ -207,9 +226,7 @@ def integrated_gradients(
     """
     line = (ends.clean, ends.patch)
     gradient = _integrate(runs, name, line, rule, steps, passes)
-    with torch.no_grad():
-        total = _patched_metric(runs, name, ends, passes)
-        total = total - _clean_metric(runs, passes)
+    total = _patched_metric(runs, name, ends, passes) - metric_clean
     effects = _gather_effects(dictionary, ends, gradient, _residual(ends, gradient, total))
     while tolerance is not None and 2 * steps <= max_steps:
         rough = (effects.residual.abs() > tolerance).nonzero().flatten()
@@ -230,7 +247,7 @@ def _residual(ends: Endpoints, gradient: Tensor, total: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _clean_metric(runs: Resumed, passes: Passes) -> Tensor:
+def _clean_metric(runs: Resumed) -> Tensor:
     stream = runs.recording.outputs[f"resid_{runs.model.n_layers - 1}"]
     return runs.finish(stream, runs.model.n_layers)
 
@@ -258,24 +275,28 @@ def clean_gradients(runs: Resumed, names: list[str], passes: Passes) -> dict[str
 
 @torch.no_grad()
 def exact_effects(
-    runs: Resumed, name: str, dictionary: Dictionary, ends: Endpoints, passes: Passes
+    runs: Resumed,
+    name: str,
+    dictionary: Dictionary,
+    ends: Endpoints,
+    metric_clean: Tensor,
+    passes: Passes,
 ) -> SubmoduleEffects:
     """Exact indirect effect of every node of a submodule (eq. 2): one run for each.
 
     Returns:
         Effects as `integrated_gradients` gives them; ``gradient`` is zero, there is none.
     """
-    clean_metric = _clean_metric(runs, passes)
     n_pos = ends.clean.shape[1]
 
     def effects_of(token: Tensor, moves: Callable[[slice], Tensor]) -> Tensor:
-        found = torch.empty(len(token), dtype=clean_metric.dtype, device=token.device)
+        found = torch.empty(len(token), dtype=metric_clean.dtype, device=token.device)
         for start in range(0, len(token), passes.rows):
             part = slice(start, start + passes.rows)
             example, pos = token[part] // n_pos, token[part] % n_pos
             x = ends.clean[example]
             x[torch.arange(len(example), device=x.device), pos] += moves(part).to(x.dtype)
-            found[part] = runs.select(example).metric_with(name, x) - clean_metric[example]
+            found[part] = runs.select(example).metric_with(name, x) - metric_clean[example]
         return found
 
     change = ends.change
@@ -288,7 +309,7 @@ def exact_effects(
     of_errors = errors.new_zeros(len(errors))
     of_errors[moved] = effects_of(moved, lambda part: errors[moved[part]]).to(errors.dtype)
     dtype = dictionary.decoder.dtype
-    nothing = torch.full_like(clean_metric, float("nan"))
+    nothing = torch.full_like(metric_clean, float("nan"))
     return SubmoduleEffects(
         f.with_value(of_features.to(dtype)),
         of_errors.view(change.error.shape[:2]),
@@ -364,7 +385,7 @@ def node_effects(
     for side, recording in (("clean", clean), ("patch", patch)):
         if recording is not None:
             _check_finite(recording, dictionaries, side)
-    metric_clean = _clean_metric(runs, passes)
+    metric_clean = _clean_metric(runs)
     if not bool(torch.isfinite(metric_clean).all()):
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
@@ -377,18 +398,18 @@ def node_effects(
         other = None if patch is None else patch.outputs[name]
         ends = endpoints(dictionary, clean.outputs[name], other, inputs.mask)
         if estimator == "attribution":
-            with torch.no_grad():
-                total = _patched_metric(runs, name, ends, passes) - metric_clean
+            total = _patched_metric(runs, name, ends, passes) - metric_clean
             residual = _residual(ends, gradients[name], total)
             found[name] = _gather_effects(dictionary, ends, gradients[name], residual)
         elif estimator == "exact":
-            found[name] = exact_effects(runs, name, dictionary, ends, passes)
+            found[name] = exact_effects(runs, name, dictionary, ends, metric_clean, passes)
         else:
             found[name] = integrated_gradients(
                 runs,
                 name,
                 dictionary,
                 ends,
+                metric_clean,
                 steps=steps,
                 rule=rule,
                 tolerance=tolerance,
@@ -397,6 +418,6 @@ def node_effects(
             )
     metric_patch = None
     if patch is not None:
-        metric_patch = _clean_metric(replace(runs, recording=patch), passes)
+        metric_patch = _clean_metric(replace(runs, recording=patch))
     label = f"ig({rule}, {steps})" if estimator == "ig" else estimator
     return Effects(found, metric_clean, metric_patch, label, inputs.mask, clean)

@@ -22,7 +22,10 @@ from torch import Tensor
 from core.errors import NotFinite, WidthMismatch
 from core.types import SparseAct, SparseFeatures
 
-_ENCODE_TOKENS = 512
+_TOKENS, _FEATURES = 512, 4096
+"""Tokens and features encoded at a time: a block stays in the processor's cache."""
+
+Index = Tensor | slice
 
 
 class Activation(Protocol):
@@ -35,16 +38,16 @@ class Activation(Protocol):
 
     elementwise: bool
 
-    def __call__(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
+    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
         """Features of pre-activations ``(..., feature)``."""
         ...
 
-    def slope(self, value: Tensor, index: Tensor | None = None) -> Tensor:
+    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
         """Derivatives, of the shape of `value`."""
         ...
 
 
-def _at(tensor: Tensor, index: Tensor | None) -> Tensor:
+def _at(tensor: Tensor, index: Index | None) -> Tensor:
     return tensor if index is None else tensor[index]
 
 
@@ -54,11 +57,11 @@ class ReLU:
 
     elementwise = True
 
-    def __call__(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
+    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
         """Features of pre-activations ``(..., feature)``."""
         return F.relu(pre)
 
-    def slope(self, value: Tensor, index: Tensor | None = None) -> Tensor:
+    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
         """1 where the feature is active."""
         return (value > 0).to(value.dtype)
 
@@ -69,11 +72,11 @@ class Linear:
 
     elementwise = True
 
-    def __call__(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
+    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
         """Features of pre-activations ``(..., feature)``."""
         return pre
 
-    def slope(self, value: Tensor, index: Tensor | None = None) -> Tensor:
+    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
         """1 everywhere, at zero too."""
         return torch.ones_like(value)
 
@@ -89,11 +92,11 @@ class JumpReLU:
     threshold: Tensor
     elementwise = True
 
-    def __call__(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
+    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
         """Features of pre-activations ``(..., feature)``."""
         return F.relu(pre * (pre > _at(self.threshold, index)))
 
-    def slope(self, value: Tensor, index: Tensor | None = None) -> Tensor:
+    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
         """1 where the feature is active; the jump itself has no derivative."""
         return (value > 0).to(value.dtype)
 
@@ -109,13 +112,13 @@ class TopK:
     k: int
     elementwise = False
 
-    def __call__(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
+    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
         """Features of pre-activations ``(..., feature)``: all of them, or which are largest?"""
         assert index is None, "the k largest are chosen among all features"
         value, kept = F.relu(pre).topk(min(self.k, pre.shape[-1]), dim=-1)
         return torch.zeros_like(pre).scatter(-1, kept, value)
 
-    def slope(self, value: Tensor, index: Tensor | None = None) -> Tensor:
+    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
         """1 where the feature is active; which are kept is held fixed."""
         return (value > 0).to(value.dtype)
 
@@ -133,12 +136,12 @@ class Gated:
     magnitude_bias: Tensor
     elementwise = True
 
-    def __call__(self, pre: Tensor, index: Tensor | None = None) -> Tensor:
+    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
         """Features of pre-activations ``(..., feature)``."""
         magnitude = pre * _at(self.scale, index) + _at(self.magnitude_bias, index)
         return F.relu(magnitude) * (pre + _at(self.gate_bias, index) > 0)
 
-    def slope(self, value: Tensor, index: Tensor | None = None) -> Tensor:
+    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
         """Scale where the feature is active; the gate is held fixed."""
         return (value > 0) * _at(self.scale, index)
 
@@ -208,7 +211,7 @@ class Dictionary:
         activation: Any = self.activation
         return Dictionary(**own, activation=replace(activation, **inner) if inner else activation)
 
-    def encode(self, x: Tensor, index: Tensor | None = None) -> Tensor:
+    def encode(self, x: Tensor, index: Index | None = None) -> Tensor:
         """Features of x, ``(..., d)`` to ``(..., feature)``, or only the features `index`.
 
         With `index` the cost is that of those features alone, for elementwise activations.
@@ -239,13 +242,19 @@ class Dictionary:
                 "activations hold NaN or infinity, so no effect computed from them would mean "
                 "anything. Run the model in a wider dtype, or check the padding mask."
             )
+        # A kind that chooses among all features of a token needs them all in one block.
+        width = _FEATURES if self.activation.elementwise else self.n_features
         parts = []
-        for start in range(0, batch * pos, _ENCODE_TOKENS):
-            dense = self.encode(flat[start : start + _ENCODE_TOKENS])
-            token, feature = dense.nonzero(as_tuple=True)
-            parts.append((token + start, feature, dense[token, feature]))
+        for first in range(0, batch * pos, _TOKENS):
+            some = flat[first : first + _TOKENS]
+            for start in range(0, self.n_features, width):
+                dense = self.encode(some, slice(start, start + width))
+                token, feature = dense.nonzero(as_tuple=True)
+                parts.append((token + first, feature + start, dense[token, feature]))
         token, feature, value = (torch.cat(part) for part in zip(*parts, strict=True))
-        return SparseFeatures(token, feature, value, (batch, pos, self.n_features))
+        order = token.argsort(stable=True)
+        shape = (batch, pos, self.n_features)
+        return SparseFeatures(token[order], feature[order], value[order], shape)
 
     def decode_sparse(self, features: SparseFeatures, *, bias: bool = True) -> Tensor:
         """Reconstruction from sparse features, ``(batch, pos, d)``, with or without `bias`."""
