@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,6 @@ from core.dictionaries import Dictionary, ReLU
 from core.edges import edge_effects, edge_kinds
 from core.effects import Effects, node_effects
 from core.inputs import Inputs
-from core.metrics import LogitDifference, NegativeLogProb
 from core.models import LanguageModel
 from core.splice import Resumed
 from core.types import Submodule, causal_order
@@ -63,6 +63,8 @@ class Case:
     pos: int
     instances: int
 
+
+SIDES = ("ours", "plain", "backward")
 
 CASES = {
     "pairs": Case(pairs=True, batch=10, pos=8, instances=200),
@@ -99,7 +101,8 @@ def build(
         decoder /= decoder.norm(dim=1, keepdim=True)
         bias = x.mean(0)
         pre = ((x - bias) @ decoder.T).flatten()
-        cut = pre.topk(shape.active * len(x)).values[-1]
+        # Between two pre-activations: none is at the gate itself.
+        cut = pre.topk(shape.active * len(x) + 1).values[-2:].mean()
         dictionaries[name] = Dictionary(
             decoder, (-cut).expand(shape.features).contiguous(), decoder, bias, bias, ReLU()
         )
@@ -171,7 +174,7 @@ def run_ours(shape: Shape, case: Case, device: str, out: Path) -> dict[str, floa
     """Our side: times, peak memory; effects and edges written for comparison."""
     model, dictionaries, inputs = build(shape, case, device)
     base = _peak(device)
-    node_effects(model, dictionaries, inputs.select(torch.arange(1, device=device)), steps=1)
+    node_effects(model, dictionaries, inputs, steps=1)
     start = time.perf_counter()
     effects = node_effects(model, dictionaries, inputs, rule="left", budget_bytes=BUDGET)
     _sync(device)
@@ -221,17 +224,26 @@ def summed_effects(effects: Effects) -> tuple[dict[str, Tensor], dict[str, Tenso
     return summed, places
 
 
+def run_backward(shape: Shape, case: Case, device: str, out: Path) -> dict[str, float]:
+    """The literal side's nodes once more, with gradients of parameters, as the authors' code."""
+    model, dictionaries, inputs = build(shape, case, device)
+    start = time.perf_counter()
+    read = reader(inputs)
+    plain_nodes(model.hf, dictionaries, inputs.clean, inputs.patch, read, 10, backward=True)
+    _sync(device)
+    return {"nodes": time.perf_counter() - start}
+
+
+def reader(inputs: Inputs) -> Callable[[Tensor], Tensor]:
+    """The inputs' metric as a function of all logits at the last token."""
+    metric = inputs.metric
+    tokens = metric.tokens
+    return metric if tokens is None else lambda logits: metric(logits.gather(1, tokens))
+
+
 def run_plain(shape: Shape, case: Case, device: str, out: Path) -> dict[str, float]:
     """The literal side, on the nodes that ours kept."""
     model, dictionaries, inputs = build(shape, case, device)
-    metric = inputs.metric
-    if isinstance(metric, LogitDifference):
-
-        def read(logits: Tensor) -> Tensor:
-            return metric(logits.gather(1, metric.tokens))
-    else:
-        assert isinstance(metric, NegativeLogProb)
-        read = metric
     keep = {
         key.removeprefix("keep/"): value.to(device)
         for key, value in load_file(out / "ours.safetensors").items()
@@ -240,7 +252,7 @@ def run_plain(shape: Shape, case: Case, device: str, out: Path) -> dict[str, flo
     base = _peak(device)
     start = time.perf_counter()
     clean, changes, gradients, effects = plain_nodes(
-        model.hf, dictionaries, inputs.clean, inputs.patch, read, 10
+        model.hf, dictionaries, inputs.clean, inputs.patch, reader(inputs), 10
     )
     _sync(device)
     nodes = time.perf_counter() - start
@@ -292,7 +304,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Both sides of one case, each in its own process."""
     sides: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for side in ("ours", "plain"):
+        for side in SIDES:
             command = [sys.executable, "-m", "benchmarks.effects", "--case", name, "--side", side]
             command += ["--out", folder, "--device", args.device]
             command += ["--small"] if args.small else []
@@ -303,6 +315,7 @@ def compare(name: str, args: argparse.Namespace) -> dict[str, Any]:
         **sides,
         "nodes_off": nodes_off,
         "edges_off": edges_off,
+        "backward_ratio": sides["backward"]["nodes"] / sides["ours"]["nodes"],
         "nodes_ratio": sides["plain"]["nodes"] / sides["ours"]["nodes"],
         "edges_ratio": sides["plain"]["edges"] / sides["ours"]["edges"],
         "over_bare": sides["ours"]["nodes"] / sides["ours"]["bare"],
@@ -325,6 +338,8 @@ def show(name: str, case: Case, found: dict[str, Any]) -> str:
             f"  edges into {ours['instances']:.0f}, s".ljust(18)
             + f"{plain['edges']:>10.2f}{ours['edges']:>10.3f}{found['edges_ratio']:>8.0f}"
             f"{plain['edges_gib']:>11.2f}{ours['edges_gib']:>10.2f}{found['edges_off']:>12.1e}",
+            f"  nodes with .backward(), as the authors: {found['backward']['nodes']:.1f} s, "
+            f"ratio {found['backward_ratio']:.1f}",
             f"  ig over its bare passes: {found['over_bare']:.2f} (bare {ours['bare']:.2f} s)",
         ]
     )
@@ -339,12 +354,12 @@ def main() -> None:
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--note", action="store_true")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--side", choices=["ours", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     shape = Shape(2, 64, 4, 500, 512, 20) if args.small else Shape()
     if args.side:
-        run = run_ours if args.side == "ours" else run_plain
+        run = {"ours": run_ours, "plain": run_plain, "backward": run_backward}[args.side]
         print(json.dumps(run(shape, CASES[args.case], args.device, args.out)))
         return
     for name in [args.case] if args.case else CASES:
@@ -362,6 +377,8 @@ def row(name: str, found: dict[str, Any]) -> dict[str, str]:
         "case": name,
         "nodes plain, ours, s": f"{plain['nodes']:.1f}, {ours['nodes']:.2f}",
         "ratio": f"{found['nodes_ratio']:.1f}",
+        "plain with .backward(), s": f"{found['backward']['nodes']:.1f}",
+        "its ratio": f"{found['backward_ratio']:.1f}",
         "edges plain, ours, s": f"{plain['edges']:.1f}, {ours['edges']:.3f}",
         "edges ratio": f"{found['edges_ratio']:.0f}",
         "GiB nodes plain, ours": f"{plain['nodes_gib']:.1f}, {ours['nodes_gib']:.1f}",

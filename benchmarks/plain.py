@@ -72,12 +72,20 @@ def plain_nodes(
     patch: Tensor | None,
     metric: Callable[[Tensor], Tensor],
     steps: int,
+    *,
+    backward: bool = False,
 ) -> tuple[Dense, Dense, Dense, Dense]:
     """Clean features and errors, their changes, mean gradients and effects, by left Riemann sums.
 
     Args:
         metric: of the last token's logits, ``(batch, vocabulary)`` to ``(batch,)``.
+        backward: call ``m.sum().backward()`` on a model and dictionaries as they are loaded, whose
+            parameters then get gradients too, as the authors' code does.
     """
+    if backward:
+        hf.requires_grad_(True)
+        for dictionary in dictionaries.values():
+            dictionary.decoder.requires_grad_(True)
     clean = features_and_errors(hf, dictionaries, tokens)
     if patch is None:
         other = {n: (torch.zeros_like(f), torch.zeros_like(e)) for n, (f, e) in clean.items()}
@@ -92,13 +100,23 @@ def plain_nodes(
             e = (e_clean + k / steps * e_change).requires_grad_()
             edit = {name: lambda _x, n=name, f=f, e=e: dictionaries[n].decode(f) + e}
             m = metric(_run(hf, tokens, edit)[:, -1])
-            f_grad, e_grad = torch.autograd.grad(m.sum(), [f, e])
+            f_grad, e_grad = _gradients(m.sum(), f, e, backward)
             f_mean += f_grad / steps
             e_mean += e_grad / steps
         changes[name] = (f_change, e_change)
         gradients[name] = (f_mean, e_mean)
         effects[name] = (f_mean * f_change, (e_mean * e_change).sum(-1))
     return clean, changes, gradients, effects
+
+
+def _gradients(m: Tensor, f: Tensor, e: Tensor, backward: bool) -> tuple[Tensor, Tensor]:
+    if not backward:
+        f_grad, e_grad = torch.autograd.grad(m, [f, e])
+        return f_grad, e_grad
+    m.backward()
+    assert f.grad is not None
+    assert e.grad is not None
+    return f.grad, e.grad
 
 
 def plain_edges(
@@ -134,7 +152,7 @@ def plain_edges(
         f_gradient, e_gradient = gradients[down]
         f_change, e_change = changes[up]
         n_up = f_up.shape[-1]
-        total = torch.zeros(len(keep[down]), len(keep[up]))
+        total = f_up.new_zeros(len(keep[down]), len(keep[up]), requires_grad=False)
         for row, key in enumerate(keep[down].tolist()):
             is_error = key == features.shape[-1]
             if is_error:
