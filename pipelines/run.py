@@ -140,8 +140,8 @@ def _peak_mib() -> float:
 
 
 def _cause(error: BaseException) -> BaseException:
-    """What a stage itself raised, below Dagster's own errors."""
-    while error.__cause__ is not None:
+    """What a stage itself raised, below Dagster's own errors and above what it came from."""
+    while not isinstance(error, ExperimentError | CircuitError) and error.__cause__:
         error = error.__cause__
     return error
 

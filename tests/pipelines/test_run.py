@@ -48,6 +48,23 @@ def test_an_error_inside_a_stage_is_told_without_a_traceback(
     assert "Traceback" not in told.err + told.out
 
 
+def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    def unreachable(*_arguments: object, **_options: object) -> None:
+        raise OSError("no route")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", unreachable)
+    experiment = tiny_experiment(tmp_path, model={"source": "somebody/some-model"})
+    assert run.main([str(experiment.path)]) == 1
+    told = capsys.readouterr()
+    assert "could not be fetched from the Hugging Face hub" in told.err
+    assert "give the folder" in told.err
+    assert "Traceback" not in told.err + told.out
+
+
 def test_another_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = tiny_experiment(tmp_path)
 
