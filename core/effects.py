@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -382,14 +383,16 @@ def node_effects(
     clean = model.record(inputs.clean, inputs.mask)
     runs = Resumed(model, clean, inputs.metric, inputs.last)
     patch = None if inputs.patch is None else model.record(inputs.patch, inputs.mask)
-    for side, recording in (("clean", clean), ("patch", patch)):
-        if recording is not None:
-            _check_finite(recording, dictionaries, side)
+    _check_finite(clean, dictionaries, "clean")
+    if patch is not None:
+        _check_finite(patch, dictionaries, "patch")
     metric_clean = _clean_metric(runs)
     if not bool(torch.isfinite(metric_clean).all()):
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
         )
+    how: dict[str, Any] = {"steps": steps, "rule": rule}
+    how |= {"tolerance": tolerance, "max_steps": max_steps}
     names = causal_order(dictionaries)
     gradients = clean_gradients(runs, names, passes) if estimator == "attribution" else {}
     found: dict[str, SubmoduleEffects] = {}
@@ -405,16 +408,7 @@ def node_effects(
             found[name] = exact_effects(runs, name, dictionary, ends, metric_clean, passes)
         else:
             found[name] = integrated_gradients(
-                runs,
-                name,
-                dictionary,
-                ends,
-                metric_clean,
-                steps=steps,
-                rule=rule,
-                tolerance=tolerance,
-                max_steps=max_steps,
-                passes=passes,
+                runs, name, dictionary, ends, metric_clean, passes=passes, **how
             )
     metric_patch = None
     if patch is not None:
