@@ -113,37 +113,37 @@ def _only_real(act: SparseAct, mask: Tensor) -> SparseAct:
     return SparseAct(features, act.error * mask[..., None])
 
 
-def _halves(act: SparseAct) -> tuple[SparseAct, SparseAct]:
-    """Features and errors of the first and of the second half of a batch."""
-    batch, n_pos, n_features = act.features.shape
-    n_tokens, shape = batch // 2 * n_pos, (batch // 2, n_pos, n_features)
+def _change(dictionary: Dictionary, act: SparseAct, clean: Tensor, patch: Tensor) -> SparseAct:
+    """Features and errors of patch minus those of clean; exactly zero where both are the same."""
+    batch, n_pos, d = clean.shape
+    moved = (patch != clean).any(-1).flatten().nonzero().flatten()
+    # Only tokens that differ are encoded again.
+    other = dictionary.split(patch.reshape(-1, d)[moved][None])
     features = act.features
-    cut = int((features.token < n_tokens).sum())
-
-    def part(rows: slice, shift: int, error: Tensor) -> SparseAct:
-        token, feature, value = features.token[rows], features.feature[rows], features.value[rows]
-        return SparseAct(SparseFeatures(token - shift, feature, value, shape), error)
-
-    return (
-        part(slice(0, cut), 0, act.error[: batch // 2]),
-        part(slice(cut, None), n_tokens, act.error[batch // 2 :]),
+    here = torch.isin(features.token, moved)
+    before = SparseFeatures(
+        features.token[here], features.feature[here], features.value[here], features.shape
     )
+    after = SparseFeatures(
+        moved[other.features.token], other.features.feature, other.features.value, features.shape
+    )
+    error = torch.zeros_like(act.error).flatten(0, 1)
+    error[moved] = other.error[0] - act.error.flatten(0, 1)[moved]
+    return SparseAct(sparse_difference(after, before), error.view(batch, n_pos, d))
 
 
 def endpoints(
     dictionary: Dictionary, clean: Tensor, patch: Tensor | None, mask: Tensor
 ) -> Endpoints:
     """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias."""
+    act = _only_real(dictionary.split(clean), mask)
     if patch is None:
-        act = _only_real(dictionary.split(clean), mask)
         patch = dictionary.bias.to(clean.dtype).expand_as(clean)
         change = SparseAct(act.features.with_value(-act.features.value), -act.error)
+        patch = torch.where(mask[..., None], patch, clean)
     else:
-        # Both sides at once: the encoder is read from memory once.
-        act, other = _halves(dictionary.split(torch.cat([clean, patch])))
-        act, other = _only_real(act, mask), _only_real(other, mask)
-        change = SparseAct(sparse_difference(other.features, act.features), other.error - act.error)
-    patch = torch.where(mask[..., None], patch, clean)
+        patch = torch.where(mask[..., None], patch, clean)
+        change = _change(dictionary, act, clean, patch)
     return Endpoints(clean, patch, act, change)
 
 

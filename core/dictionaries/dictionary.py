@@ -245,7 +245,7 @@ class Dictionary:
         # A kind that chooses among all features of a token needs them all in one block.
         width = _FEATURES if self.activation.elementwise else self.n_features
         parts = []
-        for first in range(0, batch * pos, _TOKENS):
+        for first in range(0, max(1, batch * pos), _TOKENS):
             some = flat[first : first + _TOKENS]
             for start in range(0, self.n_features, width):
                 dense = self.encode(some, slice(start, start + width))
