@@ -18,8 +18,9 @@ from typing import Any
 from core.dictionaries.dictionary import Dictionary
 from core.dictionaries.files import load_dictionary
 from core.dictionaries.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from core.dictionaries.formats.choose import is_open, resolved_path
 from core.dictionaries.formats.dictionary_learning import write as save_as_dictionary_learning
-from core.dictionaries.formats.places import fetch, filled, named_file
+from core.dictionaries.formats.places import fetch, named_file
 from core.dictionaries.formats.saelens import write as save_as_saelens
 from core.errors import FormatError
 
@@ -44,6 +45,7 @@ def load_from(
     path: str = "",
     submodule: str | None = None,
     revision: str | None = None,
+    l0: float | None = None,
     **options: Any,
 ) -> Dictionary:
     """A dictionary in another project's format.
@@ -53,18 +55,21 @@ def load_from(
         format: one of `FORMATS`.
         path: folder or file inside the source. ``{submodule}``, ``{kind}``, ``{layer}`` and
             ``{site}`` are filled in from `submodule`; the paper's released set is
-            ``dictionaries/pythia-70m-deduped/{site}/10_32768``.
+            ``dictionaries/pythia-70m-deduped/{site}/10_32768``. ``{l0}`` and ``*`` leave open what
+            is there: ``layer_{layer}/width_16k/average_l0_{l0}`` of Gemma Scope.
         submodule: where the dictionary will stand.
         revision: branch, tag or commit on the hub.
+        l0: of several places that fit the path, take the one whose L0 is nearest to this.
         options: of the format's reader, e.g. ``normalize_decoder``, ``dict_class``.
 
     Raises:
-        FormatError: unknown format or option, nothing there, a file that is incomplete or would
-            need unpickling, or the hub out of reach.
+        FormatError: unknown format or option, nothing there or several places that fit, a file
+            that is incomplete or would need unpickling, or the hub out of reach.
     """
     if format not in FORMATS:
         raise FormatError(f"format '{format}' is not one of {', '.join(FORMATS)}.")
-    place = fetch(source, filled(path, submodule), revision)
+    path = resolved_path(source, path, submodule=submodule, revision=revision, l0=l0)
+    place = fetch(source, path, revision)
     try:
         return FORMATS[format](place, **options)
     except TypeError as error:
@@ -89,8 +94,10 @@ def load_all(
 
 __all__ = [
     "FORMATS",
+    "is_open",
     "load_all",
     "load_from",
+    "resolved_path",
     "save_as_dictionary_learning",
     "save_as_saelens",
 ]

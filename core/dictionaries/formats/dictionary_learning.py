@@ -1,8 +1,12 @@
 """dictionary_learning: ``ae.pt`` (a state_dict) and ``config.json``.
 
 Which class a file is of says ``config["trainer"]["dict_class"]``; the paper's released set has no
-configuration and is recognised by its tensors. A file that training left as a backup has the same
-name but holds the optimiser too, and weights for inputs divided by its ``norm_factor``.
+configuration and is recognised by its tensors.
+
+Training with normalize_activations divides inputs by a ``norm_factor``. Finished files and
+``checkpoints/ae_STEP.pt`` have the biases (and thresholds) multiplied by it and read raw inputs. A
+file that an interrupted training left as a backup has the finished file's name, but holds the
+optimiser and the factor too, and its weights are still those for divided inputs.
 
 Matrices there are ``torch.nn.Linear``'s: encoder.weight (feature, d), decoder.weight (d, feature).
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +62,11 @@ def read(
     """A dictionary of any of dictionary_learning's classes.
 
     Args:
-        place: the file, or the folder with ``ae.pt``.
-        dict_class: the class, where neither a configuration nor the tensors tell.
+        place: the file, or the folder with ``ae.pt``; a checkpoint's configuration is looked for
+            in the folder above, too.
+        dict_class: the class, where neither a configuration nor the tensors tell. The two classes
+            with a threshold for single tokens have the same tensors: as AutoEncoderTopK a file is
+            read with its k, as BatchTopKSAE with its threshold.
         normalize_decoder: give an AutoEncoder decoder rows of unit norm, as its from_pretrained
             does: the same reconstructions, features on another scale.
         subtract_bias: whether a JumpReluAutoEncoder subtracts its decoder bias from the input
@@ -68,19 +76,40 @@ def read(
         FormatError: the file is of no known class, incomplete, or would need unpickling.
     """
     file = named_file(place, ("ae.pt",))
-    state, trainer = read_tensors(file), read_json(file.with_name("config.json")).get("trainer", {})
+    state, trainer = read_tensors(file), _trainer(file)
     factor = None
     if isinstance(state, dict) and state.keys() >= _BACKUP:
         factor = state.get("norm_factor")
         trainer = trainer or state.get("config") or {}
         state = state["ae"]
-    tensors = only_tensors(state, file)
+    # Weights of a compiled module carry its wrapper's name.
+    tensors = {k.removeprefix("_orig_mod."): v for k, v in only_tensors(state, file).items()}
     source = _Source(file, tensors, trainer, normalize_decoder, subtract_bias)
     name = dict_class or trainer.get("dict_class") or _guess(source)
     if name not in _CLASSES:
         raise FormatError(f"'{file}' is a '{name}', none of {', '.join(_CLASSES)}.")
     dictionary = _CLASSES[name](source)
-    return dictionary if factor is None else scaled(dictionary, float(factor))
+    return dictionary if factor is None else scaled(dictionary, _factor(factor, file))
+
+
+def _trainer(file: Path) -> Mapping[str, Any]:
+    """What config.json says of the training; empty where there is none."""
+    folders = [file.parent, *([file.parent.parent] if file.parent.name == "checkpoints" else [])]
+    for folder in folders:
+        found = read_json(folder / "config.json").get("trainer")
+        if found:
+            return found
+    return {}
+
+
+def _factor(factor: Any, file: Path) -> float:
+    value = float(factor)
+    if not (isfinite(value) and value > 0):
+        raise FormatError(
+            f"the norm_factor of '{file}' is {value:g}: nothing can be scaled by it. Give a file "
+            "of a finished training."
+        )
+    return value
 
 
 def _guess(source: _Source) -> str:
@@ -141,12 +170,13 @@ def _top_k(s: _Source) -> Dictionary:
 
 
 def _one_threshold(s: _Source, n_features: int) -> JumpReLU:
-    (threshold,) = s.need("threshold")
-    if float(threshold) < 0:
+    if "threshold" not in s.tensors or float(s.tensors["threshold"]) < 0:
         raise FormatError(
-            f"the threshold in '{s.file}' is {float(threshold):g}: its training stopped before it "
-            "was measured, so the dictionary has no rule for single tokens."
+            f"'{s.file}' has no threshold: it is of a version that kept none, or its training "
+            "stopped before it was measured. So it has no rule for single tokens; with the option "
+            "dict_class: AutoEncoderTopK a BatchTopKSAE keeps the k largest of each."
         )
+    threshold = s.tensors["threshold"]
     return JumpReLU(threshold.float().expand(n_features).clone())
 
 

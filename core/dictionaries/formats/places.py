@@ -31,23 +31,39 @@ _PICKLED = (
 def filled(path: str, submodule: str | None) -> str:
     """`path` with ``{submodule}``, ``{kind}``, ``{layer}`` and ``{site}`` filled in.
 
-    ``{site}`` is the name of the paper's released dictionaries: embed, attn_out_layer3.
+    ``{site}`` is the name of the paper's released dictionaries: embed, attn_out_layer3. ``{l0}``
+    stays: what it stands for is chosen among what there is (`choose.resolved_path`).
 
     Raises:
         FormatError: an unknown placeholder, or one without a submodule to fill it from.
     """
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"l0": "{l0}"}
     if submodule is not None:
         kind, layer = Submodule.parse(submodule)
         site = kind if kind == "embed" else f"{kind}_out_layer{layer}"
-        names = {"submodule": submodule, "kind": kind, "layer": layer, "site": site}
+        names |= {"submodule": submodule, "kind": kind, "layer": layer, "site": site}
     try:
         return path.format(**names)
     except (KeyError, IndexError, ValueError) as error:
         raise FormatError(
             f"the path '{path}' has a placeholder that cannot be filled ({error}): use "
-            "{submodule}, {kind}, {layer} or {site}, and name the submodule."
+            "{submodule}, {kind}, {layer}, {site} or {l0}, and name the submodule."
         ) from error
+
+
+def local_root(source: str) -> Path | None:
+    """The folder or file that `source` names; None if it is a hub id."""
+    root = Path(source).expanduser()
+    return root if source.startswith((".", "/", "~")) or root.exists() else None
+
+
+def unreachable(source: str, error: Exception) -> FormatError:
+    """What to say when the hub does not give what was asked for."""
+    return FormatError(
+        f"'{source}' could not be fetched from the Hugging Face hub: {type(error).__name__}. "
+        "Check the id and the network; without a network, download the repository elsewhere "
+        "and give the folder."
+    )
 
 
 def fetch(source: str, path: str, revision: str | None) -> Path:
@@ -56,8 +72,8 @@ def fetch(source: str, path: str, revision: str | None) -> Path:
     Raises:
         FormatError: it does not exist, or the hub is out of reach.
     """
-    root = Path(source).expanduser()
-    if source.startswith((".", "/", "~")) or root.exists():
+    root = local_root(source)
+    if root is not None:
         place = root / path
         if not place.exists():
             raise FormatError(f"'{place}' does not exist.")
@@ -68,11 +84,7 @@ def fetch(source: str, path: str, revision: str | None) -> Path:
     try:
         place = Path(snapshot_download(source, revision=revision, allow_patterns=patterns)) / path
     except Exception as error:  # the hub's client raises its transport's errors as they come
-        raise FormatError(
-            f"'{source}' could not be fetched from the Hugging Face hub: {type(error).__name__}. "
-            "Check the id and the network; without a network, download the repository elsewhere "
-            "and give the folder."
-        ) from error
+        raise unreachable(source, error) from error
     if not place.exists():
         raise FormatError(f"the hub repository '{source}' has no '{path}'.")
     return place

@@ -1,6 +1,7 @@
 """SAELens: ``cfg.json`` and ``sae_weights.safetensors``, version 6 and before.
 
-Matrices there are W_enc (d, feature) and W_dec (feature, d).
+Matrices there are W_enc (d, feature) and W_dec (feature, d). BatchTopK and Matryoshka dictionaries
+are finished as jumprelu; only checkpoints of their training have architectures of their own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 from core.atomic import replacing
 from core.dictionaries.dictionary import Dictionary, Gated, JumpReLU, ReLU, TopK
 from core.dictionaries.formats.dictionary_learning import encoder_bias_for
+from core.dictionaries.formats.normalised import for_raw_inputs, scaling_factor, unwhitened
 from core.dictionaries.formats.places import (
     named_file,
     need,
@@ -28,22 +30,31 @@ from core.errors import FormatError
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
+_BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+_NORMALISED = (None, "none", "expected_average_only_in", "covariance_whitening")
 # The first version whose cfg.json has "metadata"; what is written here is that layout.
 _VERSION = "6.0.0"
 
 
-def read(place: Path) -> Dictionary:
-    """A dictionary that SAELens saved.
+def read(place: Path, *, norm_scaling_factor: float | None = None) -> Dictionary:
+    """A dictionary that SAELens saved: a finished one, or a checkpoint of its training.
+
+    Args:
+        place: the file, or the folder with ``sae_weights.safetensors``.
+        norm_scaling_factor: by how much its training multiplied inputs
+            (``expected_average_only_in``), where neither the weights nor a file beside them
+            hold it. SAELens lists it under this name for the sets it knows.
 
     Raises:
         FormatError: incomplete, a transcoder, an unknown architecture, or one that normalises its
-            inputs by statistics that the file does not hold.
+            inputs by statistics that no file holds, or each input by itself.
     """
     file = named_file(place, (WEIGHTS,))
     tensors = only_tensors(read_tensors(file), file)
     config = _config(read_json(file.with_name(CONFIG)), file)
     _refuse_what_is_no_dictionary(config, tensors, file)
     _drop_scaling_factor(tensors, file)
+    rescaled = bool(config.get("rescale_acts_by_decoder_norm")) and "topk" in config["architecture"]
     if config["architecture"] == "gated":
         encoder, decoder, bias = need(tensors, ("W_enc", "W_dec", "b_dec"), file)
         gate, magnitude, r_mag = need(tensors, ("b_gate", "b_mag", "r_mag"), file)
@@ -53,12 +64,15 @@ def read(place: Path) -> Dictionary:
         encoder, decoder, bias, encoder_bias = need(
             tensors, ("W_enc", "W_dec", "b_dec", "b_enc"), file
         )
-        activation = _activation(config, tensors, file)
+        activation = _activation(config, tensors, file, rescaled)
     input_bias = bias if config["apply_b_dec_to_input"] else torch.zeros_like(bias)
     dictionary = Dictionary(encoder.t(), encoder_bias, decoder, bias, input_bias, activation)
-    if config.get("rescale_acts_by_decoder_norm"):
-        return with_unit_decoder(dictionary, keep_choice=True)
-    return dictionary
+    kind = config["normalize_activations"]
+    if kind == "expected_average_only_in":
+        dictionary = for_raw_inputs(dictionary, scaling_factor(file, norm_scaling_factor))
+    if rescaled:
+        dictionary = with_unit_decoder(dictionary, keep_choice=True)
+    return unwhitened(dictionary, file) if kind == "covariance_whitening" else dictionary
 
 
 def _config(found: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -72,6 +86,8 @@ def _config(found: dict[str, Any], file: Path) -> dict[str, Any]:
         if config["architecture"] == "standard" and function == "topk":
             config["architecture"] = "topk"
             config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
+        elif function not in ("relu", "topk"):
+            raise FormatError(f"'{file}' has the activation '{function}': only relu is read.")
         if isinstance(config["normalize_activations"], bool):
             old = {True: "expected_average_only_in", False: "none"}
             config["normalize_activations"] = old[config["normalize_activations"]]
@@ -89,23 +105,25 @@ def _refuse_what_is_no_dictionary(
             "own, so it cannot stand for a submodule here."
         )
     normalised = config["normalize_activations"]
-    if normalised not in ("none", None):
+    if normalised not in _NORMALISED:
         raise FormatError(
-            f"'{file}' was trained on inputs normalised by '{normalised}', and the file does not "
-            "hold by how much: fold the normalisation into the weights with SAELens "
-            "(fold_activation_norm_scaling_factor) and save it again."
+            f"'{file}' normalises each input by itself ('{normalised}'), which is no affine map: "
+            "it cannot stand for a submodule here."
         )
 
 
 def _drop_scaling_factor(tensors: dict[str, Tensor], file: Path) -> None:
-    factor = tensors.pop("scaling_factor", None)
-    if factor is not None and not torch.equal(factor, torch.ones_like(factor)):
-        raise FormatError(
-            f"'{file}' has a scaling_factor that is not one: fold it into the decoder first."
-        )
+    for name in ("scaling_factor", "finetuning_scaling_factor"):
+        factor = tensors.pop(name, None)
+        if factor is not None and not torch.equal(factor, torch.ones_like(factor)):
+            raise FormatError(
+                f"'{file}' has a {name} that is not one: fold it into the decoder first."
+            )
 
 
-def _activation(config: dict[str, Any], tensors: dict[str, Tensor], file: Path) -> Any:
+def _activation(
+    config: dict[str, Any], tensors: dict[str, Tensor], file: Path, rescaled: bool
+) -> Any:
     architecture = config["architecture"]
     if architecture == "standard":
         return ReLU()
@@ -117,8 +135,14 @@ def _activation(config: dict[str, Any], tensors: dict[str, Tensor], file: Path) 
         if "log_threshold" in tensors:
             return JumpReLU(tensors["log_threshold"].exp())
         return JumpReLU(need(tensors, ("threshold",), file)[0])
+    if architecture in _BATCH_TOPK:
+        (threshold,), (decoder,) = (need(tensors, (n,), file) for n in ("topk_threshold", "W_dec"))
+        # It is compared with what a feature writes where activations are rescaled.
+        unit = decoder.norm(dim=1) if rescaled else torch.ones(len(decoder))
+        return JumpReLU(threshold / unit)
     raise FormatError(
-        f"'{file}' is of architecture '{architecture}', none of standard, gated, jumprelu, topk."
+        f"'{file}' is of architecture '{architecture}', none of standard, gated, jumprelu, topk, "
+        f"{', '.join(_BATCH_TOPK)}."
     )
 
 

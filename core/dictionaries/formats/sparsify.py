@@ -22,7 +22,7 @@ def read(place: Path) -> Dictionary:
     """A dictionary that sparsify saved.
 
     Raises:
-        FormatError: incomplete, a transcoder, or of another activation than topk.
+        FormatError: incomplete, a transcoder, or of another activation than topk above zero.
     """
     file = named_file(place, ("sae.safetensors",))
     config = read_json(file.with_name("cfg.json"))
@@ -35,6 +35,11 @@ def read(place: Path) -> Dictionary:
     activation = config.get("activation", "topk")
     if activation != "topk":
         raise FormatError(f"'{file}' has the activation '{activation}': only topk is read.")
+    if config.get("signed"):
+        raise FormatError(
+            f"'{file}' keeps the features that are largest in magnitude, negative ones too "
+            "(signed): only those above zero are read."
+        )
     if not config.get("k"):
         raise FormatError(f"the cfg.json beside '{file}' does not say how large k is.")
     encoder, encoder_bias, decoder, bias = need(

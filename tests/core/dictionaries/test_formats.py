@@ -1,14 +1,8 @@
-"""Each format's files are written here by hand, in its own layout, with its own way to encode.
-
-`theirs` below is what each format's documentation says its class computes; readers must agree.
-"""
+"""What all formats share: folders and the hub, refusals, writing; sparsify and Gemma Scope."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,144 +19,30 @@ from core.dictionaries.formats import (
     save_as_saelens,
 )
 from core.errors import FormatError
-
-D, N, K, G = 5, 12, 3, torch.Generator().manual_seed(11)
-TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}
-
-
-def noise(*shape: int, scale: float = 0.5) -> torch.Tensor:
-    return scale * torch.randn(*shape, generator=G)
-
-
-X = noise(40, D, scale=1.0)
-ENC, DEC = noise(N, D), noise(D, N)  # as torch.nn.Linear keeps them
-B_ENC, B_DEC, GATE, MAG, R_MAG = noise(N), noise(D), noise(N), noise(N), noise(N)
-THRESHOLD = noise(N).abs()
-LINEAR = {"encoder.weight": ENC, "encoder.bias": B_ENC, "decoder.weight": DEC}
-CANONICAL = {
-    "W_enc": ENC.T.contiguous(),
-    "b_enc": B_ENC,
-    "W_dec": DEC.T.contiguous(),
-    "b_dec": B_DEC,
-}
-
-
-def jump(pre: torch.Tensor, threshold: Any) -> torch.Tensor:
-    return F.relu(pre * (pre > threshold))
-
-
-def top(f: torch.Tensor) -> torch.Tensor:
-    value, kept = f.topk(K, dim=-1)
-    return torch.zeros_like(f).scatter(-1, kept, value)
-
-
-def gated(x: torch.Tensor) -> torch.Tensor:
-    z = x @ ENC.T
-    return (z + GATE > 0) * F.relu(R_MAG.exp() * z + MAG)
-
-
-def linear(x: torch.Tensor) -> torch.Tensor:
-    return x @ ENC.T + B_ENC
-
-
-def check(found: Dictionary, features: torch.Tensor, x_hat: torch.Tensor, x=X) -> None:
-    torch.testing.assert_close(found.encode(x), features, **TOLERANCE)
-    torch.testing.assert_close(found.decode(found.encode(x)), x_hat, **TOLERANCE)
-
-
-# -- dictionary_learning -------------------------------------------------------------------------
-
-DL: dict[str, tuple[dict[str, torch.Tensor], Callable[[torch.Tensor], torch.Tensor]]] = {
-    "AutoEncoder": (LINEAR | {"bias": B_DEC}, lambda x: F.relu(linear(x - B_DEC))),
-    "AutoEncoderNew": (LINEAR | {"decoder.bias": B_DEC}, lambda x: F.relu(linear(x))),
-    "GatedAutoEncoder": (
-        {"encoder.weight": ENC, "decoder.weight": DEC, "decoder_bias": B_DEC}
-        | {"r_mag": R_MAG, "gate_bias": GATE, "mag_bias": MAG},
-        lambda x: gated(x - B_DEC),
-    ),
-    "JumpReluAutoEncoder": (
-        CANONICAL | {"threshold": THRESHOLD},
-        lambda x: jump(linear(x), THRESHOLD),
-    ),
-    "AutoEncoderTopK": (
-        LINEAR | {"b_dec": B_DEC, "k": torch.tensor(K), "threshold": torch.tensor(-1.0)},
-        lambda x: top(F.relu(linear(x - B_DEC))),
-    ),
-    "BatchTopKSAE": (
-        LINEAR | {"b_dec": B_DEC, "k": torch.tensor(K), "threshold": torch.tensor(0.4)},
-        lambda x: jump(F.relu(linear(x - B_DEC)), 0.4),
-    ),
-    "MatryoshkaBatchTopKSAE": (
-        CANONICAL
-        | {
-            "k": torch.tensor(K),
-            "threshold": torch.tensor(0.4),
-            "group_sizes": torch.tensor([4, 8]),
-        },
-        lambda x: jump(F.relu(linear(x - B_DEC)), 0.4),
-    ),
-}
-
-
-def write_dl(folder: Path, name: str, *, config: bool = True, state: Any = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(DL[name][0] if state is None else state, folder / "ae.pt")
-    if config:
-        trainer = {"dict_class": name, "activation_dim": D, "dict_size": N, "k": K}
-        (folder / "config.json").write_text(json.dumps({"trainer": trainer}))
-    return folder
-
-
-@pytest.mark.parametrize("name", list(DL))
-def test_every_class_of_dictionary_learning_is_read(tmp_path, name):
-    write_dl(tmp_path, name)
-    found = load_from(str(tmp_path), "dictionary_learning", normalize_decoder=False)
-    f = DL[name][1](X)
-    check(found, f, f @ DEC.T + B_DEC)
-
-
-def test_an_autoencoder_gets_unit_rows_as_its_from_pretrained_gives_them(tmp_path):
-    write_dl(tmp_path, "AutoEncoder")
-    found = load_from(str(tmp_path), "dictionary_learning")
-    f = DL["AutoEncoder"][1](X)
-    check(found, f * DEC.norm(dim=0), f @ DEC.T + B_DEC)
-    torch.testing.assert_close(found.decoder.norm(dim=1), torch.ones(N))
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in DL if name not in ("AutoEncoderTopK", "BatchTopKSAE")]
+from tests.core.dictionaries.published import (
+    B_DEC,
+    B_ENC,
+    CANONICAL,
+    DEC,
+    ENC,
+    GATE,
+    MAG,
+    R_MAG,
+    THRESHOLD,
+    TOLERANCE,
+    D,
+    K,
+    N,
+    X,
+    check,
+    jump,
+    linear,
+    top,
+    write_dl,
+    write_sl,
 )
-def test_a_class_is_recognised_without_a_configuration(tmp_path, name):
-    write_dl(tmp_path, name, config=False)
-    found = load_from(str(tmp_path), "dictionary_learning", normalize_decoder=False)
-    torch.testing.assert_close(found.encode(X), DL[name][1](X), **TOLERANCE)
 
-
-def test_two_classes_with_the_same_tensors_must_be_told_apart(tmp_path):
-    write_dl(tmp_path, "BatchTopKSAE", config=False)
-    with pytest.raises(FormatError, match="give dict_class"):
-        load_from(str(tmp_path), "dictionary_learning")
-    found = load_from(str(tmp_path), "dictionary_learning", dict_class="BatchTopKSAE")
-    torch.testing.assert_close(found.encode(X), DL["BatchTopKSAE"][1](X), **TOLERANCE)
-
-
-def test_a_jump_relu_may_subtract_its_bias(tmp_path):
-    write_dl(tmp_path, "JumpReluAutoEncoder")
-    found = load_from(str(tmp_path), "dictionary_learning", subtract_bias=True)
-    torch.testing.assert_close(found.encode(X), jump(linear(X - B_DEC), THRESHOLD), **TOLERANCE)
-
-
-@pytest.mark.parametrize("name", list(DL))
-def test_a_backup_is_told_from_a_finished_file_and_scaled_to_the_data(tmp_path, name):
-    factor = 4.0
-    optimiser = {"state": {0: {"step": torch.tensor(3.0)}}, "param_groups": [{"lr": 1e-3}]}
-    config = {"dict_class": name, "k": K}
-    backup = {"step": 7, "ae": DL[name][0], "optimizer": optimiser, "config": config}
-    write_dl(tmp_path, name, config=False, state=backup | {"norm_factor": factor})
-    found = load_from(str(tmp_path), "dictionary_learning", normalize_decoder=False)
-    # Training there divides what it reads by the factor.
-    f = DL[name][1](X / factor)
-    check(found, f * factor, (f @ DEC.T + B_DEC) * factor)
+# -- folders and the hub -------------------------------------------------------------------------
 
 
 def test_a_file_with_pickled_objects_is_refused(tmp_path):
@@ -172,13 +52,6 @@ def test_a_file_with_pickled_objects_is_refused(tmp_path):
     np.savez(tmp_path / "params.npz", W_enc=np.array([{"a": 1}], dtype=object))
     with pytest.raises(FormatError, match="unpickling objects"):
         load_from(str(tmp_path), "gemma_scope")
-
-
-def test_a_threshold_that_was_never_measured_is_refused(tmp_path):
-    state = DL["BatchTopKSAE"][0] | {"threshold": torch.tensor(-1.0)}
-    write_dl(tmp_path, "BatchTopKSAE", state=state)
-    with pytest.raises(FormatError, match="before it was measured"):
-        load_from(str(tmp_path), "dictionary_learning")
 
 
 def test_the_released_set_is_read_by_its_paths(tmp_path):
@@ -234,93 +107,6 @@ def test_a_hub_out_of_reach_says_what_to_do(monkeypatch):
         load_from("someone/dictionaries", "saelens", path="x")
 
 
-# -- SAELens -------------------------------------------------------------------------------------
-
-SL: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], Callable]] = {
-    "standard": (CANONICAL, {}, lambda x: F.relu(linear(x))),
-    "jumprelu": (
-        CANONICAL | {"threshold": THRESHOLD},
-        {},
-        lambda x: jump(linear(x), THRESHOLD),
-    ),
-    "topk": (CANONICAL, {"k": K}, lambda x: top(F.relu(linear(x)))),
-    "gated": (
-        {key: CANONICAL[key] for key in ("W_enc", "W_dec", "b_dec")}
-        | {"b_gate": GATE, "b_mag": MAG, "r_mag": R_MAG},
-        {},
-        gated,
-    ),
-}
-
-
-def write_sl(folder: Path, tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, folder / "sae_weights.safetensors")
-    (folder / "cfg.json").write_text(json.dumps({"d_in": D, "d_sae": N, **config}))
-    return folder
-
-
-@pytest.mark.parametrize("centred", [True, False])
-@pytest.mark.parametrize("name", list(SL))
-def test_every_architecture_of_saelens_is_read(tmp_path, name, centred):
-    tensors, config, theirs = SL[name]
-    config = {"architecture": name, "apply_b_dec_to_input": centred, "metadata": {}, **config}
-    write_sl(tmp_path, tensors, config)
-    f = theirs(X - B_DEC if centred else X)
-    check(load_from(str(tmp_path), "saelens"), f, f @ DEC.T + B_DEC)
-
-
-def test_top_k_may_choose_by_what_a_feature_writes(tmp_path):
-    config = {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True, "metadata": {}}
-    write_sl(tmp_path, CANONICAL, config)
-    f = top(F.relu(linear(X - B_DEC)) * DEC.norm(dim=0))
-    check(load_from(str(tmp_path), "saelens"), f, f / DEC.norm(dim=0) @ DEC.T + B_DEC)
-
-
-@pytest.mark.parametrize(
-    ("config", "theirs"),
-    [
-        ({}, lambda x: F.relu(linear(x - B_DEC))),
-        ({"normalize_activations": False, "hook_point": "x"}, lambda x: F.relu(linear(x - B_DEC))),
-        ({"apply_b_dec_to_input": False}, lambda x: F.relu(linear(x))),
-        (
-            {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}},
-            lambda x: top(F.relu(linear(x - B_DEC))),
-        ),
-    ],
-)
-def test_saelens_before_version_six_is_read(tmp_path, config, theirs):
-    write_sl(tmp_path, CANONICAL | {"scaling_factor": torch.ones(N)}, config)
-    f = theirs(X)
-    check(load_from(str(tmp_path), "saelens"), f, f @ DEC.T + B_DEC)
-
-
-def test_a_threshold_kept_as_its_logarithm_is_read(tmp_path):
-    tensors = CANONICAL | {"log_threshold": THRESHOLD.log()}
-    write_sl(tmp_path, tensors, {"architecture": "jumprelu", "metadata": {}})
-    f = jump(linear(X - B_DEC), THRESHOLD)
-    check(load_from(str(tmp_path), "saelens"), f, f @ DEC.T + B_DEC)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "config", "reason"),
-    [
-        ({}, {"d_out": D}, "transcoder"),
-        ({"W_skip": torch.eye(D)}, {}, "transcoder"),
-        ({}, {"normalize_activations": "layer_norm"}, "normalised by 'layer_norm'"),
-        ({}, {"normalize_activations": True}, "expected_average_only_in"),
-        ({"scaling_factor": 2 * torch.ones(N)}, {}, "scaling_factor"),
-        ({}, {"architecture": "temporal"}, "none of standard"),
-        ({}, {"architecture": "jumprelu"}, "lacks threshold"),
-        ({}, {"architecture": "topk"}, "how large k is"),
-    ],
-)
-def test_what_cannot_stand_for_a_submodule_is_refused(tmp_path, tensors, config, reason):
-    write_sl(tmp_path, CANONICAL | tensors, config)
-    with pytest.raises(FormatError, match=reason):
-        load_from(str(tmp_path), "saelens")
-
-
 # -- sparsify and Gemma Scope --------------------------------------------------------------------
 
 SPARSIFY = {
@@ -331,9 +117,17 @@ SPARSIFY = {
 }
 
 
-def test_sparsify_is_read_without_turning_its_decoder(tmp_path):
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"activation": "topk", "k": K, "d_in": D, "num_latents": 0, "transcode": False},
+        {"k": K, "d_in": D, "expansion_factor": 2, "normalize_decoder": True, "signed": False},
+        {"k": K, "d_in": D, "multi_topk": True},
+    ],
+)
+def test_sparsify_of_every_version_is_read_without_turning_its_decoder(tmp_path, config):
     save_file(SPARSIFY, tmp_path / "sae.safetensors")
-    (tmp_path / "cfg.json").write_text(json.dumps({"activation": "topk", "k": K, "d_in": D}))
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
     f = top(F.relu(linear(X - B_DEC)))
     check(load_from(str(tmp_path), "sparsify"), f, f @ DEC.T + B_DEC)
 
@@ -344,6 +138,7 @@ def test_sparsify_is_read_without_turning_its_decoder(tmp_path):
         ({"k": K, "transcode": True}, "transcoder"),
         ({"k": K, "skip_connection": True}, "transcoder"),
         ({"k": K, "activation": "groupmax"}, "groupmax"),
+        ({"k": K, "signed": True}, "magnitude"),
         ({}, "how large k is"),
     ],
 )

@@ -1,0 +1,155 @@
+"""Choosing one of several published dictionaries: the sparsity is part of Gemma Scope's paths.
+
+``layer_20/width_16k/average_l0_71/params.npz``: how many features are active on average (L0) is
+another number in every layer, and every layer has several such folders.
+"""
+
+from __future__ import annotations
+
+import glob
+import re
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from core.dictionaries.formats.places import filled, local_root, unreachable
+from core.errors import FormatError
+
+_NUMBER = r"\d+(?:\.\d+)?"
+_FREE = re.compile(r"\{l0\}|\*+")
+_SHOWN = 20
+
+
+def is_open(path: str) -> bool:
+    """Whether `path` leaves something to be chosen: ``{l0}``, or ``*`` for any part of a name."""
+    return _FREE.search(path) is not None
+
+
+def resolved_path(
+    source: str,
+    path: str,
+    *,
+    submodule: str | None = None,
+    revision: str | None = None,
+    l0: float | None = None,
+) -> str:
+    """`path` with everything filled in, as it is written in the source.
+
+    Args:
+        source: a local folder, or a hub id.
+        path: as in `load_from`; ``{l0}`` stands for a number and ``*`` for any part of a name,
+            within one folder level.
+        submodule: fills ``{submodule}``, ``{kind}``, ``{layer}`` and ``{site}``.
+        revision: branch, tag or commit on the hub.
+        l0: take the place whose L0 (what ``{l0}`` stands for; with ``*`` alone, the number after
+            ``l0_``) is nearest to this, the smaller of two as near.
+
+    Raises:
+        FormatError: no place fits, or several do and `l0` does not decide between them; the
+            message lists them. Or the hub is out of reach.
+    """
+    path = filled(path, submodule)
+    if not is_open(path):
+        return path
+    path = PurePosixPath(path.strip("/")).as_posix()
+    found = _fitting(source, path, revision)
+    if not found:
+        raise FormatError(f"'{source}' has nothing that fits '{path}'.")
+    if len(found) == 1:
+        return next(iter(found))
+    if l0 is None:
+        raise FormatError(
+            f"'{source}' has {len(found)} places that fit '{path}': {_listed(found)}. Write one of "
+            "them out, or give the option l0 (options: {l0: 100}) to take the nearest."
+        )
+    return _nearest(found, _number(l0), path)
+
+
+def _number(l0: Any) -> float:
+    if isinstance(l0, bool) or not isinstance(l0, int | float):
+        raise FormatError(f"the option l0 is {l0!r}: it must be a number of features.")
+    return l0
+
+
+def _nearest(found: dict[str, float | None], l0: float, path: str) -> str:
+    ranked = sorted((abs(value - l0), value, place) for place, value in _numbered(found, path))
+    best = [place for distance, value, place in ranked if (distance, value) == ranked[0][:2]]
+    if len(best) > 1:
+        raise FormatError(
+            f"several places that fit '{path}' have the same L0: {_listed(dict.fromkeys(best))}. "
+            "Write out what is meant instead of *."
+        )
+    return best[0]
+
+
+def _numbered(found: dict[str, float | None], path: str) -> list[tuple[str, float]]:
+    numbered = [(place, value) for place, value in found.items() if value is not None]
+    if len(numbered) < len(found):
+        without = [place for place, value in found.items() if value is None]
+        raise FormatError(
+            f"l0 cannot choose among the places that fit '{path}': "
+            f"{_listed(dict.fromkeys(without))} say no L0. Write {{l0}} where the number stands."
+        )
+    return numbered
+
+
+def _listed(places: dict[str, Any]) -> str:
+    shown = sorted(places)[:_SHOWN]
+    return ", ".join(shown) + (", ..." if len(places) > _SHOWN else "")
+
+
+def _fitting(source: str, path: str, revision: str | None) -> dict[str, float | None]:
+    """Places in the source that fit `path`, and the L0 that each says."""
+    pattern, found = _pattern(path), {}
+    for place in _candidates(source, path, revision):
+        match = pattern.fullmatch(place)
+        if match is not None:
+            said = match.groupdict().get("l0") or _after_l0(place)
+            found[place] = None if said is None else float(said)
+    return found
+
+
+def _pattern(path: str) -> re.Pattern[str]:
+    text, named = "", False
+    for part in re.split(r"(\{l0\}|\*+)", path):
+        if part == "{l0}":
+            text += "(?P=l0)" if named else f"(?P<l0>{_NUMBER})"
+            named = True
+        else:
+            text += "[^/]*" if part.startswith("*") else re.escape(part)
+    return re.compile(text)
+
+
+def _after_l0(place: str) -> str | None:
+    match = re.search(rf"l0_({_NUMBER})", place)
+    return match and match[1]
+
+
+def _candidates(source: str, path: str, revision: str | None) -> set[str]:
+    root = local_root(source)
+    if root is not None:
+        some = "*".join(glob.escape(part) for part in _FREE.split(path))
+        return {place.relative_to(root).as_posix() for place in root.glob(some)}
+    depth = len(PurePosixPath(path).parts)
+    parts = (PurePosixPath(file).parts for file in _hub_files(source, revision))
+    return {"/".join(some[:depth]) for some in parts if len(some) >= depth}
+
+
+@lru_cache(maxsize=16)
+def _hub_files(source: str, revision: str | None) -> tuple[str, ...]:
+    """Every file of a hub repository; asked once in a process."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    try:
+        return tuple(HfApi().list_repo_files(source, revision=revision))
+    except OfflineModeIsEnabled as error:
+        # Whoever switched the hub off means what the cache holds.
+        try:
+            root = snapshot_download(source, revision=revision, local_files_only=True)
+        except Exception:
+            raise unreachable(source, error) from error
+        files = (place for place in Path(root).rglob("*") if place.is_file())
+        return tuple(place.relative_to(root).as_posix() for place in files)
+    except Exception as error:  # the hub's client raises its transport's errors as they come
+        raise unreachable(source, error) from error
