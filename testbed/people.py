@@ -317,7 +317,7 @@ PLAIN: Mix[Callable[[Writer, str], None]] = Mix(
         compared: 0.11,
         relied_on: 0.08,
         bought: 0.05,
-        liked: 0.12,
+        liked: 0.22,
         stayed: 0.07,
     }
 )
@@ -327,7 +327,7 @@ PREDICATES = Mix(
         predicate: 0.79 * exp(logprob)
         for predicate, logprob in zip(PLAIN.outcomes, PLAIN.logprobs, strict=True)
     }
-    | {said: 0.15, worked_as: 0.03, had_career: 0.03}
+    | {said: 0.14, worked_as: 0.035, had_career: 0.035}
 )
 
 

@@ -26,7 +26,7 @@ from testbed.grammar import documents
 from testbed.tokenizer import END_OF_TEXT, save_tokenizer, vocabulary
 
 SEED = 0
-N_STEPS = 2000
+N_STEPS = 3000
 BATCH = 16
 LEARNING_RATE = 4e-3
 N_WARM_UP = 100
