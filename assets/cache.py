@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from assets.cache_files import (
     shard_file,
     shard_schema,
 )
+from assets.contexts_file import telling
 from assets.corpus import Context
 from core.atomic import replacing, sweep
 from core.errors import InputError, OutOfBudget
@@ -49,20 +51,32 @@ _ROW_BYTES = 12
 
 def estimate_cache(contexts: Sequence[Context], widths: Mapping[str, int]) -> int:
     """Bytes that a cache of these contexts takes, to within a few per cent."""
-    n_rows = sum(len(context.tokens) for context in contexts)
+    return _bytes_of(sum(len(context.tokens) for context in contexts), widths)
+
+
+def _bytes_of(n_rows: int, widths: Mapping[str, int]) -> int:
     return n_rows * sum(2 * d + _ROW_BYTES for d in widths.values())
 
 
 @dataclass(frozen=True)
 class _Plan:
+    """What is to be written; `keys` and `n_rows` (tokens) are of each shard."""
+
     folder: Path
     widths: Mapping[str, int]
-    groups: Sequence[Sequence[Context]]
+    contexts: Sequence[Context]
+    contexts_per_shard: int
     keys: Sequence[str]
+    n_rows: Sequence[int]
 
     @property
     def key(self) -> str:
         return hashlib.sha256("".join(self.keys).encode()).hexdigest()
+
+    def group(self, index: int) -> Sequence[Context]:
+        """The contexts of a shard."""
+        first = index * self.contexts_per_shard
+        return self.contexts[first : first + self.contexts_per_shard]
 
 
 def write_cache(
@@ -84,13 +98,13 @@ def write_cache(
     Args:
         folder: of this cache alone.
         model: the model.
-        contexts: what to run it on.
+        contexts: what to run it on; those of one shard at a time are held.
         submodules: whose outputs to keep.
         model_fingerprint: identifies the model's weights.
         contexts_per_shard: contexts in one shard.
         batch_contexts: contexts in one run of the model.
         budget_bytes: refuse to write more than this.
-        progress: told about each shard.
+        progress: told about each shard, and now and then how many contexts were looked at.
 
     Raises:
         InputError: no contexts, or token ids the model does not have.
@@ -100,24 +114,25 @@ def write_cache(
     """
     if not contexts:
         raise InputError("no contexts: there is nothing to cache.")
-    plan = _plan(folder, model, contexts, submodules, model_fingerprint, contexts_per_shard)
+    widths = {name: model.width(name) for name in submodules}
+    plan = _plan(folder, widths, contexts, model_fingerprint, contexts_per_shard, progress)
     finished = _finished(plan)
     if finished is not None:
         return finished
-    _check_budget(plan, estimate_cache(contexts, plan.widths), budget_bytes)
+    _check_budget(plan, _bytes_of(sum(plan.n_rows), widths), budget_bytes)
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     shards = []
     with ThreadPoolExecutor(N_THREADS) as pool:
-        for index, group in enumerate(plan.groups):
+        for index, key in enumerate(plan.keys):
             shard = _kept_shard(plan, index)
             if shard is None:
-                tables = _tables(plan, model, group, batch_contexts, plan.keys[index])
+                tables = _tables(plan, model, list(plan.group(index)), batch_contexts, key)
                 shard = _write_shard(plan, index, tables, pool)
             shards.append(shard)
             if progress is not None:
-                progress(f"cache: shard {index + 1} of {len(plan.groups)}, {shard.n_rows} tokens")
-    manifest = CacheManifest(plan.key, plan.widths, tuple(shards))
+                progress(f"cache: shard {index + 1} of {len(plan.keys)}, {shard.n_rows} tokens")
+    manifest = CacheManifest(plan.key, widths, tuple(shards))
     with replacing(folder / MANIFEST) as file:
         file.write_text(manifest.to_json(), encoding="utf-8")
     return manifest
@@ -125,24 +140,24 @@ def write_cache(
 
 def _plan(
     folder: Path,
-    model: LanguageModel,
+    widths: Mapping[str, int],
     contexts: Sequence[Context],
-    submodules: Sequence[str],
     model_fingerprint: str,
     contexts_per_shard: int,
+    progress: Callable[[str], None] | None,
 ) -> _Plan:
+    """One pass over the contexts, which tells the key of each shard and its tokens."""
     from core.training import fingerprint_contexts
 
-    widths = {name: model.width(name) for name in submodules}
-    n = contexts_per_shard
-    groups = [contexts[i : i + n] for i in range(0, len(contexts), n)]
     common = json.dumps([_VERSION, model_fingerprint, widths, ROW_GROUP])
-    keys = []
-    for group in groups:
+    keys, n_rows = [], []
+    left = iter(contexts if progress is None else telling(contexts, progress))
+    while group := list(islice(left, contexts_per_shard)):
         tokens = fingerprint_contexts([context.tokens for context in group])
         documents = [context.document for context in group]
         keys.append(hashlib.sha256(f"{common} {documents} {tokens}".encode()).hexdigest())
-    return _Plan(folder, widths, groups, keys)
+        n_rows.append(sum(len(context.tokens) for context in group))
+    return _Plan(folder, widths, contexts, contexts_per_shard, keys, n_rows)
 
 
 def _finished(plan: _Plan) -> CacheManifest | None:
@@ -260,11 +275,10 @@ def _kept_shard(plan: _Plan, index: int) -> Shard | None:
 
 
 def _describe(plan: _Plan, index: int) -> Shard:
-    group = plan.groups[index]
     files = {name: shard_file(plan.folder, name, index) for name in plan.widths}
     return Shard(
-        n_rows=sum(len(context.tokens) for context in group),
-        n_documents=len(group),
+        n_rows=plan.n_rows[index],
+        n_documents=len(plan.group(index)),
         n_bytes={name: file.stat().st_size for name, file in files.items()},
         sha256={name: file_hash(file) for name, file in files.items()},
     )

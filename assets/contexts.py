@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from assets.automation import rerun_on_new_data
-from assets.conversions import contexts_table, read_contexts
+from assets.contexts_file import Contexts, read_contexts, read_lengths, telling
+from assets.conversions import contexts_pieces
 from assets.loading import load_model_of, load_tokenizer_of, model_identity, tokenizer_identity
 from assets.settings import Experiment, TrainSettings
 from assets.stage import MODEL_POOL, Made, Metadata, Stage, TableStage, Work, on, the_model
 from assets.store import hash_place
 from assets.tables import TABLES
-
-if TYPE_CHECKING:
-    from assets.corpus import Context
 
 
 def _text_and_tokenizer(experiment: Experiment) -> Mapping[str, str]:
@@ -44,36 +41,34 @@ def make_contexts(work: Work) -> Made:
     found = tokenize_documents(
         documents, tokenizer, n_positions=settings.n_positions, bos=settings.bos
     )
-    return Made(contexts_table(found))
+    return Made(contexts_pieces(telling(found, work.say)))
 
 
 def show_contexts(work: Work) -> Metadata:
     """How much text there is, and the beginning of some of it."""
-    table = work.store.read("contexts")
-    n_tokens = sum(map(len, table["tokens"].to_pylist()))
     tokenizer = load_tokenizer_of(work.experiment)
-    beginnings = [tokenizer.decode(row) for row in table["tokens"].slice(0, 3).to_pylist()]
+    beginnings = [tokenizer.decode(tokens) for tokens in read_contexts(work.store).tokens[:3]]
     return {
-        "tokens": n_tokens,
+        "tokens": int(read_lengths(work.store).sum()),
         "text": dg.MetadataValue.md("\n\n".join(f"> {' '.join(t.split())}" for t in beginnings)),
     }
 
 
 def n_held_out(work: Work) -> int:
     """How many contexts, the last of the table, nothing trains on."""
-    n_contexts = work.store.read("contexts", ["document"]).num_rows
+    n_contexts = work.store.n_rows("contexts")
     return min(work.experiment.settings.corpus.n_held_out, max(1, n_contexts // 10))
 
 
-def training_contexts(work: Work) -> list[Context]:
+def training_contexts(work: Work) -> Contexts:
     """The contexts that dictionaries train on; all of a corpus of one."""
-    contexts = read_contexts(work.store.read("contexts"))
+    contexts = read_contexts(work.store)
     return contexts[: -n_held_out(work)] or contexts
 
 
-def held_out_contexts(work: Work) -> list[Context]:
+def held_out_contexts(work: Work) -> Contexts:
     """The contexts that dictionaries are measured on."""
-    return read_contexts(work.store.read("contexts"))[-n_held_out(work) :]
+    return read_contexts(work.store)[-n_held_out(work) :]
 
 
 def make_activation_cache(work: Work) -> Made:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -15,23 +16,27 @@ if TYPE_CHECKING:
     from core.discovery import Sample
     from core.types import Circuit, Node
 
+CONTEXTS_PER_PIECE = 512
+"""Rows of a row group of the contexts table. Dictionaries that train without a cache read 32
+contexts here and 32 there, a row group each time: 0.6 ms for 512 contexts of 128 tokens, 7 ms for
+8,192."""
+
 
 def contexts_table(contexts: Iterable[Context]) -> pa.Table:
-    """The contexts table."""
+    """The contexts table, or a piece of it; `assets.contexts_file` reads it."""
     return TABLES["contexts"].build(
-        {"document": c.document, "tokens": list(c.tokens), "labels": c.labels and list(c.labels)}
+        {"document": c.document, "tokens": c.tokens, "labels": c.labels and list(c.labels)}
         for c in contexts
     )
 
 
-def read_contexts(table: pa.Table) -> list[Context]:
-    """The contexts of a contexts table, in order."""
-    from assets.corpus import Context
-
-    return [
-        Context(row["document"], row["tokens"], row["labels"] and tuple(row["labels"]))
-        for row in table.to_pylist()
-    ]
+def contexts_pieces(
+    contexts: Iterable[Context], rows_per_piece: int = CONTEXTS_PER_PIECE
+) -> Iterator[pa.Table]:
+    """The contexts table in pieces of so many rows, the last one shorter."""
+    contexts = iter(contexts)
+    while piece := list(islice(contexts, rows_per_piece)):
+        yield contexts_table(piece)
 
 
 def samples_table(samples: Sequence[Sample], labels: Sequence[Sequence[str] | None]) -> pa.Table:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from assets.automation import rerun_on_new_data
+from assets.contexts_file import read_contexts
 from assets.conversions import (
-    read_contexts,
     read_samples,
     read_vectors,
     samples_table,
@@ -42,10 +42,10 @@ def make_filtered_tokens(work: Work) -> Made:
     from core.discovery import filter_tokens
 
     settings = work.experiment.settings.filter
-    contexts = read_contexts(work.store.read("contexts"))
+    contexts = read_contexts(work.store)
     found = filter_tokens(
         load_model_of(work.experiment),
-        [(context.document, context.tokens) for context in contexts],
+        ((context.document, context.tokens) for context in contexts),
         max_loss=settings.max_loss,
         min_context=settings.min_context,
         stride=settings.stride,
@@ -56,7 +56,7 @@ def make_filtered_tokens(work: Work) -> Made:
         progress=work.say,
     )
     notes = {"n_tokens": found.n_tokens, "n_windows": found.n_windows, "dropped": found.dropped}
-    return Made(samples_table(found.samples, [context.labels for context in contexts]), notes)
+    return Made(samples_table(found.samples, contexts.labels), notes)
 
 
 def show_filtered_tokens(work: Work) -> Metadata:

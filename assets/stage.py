@@ -6,7 +6,7 @@ asset of one experiment.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -49,9 +49,15 @@ class Work:
 
 @dataclass(frozen=True)
 class Made:
-    """A finished table, what its footer should note, and tables that go beside it, by name."""
+    """What a stage made.
 
-    table: pa.Table
+    Attributes:
+        table: its table, or the pieces of one too large for memory, made while it is written.
+        notes: what the table's footer should note.
+        beside: tables that go beside it, by name.
+    """
+
+    table: pa.Table | Iterator[pa.Table]
     notes: Mapping[str, Any] = field(default_factory=dict)
     beside: Mapping[str, pa.Table] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -72,32 +72,71 @@ class Footer:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-def content_hash(table: pa.Table) -> str:
-    """Hash of column names and values, the same before and after a Parquet round trip.
+class ContentHash:
+    """Hash of column names and values, fed piece by piece: the same however the rows are cut up.
 
-    Buffers would not do: a round trip renames list items and moves slices.
+    It is the same before and after a Parquet round trip. Buffers would not do: a round trip
+    renames list items and moves slices.
     """
-    total = hashlib.sha256(str(table.num_rows).encode())
-    for name in table.column_names:
-        total.update(name.encode())
-        column = table.column(name).combine_chunks()
-        for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
-            _hash_values(chunk, total)
-    return total.hexdigest()[:16]
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._n_rows = 0
+        self._columns = {column.name: _ValuesHash(column.type) for column in schema}
+
+    def update(self, rows: pa.Table) -> None:
+        """Go on with these rows."""
+        self._n_rows += rows.num_rows
+        for name, hashed in self._columns.items():
+            for chunk in rows.column(name).chunks:
+                hashed.update(chunk)
+
+    def hexdigest(self) -> str:
+        """Of the rows so far, as 16 hexadecimal digits."""
+        total = hashlib.sha256(str(self._n_rows).encode())
+        for name, hashed in self._columns.items():
+            total.update(f" {name} ".encode() + hashed.digest())
+        return total.hexdigest()[:16]
 
 
-def _hash_values(values: pa.Array, total: Any) -> None:
-    total.update(np.packbits(values.is_valid().to_numpy(zero_copy_only=False)).tobytes())
-    kind = values.type
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
-        lengths = values.value_lengths().fill_null(0)
-        total.update(lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
-        _hash_values(values.flatten(), total)
-    elif pa.types.is_string(kind):
-        total.update(json.dumps(values.to_pylist(), ensure_ascii=False).encode())
-    else:
-        plain = values.drop_null().to_numpy(zero_copy_only=False)
-        total.update(np.ascontiguousarray(plain).tobytes())
+class _ValuesHash:
+    """The values of one column; of a column of lists, their lengths and then their items."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+        self._n = 0
+        self._nulls, self._values = hashlib.sha256(), hashlib.sha256()
+        listed = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+        self._items = _ValuesHash(kind.value_type) if listed else None
+
+    def update(self, values: pa.Array) -> None:
+        if values.null_count:
+            nulls = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))
+            self._nulls.update((nulls + self._n).astype("<i8").tobytes())
+            values = values.drop_null()
+            self._n += len(nulls)
+        self._n += len(values)
+        if self._items is not None:
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            self._values.update(lengths.astype("<i8").tobytes())
+            self._items.update(values.flatten())
+        elif pa.types.is_string(self._kind):
+            texts = (json.dumps(text, ensure_ascii=False) for text in values.to_pylist())
+            self._values.update("".join(texts).encode())
+        else:
+            plain = values.to_numpy(zero_copy_only=False)
+            self._values.update(np.ascontiguousarray(plain).tobytes())
+
+    def digest(self) -> bytes:
+        items = b"" if self._items is None else self._items.digest()
+        parts = [str(self._n).encode(), self._nulls.digest(), self._values.digest(), items]
+        return hashlib.sha256(b" ".join(parts)).digest()
+
+
+def content_hash(table: pa.Table) -> str:
+    """The `ContentHash` of a whole table."""
+    hashed = ContentHash(table.schema)
+    hashed.update(table)
+    return hashed.hexdigest()
 
 
 @lru_cache(maxsize=512)
@@ -201,10 +240,22 @@ class ArtifactStore:
         self._needed(key)
         return pq.read_table(self.path(key), columns=columns)
 
+    def open(self, key: str) -> pq.ParquetFile:
+        """The table with this key, to be read in pieces; raises like `content`.
+
+        What was opened stays as it was even if the table is written again.
+        """
+        self._needed(key)
+        return pq.ParquetFile(self.path(key))
+
+    def n_rows(self, key: str) -> int:
+        """Rows of the table with this key; raises like `content`."""
+        return self._needed(key).n_rows
+
     def write(
         self,
         key: str,
-        table: pa.Table,
+        table: pa.Table | Iterable[pa.Table],
         recipe: Recipe,
         *,
         like: str | None = None,
@@ -215,27 +266,39 @@ class ArtifactStore:
         Args:
             key: where it goes.
             table: must have the columns of the table called `like`, by default the key's last part.
+                Pieces of a table that is too large for memory are written as they come, each as
+                row groups of its own.
             recipe: what it was made from.
             notes: further plain values for the footer.
         """
         from core.atomic import replacing
 
         schema = TABLES[like or key.rsplit("/", 1)[-1]].schema
-        table = table.select(schema.names).cast(schema)
-        content = content_hash(table)
+        hashed = ContentHash(schema)
         footer = {
             "fingerprint": recipe.fingerprint,
-            "content": content,
             "stage": recipe.stage,
             "inputs": dict(recipe.inputs),
             "settings": dict(recipe.settings),
             "code": recipe.code,
             **(notes or {}),
         }
-        encoded = {f"{PREFIX}{k}": json.dumps(v, default=str) for k, v in footer.items()}
-        table = table.replace_schema_metadata(encoded)
-        with replacing(self.path(key)) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        with (
+            replacing(self.path(key)) as temporary,
+            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        ):
+            pieces = [table] if isinstance(table, pa.Table) else table
+            for piece in cast("Iterable[pa.Table]", pieces):
+                rows = piece.select(schema.names).cast(schema)
+                hashed.update(rows)
+                writer.write_table(rows)
+            content = hashed.hexdigest()
+            writer.add_key_value_metadata(
+                {
+                    f"{PREFIX}{name}": json.dumps(value, default=str)
+                    for name, value in {**footer, "content": content}.items()
+                }
+            )
         return content
 
     def write_text(self, key: str, suffix: str, text: str) -> Path:

@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from core.errors import InputError, NotFinite
 from core.models import LanguageModel
+
+_TELL_EVERY = 10_000
 
 
 def context_rows(
@@ -48,12 +52,12 @@ def context_rows(
     return rows
 
 
-def fingerprint_contexts(contexts: Sequence[Sequence[int]]) -> str:
+def fingerprint_contexts(contexts: Iterable[Sequence[int]]) -> str:
     """Hex digest of the token ids of `contexts`."""
     digest = hashlib.sha256()
     for context in contexts:
         digest.update(len(context).to_bytes(4, "little"))
-        digest.update(torch.tensor(context, dtype=torch.int32).numpy().tobytes())
+        digest.update(np.array(context, dtype="<i4").tobytes())
     return digest.hexdigest()
 
 
@@ -62,10 +66,12 @@ class ModelRows:
 
     Args:
         model: the model.
-        contexts: token ids of each document's context.
+        contexts: token ids of each document's context. They are read once here and then again
+            whenever their rows are needed, and may lie on disk: only lengths are held.
         submodules: which outputs to give.
         model_fingerprint: identifies the model's weights.
         contexts_per_unit: contexts that one run of the model takes.
+        progress: told now and then how many contexts were read.
 
     Raises:
         InputError: no contexts.
@@ -79,23 +85,32 @@ class ModelRows:
         *,
         model_fingerprint: str = "",
         contexts_per_unit: int = 32,
+        progress: Callable[[str], None] | None = None,
     ) -> None:
         if not contexts:
             raise InputError("no contexts: there is nothing to train on.")
         self.model = model
         self.submodules = tuple(submodules)
-        n = contexts_per_unit
-        self.units = [contexts[i : i + n] for i in range(0, len(contexts), n)]
-        self.contexts_per_unit = n
+        self.contexts = contexts
+        self.contexts_per_unit = n = contexts_per_unit
         self.widths: Mapping[str, int] = {name: model.width(name) for name in submodules}
-        self.unit_rows = [sum(map(len, unit)) for unit in self.units]
-        data = f"{model_fingerprint} {self.submodules} {n} {fingerprint_contexts(contexts)}"
+        self.unit_rows = [0] * math.ceil(len(contexts) / n)
+        tokens = fingerprint_contexts(self._counted(progress))
+        data = f"{model_fingerprint} {self.submodules} {n} {tokens}"
         self.fingerprint = hashlib.sha256(data.encode()).hexdigest()
+
+    def _counted(self, progress: Callable[[str], None] | None) -> Iterator[Sequence[int]]:
+        """The contexts, whose tokens are added to their unit's rows as they pass."""
+        for i, context in enumerate(self.contexts):
+            self.unit_rows[i // self.contexts_per_unit] += len(context)
+            if progress is not None and (i + 1) % _TELL_EVERY == 0:
+                progress(f"{i + 1:,} of {len(self.contexts):,} contexts read")
+            yield context
 
     def load(self, unit: int) -> tuple[Mapping[str, Tensor], Tensor]:
         """Run the model on the contexts of `unit`; see `RowSource`."""
-        contexts = self.units[unit]
-        lengths = torch.tensor([len(context) for context in contexts])
         first = unit * self.contexts_per_unit
+        contexts = list(self.contexts[first : first + self.contexts_per_unit])
+        lengths = torch.tensor([len(context) for context in contexts])
         document = torch.arange(first, first + len(contexts)).repeat_interleave(lengths)
         return context_rows(self.model, contexts, self.submodules), document

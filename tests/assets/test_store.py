@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ def test_the_content_hash_survives_a_round_trip_and_slicing(
     assert content_hash(store.read("contexts")) == content
     longer = pa.concat_tables([TABLES["contexts"].build([ROWS[1]]), table])
     assert content_hash(longer.slice(1)) == content
+    assert content_hash(longer) != content
 
 
 @pytest.mark.parametrize(
@@ -119,15 +121,62 @@ def test_a_failed_write_leaves_the_old_table(
 ) -> None:
     store.write("contexts", table, RECIPE)
 
-    def fail(_table: pa.Table, place: Path, **_options: Any) -> None:
-        place.write_bytes(b"half")
+    def fail(_writer: pq.ParquetWriter, _table: pa.Table) -> None:
+        assert len(list(store.root.glob(".*.tmp"))) == 1
         raise OSError("disk full")
 
-    monkeypatch.setattr(pq, "write_table", fail)
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
     with pytest.raises(OSError, match="disk full"):
         store.write("contexts", table.slice(1), RECIPE)
     assert store.read("contexts").num_rows == 3
     assert not list(store.root.glob(".*"))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_pieces_give_the_table_and_the_hash_of_the_whole(
+    store: ArtifactStore, table: pa.Table, n: int
+) -> None:
+    whole = store.write("contexts", table, RECIPE)
+    pieces = (table.slice(i, n) for i in range(0, 3, n))
+    assert store.write("contexts", pieces, RECIPE, notes={"why": 1}) == whole
+    assert store.open("contexts").metadata.num_row_groups == -(-3 // n)
+    assert store.read("contexts").to_pylist() == ROWS
+    assert (store.n_rows("contexts"), store.content("contexts")) == (3, whole)
+    assert store.notes("contexts")["why"] == 1
+
+
+def test_a_table_in_pieces_is_not_there_before_the_last_and_not_after_a_failure(
+    store: ArtifactStore, table: pa.Table
+) -> None:
+    def pieces() -> Iterator[pa.Table]:
+        yield table
+        assert not store.path("contexts").exists()
+        assert len(list(store.root.glob(".contexts.parquet.*.tmp"))) == 1
+        raise ValueError("the source broke")
+
+    with pytest.raises(ValueError, match="the source broke"):
+        store.write("contexts", pieces(), RECIPE)
+    assert not list(store.root.iterdir())
+
+
+def test_no_rows_are_one_content_however_they_come(store: ArtifactStore) -> None:
+    empty = TABLES["contexts"].build([])
+    assert store.write("contexts", iter([]), RECIPE) == content_hash(empty)
+    assert content_hash(store.read("contexts")) == content_hash(empty)
+
+
+def test_where_a_null_stands_counts_in_the_content_hash() -> None:
+    def hashed(*values: int | None) -> str:
+        return content_hash(pa.table({"pos": pa.chunked_array([[1], list(values)], pa.int32())}))
+
+    assert len({hashed(None, 2), hashed(2, None), hashed(2), hashed(2, 0), hashed(0, 2)}) == 5
+
+
+def test_an_open_table_stays_as_it_was(store: ArtifactStore, table: pa.Table) -> None:
+    store.write("contexts", table, RECIPE)
+    opened = store.open("contexts")
+    store.write("contexts", table.slice(1), RECIPE)
+    assert opened.read_row_group(0).to_pylist() == ROWS
 
 
 def test_sweeping_removes_what_dead_writers_left_and_nothing_else(store: ArtifactStore) -> None:

@@ -10,15 +10,12 @@ from scipy.sparse import csr_array
 
 from assets.conversions import (
     circuit_tables,
-    contexts_table,
     read_circuit,
-    read_contexts,
     read_samples,
     read_vectors,
     samples_table,
     vectors_table,
 )
-from assets.corpus import Context
 from assets.stage import column_schema
 from assets.tables import TABLES, describe_tables
 from core.discovery import Sample
@@ -61,11 +58,6 @@ def test_no_circuit_is_three_empty_tables() -> None:
     tables = circuit_tables("k00000", None)
     assert [table.num_rows for table in tables.values()] == [0, 0, 0]
     assert read_circuit(tables) is None
-
-
-def test_contexts_come_back_with_and_without_labels() -> None:
-    contexts = [Context(0, [1, 2], ("a", "b")), Context(5, [3, 4, 5], None)]
-    assert read_contexts(contexts_table(contexts)) == contexts
 
 
 def test_a_sample_is_labelled_by_its_answer() -> None:
