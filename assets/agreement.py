@@ -28,8 +28,9 @@ from assets.store import Recipe, hash_place
 from assets.tables import TABLES
 
 if TYPE_CHECKING:
+    from core.circuit import Attributed
     from core.inputs import Inputs
-    from core.types import Circuit, Node
+    from core.types import Node
 
 _EVALUATION = ("m_full", "m_empty", "m_circuit", "m_complement", "faithfulness", "completeness")
 LOWEST, HIGHEST = 1e-4, 1.0
@@ -142,16 +143,16 @@ def make_agreement_circuits(work: Work) -> Made:
 
 def _make_circuit(work: Work, name: str, pairs: Pairs, recipe: Recipe) -> dict[str, Any]:
     settings = _settings(work.experiment)
-    circuit = _find(
-        work,
-        pairs,
+    found = _attribute(work, pairs)
+    circuit = found.circuit(
         node_threshold=settings.node_threshold,
         edge_threshold=settings.edge_threshold,
         edges=work.experiment.settings.circuits.estimator != "exact",
         settings=lineage(work.experiment, name, recipe.inputs),
+        tokens=pairs.tokens if settings.by_position else None,
     )
     # Every node that any threshold of the faithfulness curve keeps.
-    effects = _find(work, pairs, node_threshold=LOWEST, edge_threshold=0.0, edges=False)
+    effects = found.circuit(node_threshold=LOWEST, edge_threshold=0.0, edges=False)
     nodes = circuit_tables(name, effects)["nodes"]
     work.store.write(f"agreement/{name}/effects", nodes, recipe, like="nodes")
     title = f"{work.experiment.name}: {name}"
@@ -167,21 +168,19 @@ def _make_circuit(work: Work, name: str, pairs: Pairs, recipe: Recipe) -> dict[s
     }
 
 
-def _find(work: Work, pairs: Pairs, **options: Any) -> Circuit:
-    from core.circuit import find_circuit
+def _attribute(work: Work, pairs: Pairs) -> Attributed:
+    from core.circuit import attribute
 
-    how, by_position = work.experiment.settings.circuits, _settings(work.experiment).by_position
-    return find_circuit(
+    how = work.experiment.settings.circuits
+    return attribute(
         load_model_of(work.experiment),
         load_dictionaries_of(work.experiment, work.store),
         pairs.inputs,
         estimator=how.estimator,
         steps=how.steps,
         rule=how.rule,
-        by_position=by_position,
-        tokens=pairs.tokens if by_position else None,
+        by_position=_settings(work.experiment).by_position,
         budget_bytes=work.experiment.budget_bytes,
-        **options,
     )
 
 

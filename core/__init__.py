@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from core.circuit import find_circuit
+    from core.circuit import attribute, find_circuit
     from core.describe import describe_circuit
     from core.dictionaries import Dictionary, identity_dictionary
     from core.draw import draw_circuit
@@ -34,6 +34,7 @@ _WHERE = {
     "Inputs": "core.inputs",
     "LanguageModel": "core.models",
     "Node": "core.types",
+    "attribute": "core.circuit",
     "describe_circuit": "core.describe",
     "draw_circuit": "core.draw",
     "edge_effects": "core.edges",
@@ -55,6 +56,7 @@ __all__ = [
     "Inputs",
     "LanguageModel",
     "Node",
+    "attribute",
     "describe_circuit",
     "draw_circuit",
     "edge_effects",

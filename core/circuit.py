@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -123,18 +124,25 @@ def examples_per_batch(
     return max(1, (budget_bytes - min(fixed, budget_bytes // 2)) // each)
 
 
-def _check(inputs: Inputs, node_threshold: float, edge_threshold: float, by_position: bool) -> None:
+class How(TypedDict, total=False):
+    """Options of `attribute`, as `find_circuit` passes them on."""
+
+    by_position: bool
+    estimator: str
+    steps: int
+    rule: str
+    tolerance: float | None
+    batch_size: int | None
+    budget_bytes: int
+
+
+def _check_thresholds(node_threshold: float, edge_threshold: float) -> None:
     for name, value in (("node", node_threshold), ("edge", edge_threshold)):
         if not value >= 0:
             raise InputError(
                 f"{name} threshold {value} is below zero: it bounds an absolute effect, in the "
                 "metric's units; use 0 to keep every node with any effect."
             )
-    if by_position and not bool(inputs.mask.all()):
-        raise ShapeMismatch(
-            "nodes by position need examples of one length, and these are padded: group them by "
-            "length, or sum over positions."
-        )
 
 
 def find_circuit(
@@ -144,17 +152,11 @@ def find_circuit(
     *,
     node_threshold: float,
     edge_threshold: float,
-    by_position: bool = False,
-    estimator: str = "ig",
-    steps: int = 10,
-    rule: str = "midpoint",
-    tolerance: float | None = None,
     edges: bool = True,
-    batch_size: int | None = None,
-    budget_bytes: int = 2 << 30,
     settings: Mapping[str, object] | None = None,
     tokens: tuple[str, ...] | None = None,
     progress: Progress | None = None,
+    **how: Unpack[How],
 ) -> Circuit:
     """The circuit of a behaviour: nodes and edges whose aggregated effect exceeds a threshold.
 
@@ -164,61 +166,37 @@ def find_circuit(
     Args:
         dictionaries: by submodule name.
         inputs: pairs, or single inputs (zero ablation).
-        node_threshold, edge_threshold: in the metric's units, not below zero.
-        by_position: for templatic data: each position of a node is a node of its own.
-        estimator, steps, rule, tolerance: see `core.effects.node_effects`.
-        edges: find edges too.
-        batch_size: examples at a time; as many as fit the budget where None. The result does not
-            depend on it.
-        budget_bytes: memory for effects held and, again, for activations in flight.
-        settings: plain values to keep with the circuit: model, dictionaries, data.
-        tokens: column labels for circuits by position.
+        node_threshold, edge_threshold, edges, settings, tokens, progress: see
+            `Attributed.circuit`.
+        how: by_position, estimator, steps, rule, tolerance, batch_size, budget_bytes: see
+            `attribute`.
 
     Raises:
-        InputError: a threshold below zero, an unknown estimator or rule.
-        ShapeMismatch: positions kept apart but examples of different lengths.
-        WidthMismatch, MissingSubmodule, NotFinite, OutOfBudget: see `node_effects`.
+        InputError, ShapeMismatch, WidthMismatch, MissingSubmodule, NotFinite, OutOfBudget: see
+            `attribute` and `Attributed.circuit`.
     """
-    _check(inputs, node_threshold, edge_threshold, by_position)
-    options = {"estimator": estimator, "steps": steps, "rule": rule, "tolerance": tolerance}
-    if edges and estimator == "exact":
+    _check_thresholds(node_threshold, edge_threshold)
+    if edges:
+        _check_gradients(how.get("estimator"))
+    return attribute(model, dictionaries, inputs, **how).circuit(
+        node_threshold=node_threshold,
+        edge_threshold=edge_threshold,
+        edges=edges,
+        settings=settings,
+        tokens=tokens,
+        progress=progress,
+    )
+
+
+def _check_gradients(estimator: str | None) -> None:
+    if estimator == "exact":
         raise InputError(
             "edges need gradients, and the exact estimator has none: use ig or attribution, or "
             "leave edges out."
         )
-    found, batches = _all_effects(
-        model, dictionaries, inputs, options, by_position, batch_size, budget_bytes
-    )
-    keep = found.keep(node_threshold)
-    nodes = _nodes(found, keep, dictionaries, by_position)
-    _tell(progress, f"{len(nodes)} nodes from {found.n_examples} examples")
-    kept_edges: list[Edge] = []
-    if edges and nodes:
-        total = _all_edges(model, dictionaries, batches(), keep, by_position, budget_bytes)
-        kept_edges = _edges(nodes, total, keep, found.n_examples, edge_threshold)
-        kept_edges += _into_metric(nodes, model, edge_threshold)
-        _tell(progress, f"{len(kept_edges)} edges")
-    described: dict[str, object] = {
-        "metric": inputs.metric.name,
-        "ablation": "zero" if inputs.patch is None else "patch",
-        "estimator": found.estimator,
-        "node_threshold": node_threshold,
-        "edge_threshold": edge_threshold,
-        "by_position": by_position,
-    }
-    return Circuit(
-        nodes=tuple(nodes),
-        edges=tuple(kept_edges),
-        settings={**(settings or {}), **described},
-        n_examples=found.n_examples,
-        metric_clean=found.metric_clean,
-        metric_patch=found.metric_patch,
-        residuals=found.residuals,
-        tokens=tokens,
-    )
 
 
-def aggregate_effects(
+def attribute(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
     inputs: Inputs,
@@ -230,56 +208,148 @@ def aggregate_effects(
     tolerance: float | None = None,
     batch_size: int | None = None,
     budget_bytes: int = 2 << 30,
-) -> Aggregated:
-    """Aggregated effects of every node, for thresholds chosen afterwards; see `find_circuit`."""
-    _check(inputs, 0.0, 0.0, by_position)
-    options = {"estimator": estimator, "steps": steps, "rule": rule, "tolerance": tolerance}
-    found, _ = _all_effects(
-        model, dictionaries, inputs, options, by_position, batch_size, budget_bytes
-    )
-    return found
+) -> Attributed:
+    """Effects of every node on all examples, for circuits at thresholds chosen afterwards.
+
+    When one batch holds all examples it is kept for the edges; otherwise batches are computed
+    again there, so that memory does not grow with the number of examples.
+
+    Args:
+        dictionaries: by submodule name.
+        inputs: pairs, or single inputs (zero ablation).
+        by_position: for templatic data: each position of a node is a node of its own.
+        estimator, steps, rule, tolerance: see `core.effects.node_effects`.
+        batch_size: examples at a time; as many as fit the budget where None. The result does not
+            depend on it.
+        budget_bytes: memory for effects held and, again, for activations in flight.
+
+    Raises:
+        InputError: an unknown estimator or rule.
+        ShapeMismatch: positions kept apart but examples of different lengths.
+        WidthMismatch, MissingSubmodule, NotFinite, OutOfBudget: see `node_effects`.
+    """
+    if by_position and not bool(inputs.mask.all()):
+        raise ShapeMismatch(
+            "nodes by position need examples of one length, and these are padded: group them by "
+            "length, or sum over positions."
+        )
+    size = batch_size
+    if size is None and dictionaries:
+        size = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
+    size = size or inputs.n_examples
+
+    def compute() -> Iterator[Effects]:
+        for batch in inputs.batches(size):
+            yield node_effects(
+                model,
+                dictionaries,
+                batch,
+                estimator=estimator,
+                steps=steps,
+                rule=rule,
+                tolerance=tolerance,
+                budget_bytes=budget_bytes,
+            )
+
+    total, kept = _Sum(by_position), []
+    for effects in compute():
+        total.add(effects)
+        kept = [effects]
+    batches = (lambda: iter(kept)) if inputs.n_examples <= size else compute
+    return Attributed(model, dictionaries, inputs, by_position, total.mean(), batches, budget_bytes)
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """Every node's effect on some inputs: circuits of any size follow without measuring again.
+
+    Attributes:
+        model, dictionaries, inputs, by_position, budget_bytes: as given to `attribute`.
+        effects: of every node, aggregated over the examples.
+        batches: goes through the effects of each batch of examples.
+    """
+
+    model: LanguageModel
+    dictionaries: Mapping[str, Dictionary]
+    inputs: Inputs
+    by_position: bool
+    effects: Aggregated
+    batches: Callable[[], Iterator[Effects]]
+    budget_bytes: int
+
+    def circuit(
+        self,
+        *,
+        node_threshold: float,
+        edge_threshold: float,
+        edges: bool = True,
+        settings: Mapping[str, object] | None = None,
+        tokens: tuple[str, ...] | None = None,
+        progress: Progress | None = None,
+    ) -> Circuit:
+        """Nodes and edges whose aggregated effect exceeds these thresholds.
+
+        Args:
+            node_threshold, edge_threshold: in the metric's units, not below zero.
+            edges: find edges too.
+            settings: plain values to keep with the circuit: model, dictionaries, data.
+            tokens: column labels for circuits by position.
+            progress: told how many nodes and edges there are.
+
+        Raises:
+            InputError: a threshold below zero, or edges of exact effects, which have no gradients.
+        """
+        _check_thresholds(node_threshold, edge_threshold)
+        found = self.effects
+        if edges:
+            _check_gradients(found.estimator)
+        keep = found.keep(node_threshold)
+        nodes = _nodes(found, keep, self.dictionaries, self.by_position)
+        _tell(progress, f"{len(nodes)} nodes from {found.n_examples} examples")
+        kept_edges: list[Edge] = []
+        if edges and nodes:
+            kept_edges = _edges(nodes, self._edge_effects(keep), keep, found, edge_threshold)
+            kept_edges += _into_metric(nodes, self.model, edge_threshold)
+            _tell(progress, f"{len(kept_edges)} edges")
+        described = {
+            "metric": self.inputs.metric.name,
+            "ablation": "zero" if self.inputs.patch is None else "patch",
+            "estimator": found.estimator,
+            "node_threshold": node_threshold,
+            "edge_threshold": edge_threshold,
+            "by_position": self.by_position,
+        }
+        return Circuit(
+            nodes=tuple(nodes),
+            edges=tuple(kept_edges),
+            settings={**(settings or {}), **described},
+            n_examples=found.n_examples,
+            metric_clean=found.metric_clean,
+            metric_patch=found.metric_patch,
+            residuals=found.residuals,
+            tokens=tokens,
+        )
+
+    def _edge_effects(self, keep: Mapping[str, Tensor]) -> dict[tuple[str, str], list[EdgeEffects]]:
+        """Effects of all edges between kept nodes, by kind, batch by batch."""
+        total: dict[tuple[str, str], list[EdgeEffects]] = {}
+        for effects in self.batches():
+            found = edge_effects(
+                self.model,
+                self.dictionaries,
+                effects,
+                keep=keep,
+                by_position=self.by_position,
+                budget_bytes=self.budget_bytes,
+            )
+            for kind, some in found.items():
+                total.setdefault(kind, []).append(some)
+        return total
 
 
 def _tell(progress: Progress | None, message: str) -> None:
     if progress is not None:
         progress(message)
-
-
-def _all_effects(
-    model: LanguageModel,
-    dictionaries: Mapping[str, Dictionary],
-    inputs: Inputs,
-    options: Mapping[str, object],
-    by_position: bool,
-    batch_size: int | None,
-    budget_bytes: int,
-) -> tuple[Aggregated, Callable[[], Iterator[Effects]]]:
-    """Aggregated effects, and a way to go through them again batch by batch.
-
-    When one batch holds everything it is kept; otherwise batches are computed again for edges,
-    so that memory does not grow with the number of examples.
-    """
-    size = batch_size
-    if size is None and dictionaries:
-        size = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
-
-    def compute() -> Iterator[Effects]:
-        for batch in inputs.batches(size or inputs.n_examples):
-            yield node_effects(
-                model,
-                dictionaries,
-                batch,
-                budget_bytes=budget_bytes,
-                **options,  # pyright: ignore[reportArgumentType]
-            )
-
-    total = _Sum(by_position)
-    kept: list[Effects] = []
-    for effects in compute():
-        total.add(effects)
-        kept = [effects]
-    only_one = total.n_examples == len(kept[0].metric_clean)
-    return total.mean(), (lambda: iter(kept)) if only_one else compute
 
 
 def _nodes(
@@ -300,34 +370,11 @@ def _nodes(
     return nodes
 
 
-def _all_edges(
-    model: LanguageModel,
-    dictionaries: Mapping[str, Dictionary],
-    batches: Iterator[Effects],
-    keep: Mapping[str, Tensor],
-    by_position: bool,
-    budget_bytes: int,
-) -> dict[tuple[str, str], list[EdgeEffects]]:
-    total: dict[tuple[str, str], list[EdgeEffects]] = {}
-    for effects in batches:
-        found = edge_effects(
-            model,
-            dictionaries,
-            effects,
-            keep=keep,
-            by_position=by_position,
-            budget_bytes=budget_bytes,
-        )
-        for kind, some in found.items():
-            total.setdefault(kind, []).append(some)
-    return total
-
-
 def _edges(
     nodes: list[Node],
     total: Mapping[tuple[str, str], list[EdgeEffects]],
     keep: Mapping[str, Tensor],
-    n_examples: int,
+    found: Aggregated,
     threshold: float,
 ) -> list[Edge]:
     """Mean over examples, kept where it exceeds the threshold."""
@@ -344,7 +391,7 @@ def _edges(
             up = torch.searchsorted(keep[up_name], part.upstream)
             down = torch.searchsorted(keep[down_name], part.downstream)
             weight[down * n_up + up] += part.weight
-        weight /= n_examples
+        weight /= found.n_examples
         for at in (weight.abs() > threshold).nonzero().flatten().tolist():
             upstream, downstream = first[up_name] + at % n_up, first[down_name] + at // n_up
             edges.append(Edge(upstream, downstream, float(weight[at])))

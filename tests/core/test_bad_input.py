@@ -7,7 +7,7 @@ import torch
 
 from core.ablate import ablation_values
 from core.budget import plan_passes
-from core.circuit import aggregate_effects, find_circuit
+from core.circuit import attribute, find_circuit
 from core.dictionaries import Dictionary
 from core.edges import edge_effects
 from core.effects import node_effects
@@ -243,7 +243,7 @@ def test_effects_of_a_submodule_that_was_left_out_are_refused_by_name() -> None:
 def test_aggregation_checks_what_finding_a_circuit_does() -> None:
     model = make_model("gpt_neox")
     with pytest.raises(ShapeMismatch, match="by position need examples of one length"):
-        aggregate_effects(model, random_dictionaries(model), padded(), by_position=True)
+        attribute(model, random_dictionaries(model), padded(), by_position=True)
 
 
 def test_a_budget_says_what_is_needed() -> None:

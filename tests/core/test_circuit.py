@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.circuit import aggregate_effects, examples_per_batch, find_circuit
+from core.circuit import attribute, examples_per_batch, find_circuit
 from core.effects import node_effects
 from core.inputs import Inputs
 from core.types import ERROR, Circuit
@@ -75,8 +75,8 @@ def test_the_same_call_gives_the_same_circuit_to_the_last_bit() -> None:
 def test_effects_summed_over_positions_are_the_sum_of_those_by_position() -> None:
     model = make_model("llama")
     dictionaries, inputs = random_dictionaries(model), make_single()
-    summed = aggregate_effects(model, dictionaries, inputs)
-    apart = aggregate_effects(model, dictionaries, inputs, by_position=True)
+    summed = attribute(model, dictionaries, inputs).effects
+    apart = attribute(model, dictionaries, inputs, by_position=True).effects
     for name, effects in apart.nodes.items():
         assert effects.shape == (5, 25)
         torch.testing.assert_close(effects.sum(0), summed.nodes[name], rtol=0, atol=1e-12)
@@ -86,7 +86,7 @@ def test_aggregated_effects_are_means_over_examples_with_the_error_last() -> Non
     model = make_model("gpt2")
     dictionaries, inputs = random_dictionaries(model), make_pairs()
     effects = node_effects(model, dictionaries, inputs)
-    found = aggregate_effects(model, dictionaries, inputs)
+    found = attribute(model, dictionaries, inputs).effects
     for name, at in effects.submodules.items():
         features = at.features.to_dense().sum(1).mean(0)
         expected = torch.cat([features, at.error.sum(1).mean(0, keepdim=True)])
@@ -112,7 +112,7 @@ def test_a_patch_that_changes_nothing_has_no_effects(make: Any, estimator: str) 
 def test_thresholds_are_strict() -> None:
     model = make_model("gpt_neox")
     dictionaries, inputs = random_dictionaries(model), make_pairs()
-    found = aggregate_effects(model, dictionaries, inputs)
+    found = attribute(model, dictionaries, inputs).effects
     everything = torch.cat([effects.flatten() for effects in found.nodes.values()]).abs()
     at_a_node = float(everything.sort().values[-10])
     assert found.n_kept(at_a_node) == 9

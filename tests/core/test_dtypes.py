@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.circuit import aggregate_effects, find_circuit
+from core.circuit import attribute, find_circuit
 from core.dictionaries import Dictionary
 from core.edges import edge_effects
 from core.effects import node_effects
@@ -43,8 +43,8 @@ def test_effects_in_narrow_types_are_close(
 ) -> None:
     wide = make_model(family, attn_input)
     model, dictionaries = narrow(family, dtype, attn_input)
-    theirs = aggregate_effects(wide, random_dictionaries(wide), make_pairs())
-    ours = aggregate_effects(model, dictionaries, make_pairs())
+    theirs = attribute(wide, random_dictionaries(wide), make_pairs()).effects
+    ours = attribute(model, dictionaries, make_pairs()).effects
     assert all(value.dtype == torch.float32 for value in ours.nodes.values())
     assert distance(ours.nodes, theirs.nodes) < tolerance
     assert ours.metric_clean == pytest.approx(theirs.metric_clean, abs=tolerance)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from core.circuit import aggregate_effects, find_circuit
+from core.circuit import attribute, find_circuit
 from core.dictionaries import Dictionary, ReLU, identity_dictionary
 from core.edges import edge_effects
 from core.effects import Effects, node_effects
@@ -127,9 +127,9 @@ def test_metrics_are_the_golden_ones(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_aggregated_nodes_are_the_golden_ones(name: str) -> None:
     case = load_case(name)
-    found = aggregate_effects(
+    found = attribute(
         case.model, case.dictionaries, case.inputs, rule="left", by_position=case.by_position
-    )
+    ).effects
     assert set(found.nodes) == set(case.dictionaries)
     for submodule, nodes in found.nodes.items():
         assert_same(nodes, case.values[f"nodes/{submodule}"])
@@ -272,6 +272,6 @@ def test_edges_read_with_upstream_and_downstream_swapped_are_not_golden() -> Non
 
 def test_the_midpoint_rule_is_not_the_golden_left_one() -> None:
     case = load_case("pair_by_position")
-    found = aggregate_effects(case.model, case.dictionaries, case.inputs, by_position=True)
+    found = attribute(case.model, case.dictionaries, case.inputs, by_position=True).effects
     golden = case.values["nodes/resid_0"]
     assert float((found.nodes["resid_0"] - golden).abs().max()) > 1e-4
