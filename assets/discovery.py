@@ -88,7 +88,8 @@ def example(tokenizer: Any, context: Sequence[int], answer_id: int) -> str:
 # -- vectors --------------------------------------------------------------------------------------
 
 
-def _uses_dictionaries(experiment: Experiment) -> bool:
+def uses_dictionaries(experiment: Experiment) -> bool:
+    """Whether the clustering's vectors are made with dictionaries."""
     return experiment.settings.clustering.representation in _WITH_DICTIONARIES
 
 
@@ -98,7 +99,7 @@ def make_cluster_vectors(work: Work) -> Made:
 
     settings = work.experiment.settings.clustering
     dictionaries = {}
-    if _uses_dictionaries(work.experiment):
+    if uses_dictionaries(work.experiment):
         dictionaries = load_dictionaries_of(work.experiment, work.store)
     vectors: Any = represent(
         load_model_of(work.experiment),
@@ -296,7 +297,7 @@ CLUSTER_VECTORS = TableStage(
     kinds=frozenset({"pytorch", "parquet"}),
     deps=lambda experiment: (
         ("filtered_tokens", "dictionary_set")
-        if _uses_dictionaries(experiment)
+        if uses_dictionaries(experiment)
         else ("filtered_tokens",)
     ),
     settings=_clustering_settings("representation", "reduction", "n_last", "n_projected", "seed"),

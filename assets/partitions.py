@@ -24,6 +24,16 @@ def cluster_partitions(experiment: Experiment) -> dg.StaticPartitionsDefinition:
     return dg.StaticPartitionsDefinition(experiment.clusters)
 
 
+def comparison_partitions(experiment: Experiment) -> dg.StaticPartitionsDefinition:
+    """One partition for each clustering that is compared with the chosen one."""
+    return dg.StaticPartitionsDefinition(list(experiment.settings.comparisons))
+
+
+def one_by_one() -> dg.BackfillPolicy:
+    """A run for each partition, so that one that fails keeps none of the others back."""
+    return dg.BackfillPolicy.multi_run(1)
+
+
 def train_together() -> dg.BackfillPolicy:
     """All dictionaries in one run: one read of the activations trains them all."""
     return dg.BackfillPolicy.single_run()

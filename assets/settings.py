@@ -20,6 +20,9 @@ from pydantic import (
     PositiveInt,
 )
 
+CHOSEN = "clustering"
+"""What the clustering whose clusters get circuits is called among those compared with it."""
+
 
 class ExperimentError(Exception):
     """An experiment that cannot be run as it is written."""
@@ -172,27 +175,32 @@ class FilterSettings(Section):
     """Of the draw within a document."""
 
 
-class ClusteringSettings(Section):
+class GroupingSettings(Section):
     """How samples are represented and grouped (section 5, App. H)."""
 
     representation: Literal[
         "activations", "features", "linear_effects", "feature_effects", "gradients"
-    ] = "feature_effects"
+    ] = "features"
     """What a sample is: dense or dictionary activations, their linear effects, or gradients."""
-    reduction: Literal["last", "sum"] = "sum"
+    reduction: Literal["last", "sum"] = "last"
     """The last n_last positions side by side, or the sum over positions."""
     n_last: PositiveInt = 1
     """Positions kept when reduction is last."""
-    algorithm: Literal["spectral", "kmeans"] = "spectral"
+    algorithm: Literal["spectral", "kmeans"] = "kmeans"
     """Spectral clustering on angular similarity, or k-means."""
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_listed)] = (100,)
     """Clusters, or a list of counts to choose from (App. H.3)."""
-    max_clusters: PositiveInt | None = None
-    """Circuits are found for at most this many, largest first; all where not given."""
     n_projected: PositiveInt = 30_000
     """Dimensions that gradients are projected to."""
     seed: int = 0
     """Of projection and clustering."""
+
+
+class ClusteringSettings(GroupingSettings):
+    """The clustering whose clusters get circuits."""
+
+    max_clusters: PositiveInt | None = None
+    """Circuits are found for at most this many, largest first; all where not given."""
 
 
 class CircuitSettings(Section):
@@ -279,7 +287,9 @@ class Settings(Section):
     filter: FilterSettings = FilterSettings()
     """Tokens worth explaining."""
     clustering: ClusteringSettings = ClusteringSettings()
-    """How they are grouped."""
+    """How they are grouped; the clusters get circuits."""
+    comparisons: dict[str, GroupingSettings] = Field(default_factory=dict)
+    """Other clusterings of the same samples, by a name of your own, to compare with that one."""
     circuits: CircuitSettings = CircuitSettings()
     """How a circuit is found for each group."""
     evaluations: EvaluationSettings = EvaluationSettings()

@@ -51,6 +51,19 @@ _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
+# What every clustering says about itself.
+_CLUSTERING = (
+    _column("representation", _TEXT, "what a sample is", null=True),
+    _column("reduction", _TEXT, "last or sum over positions", null=True),
+    _column("algorithm", _TEXT, "spectral or kmeans", null=True),
+    _column("n_clusters", _INT, "clusters that hold any sample"),
+    _column("n_shared", _INT, "clusters that hold more than one document"),
+    _column("answer_entropy", _DOUBLE, "entropy of a cluster's answers, in nats, mean by sample"),
+    _column("coherence", _DOUBLE, "mean cosine between members, mean by sample", null=True),
+    _column("ami", _DOUBLE, "adjusted mutual information with the known labels", null=True),
+    _column("purity", _DOUBLE, "share of samples with their cluster's main label", null=True),
+)
+
 _ALL = (
     Table(
         "contexts",
@@ -192,6 +205,40 @@ _ALL = (
                 _column("example", _TEXT, "the end of the most typical context and its answer"),
                 _column("behaviour", _TEXT, "most frequent label, if labels are known", null=True),
                 _column("share", _DOUBLE, "share of the cluster that has it", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "clustering_score",
+        "comparisons/NAME/clustering_score.parquet; beside it the cluster_vectors, "
+        "cluster_assignments, clusters and pages of that clustering",
+        "one clustering that is compared with the chosen one",
+        pa.schema(_CLUSTERING),
+    ),
+    Table(
+        "clustering_comparison",
+        "clustering_comparison.parquet",
+        "one clustering: the chosen one, those compared with it, one cluster per answer token",
+        pa.schema(
+            [
+                _column("name", _TEXT, "clustering, the name of a comparison, or answer token"),
+                *_CLUSTERING,
+                _column("ami_with_chosen", _DOUBLE, "adjusted mutual information with clustering"),
+            ]
+        ),
+    ),
+    Table(
+        "clustering_behaviours",
+        "clustering_behaviours.parquet",
+        "one cluster of one clustering that holds samples of a known behaviour",
+        pa.schema(
+            [
+                _column("name", _TEXT, "as in clustering_comparison"),
+                _column("behaviour", _TEXT, "label of the samples"),
+                _column("cluster", _INT, "number of the cluster; token id for answer token"),
+                _column("n", _INT, "samples of the behaviour in the cluster"),
+                _column("of_behaviour", _DOUBLE, "as a share of the behaviour's samples"),
+                _column("of_cluster", _DOUBLE, "as a share of the cluster's samples"),
             ]
         ),
     ),

@@ -13,6 +13,7 @@ from assets.agreement import agreement_stages
 from assets.automation import automation_sensors
 from assets.checks import checks_of
 from assets.circuits import circuit_stages
+from assets.comparisons import comparison_stages
 from assets.contexts import corpus_stages
 from assets.dictionaries import dictionary_stages
 from assets.discovery import discovery_stages
@@ -30,6 +31,7 @@ _STEPS = (
     corpus_stages,
     dictionary_stages,
     discovery_stages,
+    comparison_stages,
     circuit_stages,
     evaluation_stages,
     agreement_stages,

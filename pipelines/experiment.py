@@ -18,9 +18,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from assets.settings import (
+    CHOSEN,
     AgreementSettings,
     Experiment,
     ExperimentError,
+    GroupingSettings,
     ImportSettings,
     PairFiles,
     Section,
@@ -38,6 +40,10 @@ _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _UNIONS: Mapping[tuple[str, str], type[Section]] = {
     ("dictionaries", "train"): TrainSettings,
     ("dictionaries", "import"): ImportSettings,
+}
+_MAPPINGS: Mapping[tuple[type[BaseModel], str], type[Section]] = {
+    (AgreementSettings, "pairs"): PairFiles,
+    (Settings, "comparisons"): GroupingSettings,
 }
 
 Problem = tuple[str, str]
@@ -177,8 +183,8 @@ def _section_at(location: tuple[int | str, ...]) -> type[BaseModel]:
         return _UNIONS[("dictionaries", str(location[1]))]
     section: type[BaseModel] = Settings
     for part in location:
-        if section is AgreementSettings and part == "pairs":
-            return PairFiles
+        if (section, part) in _MAPPINGS:  # what follows is a name, and then a key
+            return _MAPPINGS[section, str(part)]
         annotation = section.model_fields[str(part)].annotation
         members = [annotation, *getattr(annotation, "__args__", ())]
         section = next(m for m in members if isinstance(m, type) and issubclass(m, BaseModel))
@@ -193,15 +199,7 @@ def _impossible(settings: Settings) -> Iterator[Problem]:
     yield from _dictionary_problems(settings)
     if not _DEVICE.fullmatch(settings.model.device):
         yield "model.device", f"'{settings.model.device}' is none of auto, cpu, cuda, cuda:1."
-    n_samples, most = settings.filter.n_samples, max(settings.clustering.k)
-    if n_samples is not None and n_samples < most:
-        yield "clustering.k", f"{most} clusters cannot be made of {n_samples} samples (filter)."
-    if n_samples is None and settings.clustering.algorithm == "spectral":
-        yield (
-            "filter.n_samples",
-            "spectral clustering compares every sample with every other: give a number, 8192 "
-            "in the paper, or clustering.algorithm: kmeans.",
-        )
+    yield from _clustering_problems(settings)
     layers = settings.model.n_layers
     for where, section in (
         ("evaluations", settings.evaluations),
@@ -215,6 +213,29 @@ def _impossible(settings: Settings) -> Iterator[Problem]:
             "circuits.max_length",
             f"contexts have at most {settings.corpus.n_positions} tokens (corpus.n_positions).",
         )
+
+
+def _clustering_problems(settings: Settings) -> Iterator[Problem]:
+    n_samples = settings.filter.n_samples
+    all_of_them = {"clustering": settings.clustering} | {
+        f"comparisons.{name}": grouping for name, grouping in settings.comparisons.items()
+    }
+    for name in settings.comparisons:
+        if not re.fullmatch(r"\w+", name) or name == CHOSEN:
+            yield (
+                f"comparisons.{name}",
+                f"a name is made of letters, digits and underscores, and is not {CHOSEN}.",
+            )
+    for where, grouping in all_of_them.items():
+        most = max(grouping.k)
+        if n_samples is not None and n_samples < most:
+            yield f"{where}.k", f"{most} clusters cannot be made of {n_samples} samples (filter)."
+        if n_samples is None and grouping.algorithm == "spectral":
+            yield (
+                "filter.n_samples",
+                "spectral clustering compares every sample with every other: give a number, 8192 "
+                f"in the paper, or {where}.algorithm: kmeans.",
+            )
 
 
 def _submodule_problems(settings: Settings) -> Iterator[Problem]:

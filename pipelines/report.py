@@ -14,6 +14,7 @@ from assets.stage import Work
 _WIDTH = 100
 _N_CLUSTERS = 8
 _N_CIRCUITS = 3
+_TRUTH = {"ami": "AMI with truth", "purity": "purity"}
 
 
 def report(work: Work) -> str:
@@ -72,7 +73,27 @@ def _clusters(work: Work) -> list[str]:
             f"Against the behaviour that generated each token: adjusted mutual information "
             f"{notes['ami']:.2f}, purity {notes['purity']:.2f}."
         )
-    return lines
+    return [*lines, *_comparisons(work)]
+
+
+def _comparisons(work: Work) -> Iterator[str]:
+    """How the clusterings compare, if the experiment names several."""
+    if not work.experiment.settings.comparisons:
+        return
+    rows = work.store.read("clustering_comparison").to_pylist()
+    known = [name for name in ("ami", "purity") if rows[0][name] is not None]
+    table = [
+        [
+            row["name"],
+            str(row["n_clusters"]),
+            *(f"{row[n]:.2f}" for n in ("ami_with_chosen", *known)),
+        ]
+        for row in rows
+    ]
+    yield ""
+    yield from _rows(
+        ("compared", "clusters", "AMI with first", *(_TRUTH[name] for name in known)), table
+    )
 
 
 def _end(text: str, width: int) -> str:

@@ -1,0 +1,112 @@
+"""Clusterings beside the one that gets circuits, run for real on the tiny experiment."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from assets.settings import Experiment
+from assets.stage import Work
+from pipelines.definitions import stages_of
+from pipelines.experiment import read_experiment
+from pipelines.run import run_experiment
+from tests.tiny_experiment import tiny_experiment, write_experiment
+
+COMPARISONS = {
+    "dense": {"representation": "activations", "algorithm": "spectral", "k": 4},
+    "effects": {"representation": "feature_effects", "reduction": "sum", "k": 2},
+}
+AFTER = {"circuits", "circuit_evaluations", "evaluation_summary"}
+
+
+def run(experiment: Experiment, instance: dg.DagsterInstance) -> None:
+    """Everything up to the comparison."""
+    wanted = [s for s in stages_of(experiment) if s.name not in AFTER and "agree" not in s.name]
+    assert wanted[-1].name == "clustering_comparison"
+    list(run_experiment(experiment, instance, wanted))
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInstance) -> Experiment:
+    folder = tmp_path_factory.mktemp("compared")
+    experiment = tiny_experiment(folder, comparisons=COMPARISONS)
+    run(experiment, instance)
+    return experiment
+
+
+def rows(experiment: Experiment, key: str) -> list[dict[str, Any]]:
+    return Work.on(experiment).store.read(key).to_pylist()
+
+
+def test_all_clusterings_stand_in_one_table(finished: Experiment) -> None:
+    table = {row["name"]: row for row in rows(finished, "clustering_comparison")}
+    assert list(table) == ["clustering", "dense", "effects", "answer token"]
+    assert table["clustering"]["ami_with_chosen"] == pytest.approx(1.0)
+    assert (table["dense"]["representation"], table["dense"]["n_clusters"]) == ("activations", 4)
+    assert table["answer token"]["answer_entropy"] == 0.0
+    assert all(0 < row["purity"] <= 1 for row in table.values())
+
+
+def test_scores_are_those_of_the_assignments_beside_them(finished: Experiment) -> None:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    truth = [row["label"] for row in rows(finished, "filtered_tokens")]
+    found = {row["name"]: row["ami"] for row in rows(finished, "clustering_comparison")}
+    for name, folder in (("clustering", ""), ("dense", "comparisons/dense/")):
+        labels = [row["cluster"] for row in rows(finished, f"{folder}cluster_assignments")]
+        assert found[name] == pytest.approx(adjusted_mutual_info_score(truth, labels))
+
+
+def test_a_behaviour_is_followed_through_every_clustering(finished: Experiment) -> None:
+    shares: dict[tuple[str, str], float] = defaultdict(float)
+    for row in rows(finished, "clustering_behaviours"):
+        shares[row["name"], row["behaviour"]] += row["of_behaviour"]
+    assert {name for name, _ in shares} == {"clustering", *COMPARISONS, "answer token"}
+    assert all(share == pytest.approx(1.0) for share in shares.values())
+
+
+def test_each_has_tables_and_pages_of_its_own(finished: Experiment) -> None:
+    folder = finished.artifacts / "comparisons" / "effects"
+    assert (folder / "clusters" / "index.html").is_file()
+    chosen = (finished.artifacts / "cluster_vectors.parquet").read_bytes()
+    assert (folder / "cluster_vectors.parquet").read_bytes() != chosen
+
+
+def test_a_changed_comparison_is_redone_alone(
+    finished: Experiment, instance: dg.DagsterInstance
+) -> None:
+    before = {p: p.stat().st_mtime_ns for p in finished.artifacts.rglob("*.parquet")}
+    changed = {**COMPARISONS, "effects": {**COMPARISONS["effects"], "k": 3}}
+    path = write_experiment(finished.path.parent, comparisons=changed)
+    experiment = read_experiment(path)
+    run(experiment, instance)
+    written = {
+        str(p.relative_to(experiment.artifacts))
+        for p in experiment.artifacts.rglob("*.parquet")
+        if before.get(p) != p.stat().st_mtime_ns
+    }
+    assert written == {
+        "clustering_comparison.parquet",
+        "clustering_behaviours.parquet",
+        "comparisons/dense/clustering_score.parquet",  # one row, from tables that stay
+        *(
+            f"comparisons/effects/{name}.parquet"
+            for name in ("cluster_assignments", "clusters", "clustering_score")
+        ),
+    }
+
+
+def test_without_comparisons_there_is_nothing_to_compare(tmp_path: Path) -> None:
+    names = {stage.name for stage in stages_of(read_experiment(write_experiment(tmp_path)))}
+    assert not names & {"compared_clusterings", "clustering_comparison"}
