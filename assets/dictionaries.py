@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pyarrow as pa
 
 from assets.automation import rerun_on_new_data
 from assets.contexts import held_out_contexts, training_contexts, uses_cache
+from assets.imported import import_inputs, imported
 from assets.loading import load_model_of, model_identity
 from assets.partitions import submodule_partitions, train_together
 from assets.plots import bars, density_histogram, picture
@@ -66,7 +66,9 @@ def _sae_settings(experiment: Experiment) -> Mapping[str, object]:
     return experiment.settings.dictionaries.model_dump(mode="json", exclude=_NOT_SHAPING)
 
 
-def _sae_inputs(work: Work, _submodule: str) -> Mapping[str, str]:
+def _sae_inputs(work: Work, submodule: str) -> Mapping[str, str]:
+    if isinstance(work.experiment.settings.dictionaries, ImportSettings):
+        return import_inputs(work, submodule, _sae_settings(work.experiment))
     return {name: work.store.content(name) for name in _sae_deps(work.experiment)}
 
 
@@ -79,7 +81,8 @@ def _sae_deps(experiment: Experiment) -> tuple[str, ...]:
 def _sae_source(experiment: Experiment) -> Mapping[str, str]:
     settings = experiment.settings.dictionaries
     if isinstance(settings, ImportSettings):
-        return {"repository": hash_place(experiment.resolve(settings.repository))}
+        places = {"repository": settings.repository, **settings.repositories}
+        return {name: hash_place(experiment.resolve(place)) for name, place in places.items()}
     return the_model(experiment)
 
 
@@ -87,7 +90,7 @@ def make_saes(work: Work, recipes: Mapping[str, Recipe]) -> None:
     """Train or import the dictionaries of these submodules and write each as it is ready."""
     settings = work.experiment.settings.dictionaries
     if isinstance(settings, ImportSettings):
-        found = _imported(work, settings, list(recipes))
+        found = imported(work, recipes)
     else:
         found = _trained(work, settings, recipes)
     for submodule, dictionary in found:
@@ -123,9 +126,10 @@ def _activations(work: Work, settings: TrainSettings, submodules: list[str]) -> 
         return open_cache(work.store.path("activation_cache", ""), submodules)
     return ModelRows(
         load_model_of(work.experiment),
-        [context.tokens for context in training_contexts(work)],
+        training_contexts(work).tokens,
         submodules,
         model_fingerprint=model_identity(work.experiment),
+        progress=work.say,
     )
 
 
@@ -149,51 +153,6 @@ def _training_settings(settings: TrainSettings, d_model: int) -> TrainingSetting
         checkpoint_every=settings.checkpoint_every,
         seed=settings.seed,
     )
-
-
-def _imported(
-    work: Work, settings: ImportSettings, submodules: list[str]
-) -> Iterator[tuple[str, Dictionary]]:
-    from core.dictionaries import check_widths
-    from core.dictionaries.formats import load_from
-
-    model, source = load_model_of(work.experiment), _repository(work, settings)
-    for submodule in submodules:
-        dictionary = load_from(
-            source,
-            settings.format,
-            path=settings.path_of(submodule) or "",
-            submodule=submodule,
-            revision=settings.revision,
-            **settings.options,
-        )
-        check_widths({submodule: dictionary}, model.width)
-        yield submodule, dictionary
-
-
-def _repository(work: Work, settings: ImportSettings) -> str:
-    """Where dictionaries are read from: folder, hub id, or the folder an archive was unpacked to.
-
-    Raises:
-        FormatError: the archive is missing, or is no archive.
-    """
-    from core.dictionaries.formats.places import fetch
-    from core.errors import FormatError
-
-    repository = work.experiment.resolve(settings.repository)
-    if settings.archive is None:
-        return repository
-    archive = fetch(repository, settings.archive, settings.revision)
-    unpacked = work.store.path(f"imported/{hash_place(str(archive))}", "")
-    if not unpacked.is_dir():
-        partial = unpacked.with_name(f".{unpacked.name}.partial")
-        try:
-            with zipfile.ZipFile(archive) as file:
-                file.extractall(partial)
-        except zipfile.BadZipFile as error:
-            raise FormatError(f"'{archive}' is not a zip archive: {error}.") from error
-        partial.replace(unpacked)
-    return str(unpacked)
 
 
 def _write(work: Work, submodule: str, dictionary: Dictionary, recipe: Recipe) -> None:
@@ -228,9 +187,11 @@ def features_table(dictionary: Dictionary) -> pa.Table:
 
 
 def show_sae(work: Work, submodule: str) -> Metadata:
-    """Where the weights lie."""
+    """Where the weights lie, and where in the repository imported ones come from."""
     notes = work.store.notes(f"saes/{submodule}")
+    path = notes["inputs"].get("path")
     return {
+        **({} if path is None else {"imported from": path}),
         "width": notes["d"],
         "weights": dg.MetadataValue.path(work.store.path(*weights_file(submodule))),
         "weights hash": notes["weights"],
@@ -280,7 +241,7 @@ def make_dictionary_set(work: Work) -> Made:
         name: load_own(work.store, name).to(model.device) for name in work.experiment.submodules
     }
     check_widths(dictionaries, model.width)
-    tokens, mask = pad([context.tokens for context in held_out_contexts(work)])
+    tokens, mask = pad(list(held_out_contexts(work).tokens))
     measured = measure_dictionaries(model, dictionaries, tokens, mask, progress=work.say)
     rows = [
         {

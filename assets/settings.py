@@ -6,6 +6,7 @@ a relative one from the folder of the YAML file. Nothing here needs torch or a n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -131,6 +132,14 @@ class TrainSettings(Section):
     """Most disk the activation cache may take, in GB."""
 
 
+_PLACE = r"^(embed|(attn|mlp|resid)(_\d+)?)$"
+
+
+def _of(named: Mapping[str, str], submodule: str) -> str | None:
+    """What is named for the submodule, or for its kind."""
+    return named.get(submodule, named.get(submodule.split("_")[0]))
+
+
 class ImportSettings(Section):
     """Dictionaries that somebody else trained."""
 
@@ -140,22 +149,31 @@ class ImportSettings(Section):
     """Layout of the files; sfc is this project's own."""
     repository: str
     """A folder, or a hub repository."""
+    repositories: dict[Annotated[str, Field(pattern=_PLACE)], str] = Field(default_factory=dict)
+    """Others for single submodules (attn_3) or kinds (attn), in place of repository."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     archive: str | None = None
     """A .zip in the repository that holds them; unpacked once, into the artifacts folder."""
     path: str | None = None
     """Where a dictionary lies in the repository or archive; {submodule}, {kind}, {layer} and
-    {site} (the authors' word for attn_3: attn_out_layer3) are filled in."""
+    {site} (the authors' word for attn_3: attn_out_layer3) are filled in, {l0} and * stand for
+    what is there: average_l0_{l0}."""
     paths: dict[str, str] = Field(default_factory=dict)
     """The same for single submodules (attn_3) or kinds (attn), in place of path."""
-    options: dict[str, bool | int | str] = Field(default_factory=dict)
-    """Passed to the format's reader, e.g. normalize_decoder: false."""
+    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """Passed to the format's reader, e.g. normalize_decoder: false. With l0: 100, of several
+    places that fit the path the one whose L0 is nearest is taken."""
 
     def path_of(self, submodule: str) -> str | None:
         """Where the dictionary of a submodule lies; None if the file does not say."""
-        kind = submodule.split("_")[0]
-        return self.paths.get(submodule, self.paths.get(kind, self.path))
+        own = _of(self.paths, submodule)
+        return self.path if own is None else own
+
+    def repository_of(self, submodule: str) -> str:
+        """The folder or hub repository with the dictionary of a submodule."""
+        own = _of(self.repositories, submodule)
+        return self.repository if own is None else own
 
 
 class FilterSettings(Section):

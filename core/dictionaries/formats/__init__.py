@@ -70,6 +70,8 @@ def load_from(
         raise FormatError(f"format '{format}' is not one of {', '.join(FORMATS)}.")
     path = resolved_path(source, path, submodule=submodule, revision=revision, l0=l0)
     place = fetch(source, path, revision)
+    if submodule not in (None, "embed"):
+        options.pop("scaled_embedding", None)  # concerns one dictionary of a set
     try:
         return FORMATS[format](place, **options)
     except TypeError as error:

@@ -23,7 +23,8 @@ def read(place: Path, *, scaled_embedding: bool = False) -> Dictionary:
     Args:
         place: the file, or the folder with ``params.npz`` or ``params.safetensors``.
         scaled_embedding: the dictionary explains raw token embeddings, but stands where the model
-            has already multiplied them by sqrt(d), as Gemma does.
+            has already multiplied them by sqrt(d), as Gemma does. `load_from` passes it on for the
+            submodule ``embed`` only, or where none is named.
 
     Raises:
         FormatError: incomplete, a transcoder, or with pickled objects.

@@ -169,6 +169,11 @@ def test_gemma_scope_of_embeddings_is_moved_to_where_the_model_has_scaled_them(t
     f = jump(linear(X), THRESHOLD)
     torch.testing.assert_close(found.encode(X * D**0.5), f, **TOLERANCE)
     torch.testing.assert_close(found.decode(f), (f @ DEC.T + B_DEC) * D**0.5, **TOLERANCE)
+    options = {"path": "params.npz", "scaled_embedding": True}
+    embedding = load_from(str(tmp_path), "gemma_scope", submodule="embed", **options)
+    assert torch.equal(embedding.encoder, found.encoder)
+    other = load_from(str(tmp_path), "gemma_scope", submodule="resid_0", **options)
+    check(other, f, f @ DEC.T + B_DEC)
 
 
 # -- writing, and the rest -----------------------------------------------------------------------
