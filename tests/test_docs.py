@@ -8,6 +8,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+WITH_EXPERIMENT = [page for page in PAGES if "```yaml" in page.read_text()]
+_YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 _NAMED = re.compile(r"`(core(?:\.\w+)+)`")
@@ -20,6 +22,16 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(page: Path, monkeypatch: p
     namespace: dict[str, object] = {"__name__": f"docs_{page.stem}"}
     exec(compile(code, str(page), "exec"), namespace)
     assert len(namespace) > 1
+
+
+@pytest.mark.parametrize("page", WITH_EXPERIMENT, ids=lambda page: page.name)
+def test_an_experiment_in_a_page_is_sound(page: Path, tmp_path: Path):
+    from pipelines.experiment import read_experiment
+
+    for i, text in enumerate(_YAML.findall(page.read_text())):
+        (tmp_path / f"block{i}.yaml").write_text(text)
+        experiment = read_experiment(tmp_path / f"block{i}.yaml")
+        assert experiment.submodules
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
