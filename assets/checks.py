@@ -4,13 +4,17 @@ Blocking checks keep everything downstream from running on something broken.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import dagster as dg
+import numpy as np
 
+from assets.contexts_file import read_lengths
+from assets.discovery import vector_values
 from assets.evaluations import finite
 from assets.settings import Experiment
 from assets.stage import Work
@@ -53,12 +57,12 @@ class Check:
 
 def contexts_have_text(work: Work) -> Outcome:
     """There are contexts, and none is a single token."""
-    lengths = [len(tokens) for tokens in work.store.read("contexts")["tokens"].to_pylist()]
-    short = sum(n < 2 for n in lengths)
+    lengths = read_lengths(work.store)
+    short = int((lengths < 2).sum())
     return Outcome(
-        bool(lengths) and not short,
+        len(lengths) > 0 and not short,
         f"{len(lengths)} contexts, {short} of them shorter than two tokens.",
-        {"contexts": len(lengths), "tokens": sum(lengths)},
+        {"contexts": len(lengths), "tokens": int(lengths.sum())},
     )
 
 
@@ -106,11 +110,12 @@ def _usable(row: Mapping[str, Any]) -> bool:
 def samples_pass_the_filter(work: Work) -> Outcome:
     """Every sample's loss is below the threshold and its context is there."""
     table = work.store.read("filtered_tokens", ["loss", "context"])
-    losses, most = table["loss"].to_pylist(), work.experiment.settings.filter.max_loss
-    bad = sum(not loss < most for loss in losses)
-    empty = sum(not context for context in table["context"].to_pylist())
+    losses, most = table["loss"].to_numpy(), work.experiment.settings.filter.max_loss
+    bad = int((~(losses < most)).sum())
+    lengths = table["context"].combine_chunks().value_lengths()
+    empty = int((lengths.to_numpy() == 0).sum())
     return Outcome(
-        bool(losses) and not bad and not empty,
+        len(losses) > 0 and not bad and not empty,
         f"{len(losses)} samples, {bad} with a loss of {most} or more, {empty} without context.",
         {"samples": len(losses)},
     )
@@ -118,19 +123,25 @@ def samples_pass_the_filter(work: Work) -> Outcome:
 
 def vectors_are_finite(work: Work) -> Outcome:
     """Every sample has a vector, finite and not zero everywhere."""
-    rows = work.store.read("cluster_vectors", ["value"])["value"].to_pylist()
-    broken = sum(not all(map(math.isfinite, row)) for row in rows)
-    zero = sum(not any(row) for row in rows)
-    return Outcome(
-        not broken and not zero, f"{len(rows)} vectors, {broken} not finite, {zero} zero."
-    )
+    rows = broken = zero = 0
+    for values, offsets in vector_values(work):
+        rows += len(offsets) - 1
+        broken += int((_per_row(~np.isfinite(values), offsets) > 0).sum())
+        zero += int((_per_row(values != 0, offsets) == 0).sum())
+    return Outcome(not broken and not zero, f"{rows} vectors, {broken} not finite, {zero} zero.")
+
+
+def _per_row(holds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """How many values of each row it holds for."""
+    before = np.concatenate([[0], holds.cumsum()])
+    return np.diff(before[offsets])
 
 
 def every_sample_is_assigned(work: Work) -> Outcome:
     """Each sample is in one cluster, and the largest cluster has more than one."""
     labels = work.store.read("cluster_assignments")["cluster"].to_pylist()
-    samples = work.store.read("filtered_tokens", ["sample"]).num_rows
-    shared = max((labels.count(label) for label in set(labels)), default=0)
+    samples = work.store.n_rows("filtered_tokens")
+    shared = max(Counter(labels).values(), default=0)
     return Outcome(
         len(labels) == samples and min(labels, default=-1) >= 0 and shared > 1,
         f"{len(labels)} of {samples} samples assigned; the largest cluster has {shared}.",
@@ -141,7 +152,7 @@ def every_sample_is_assigned(work: Work) -> Outcome:
 def clusters_add_up(work: Work) -> Outcome:
     """The sizes of all clusters add up to the samples."""
     sizes = work.store.read("clusters", ["size"])["size"].to_pylist()
-    samples = work.store.read("cluster_assignments", ["sample"]).num_rows
+    samples = work.store.n_rows("cluster_assignments")
     return Outcome(sum(sizes) == samples, f"{sum(sizes)} samples in clusters, of {samples}.")
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from assets.tables import TABLES
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from assets.corpus import Context
     from core.discovery import Sample
     from core.types import Circuit, Node
+
+_VALUES_AT_ONCE = 1 << 26
 
 CONTEXTS_PER_PIECE = 512
 """Rows of a row group of the contexts table. Dictionaries that train without a cache read 32
@@ -72,31 +75,48 @@ def read_samples(table: pa.Table) -> list[Sample]:
     ]
 
 
-def vectors_table(vectors: Any) -> pa.Table:
-    """The cluster vectors: a dense array ``(n, width)`` or a scipy CSR array of that shape."""
-    if hasattr(vectors, "indptr"):
-        offsets = pa.array(vectors.indptr, pa.int32())
-        index = pa.ListArray.from_arrays(offsets, pa.array(vectors.indices, pa.int32()))
-        value = pa.ListArray.from_arrays(offsets, pa.array(vectors.data, pa.float32()))
-    else:
-        n, width = vectors.shape
-        offsets = pa.array(range(0, n * width + 1, width), pa.int32())
-        index = pa.nulls(n, pa.list_(pa.int32()))
-        value = pa.ListArray.from_arrays(offsets, pa.array(vectors.reshape(-1), pa.float32()))
-    sample = pa.array(range(vectors.shape[0]), pa.int32())
-    return pa.Table.from_arrays([sample, index, value], schema=TABLES["cluster_vectors"].schema)
+def vectors_tables(vectors: Any) -> Iterator[pa.Table]:
+    """The cluster vectors, a dense array ``(n, width)`` or a CSR array of that shape, in pieces.
+
+    One table of all would overflow the 32-bit offsets of its lists: 100,000 projected gradients
+    hold three thousand million numbers.
+    """
+    n, width = vectors.shape
+    is_sparse = hasattr(vectors, "indptr")
+    each = vectors.nnz // max(1, n) if is_sparse else width
+    n_at_once = max(1, _VALUES_AT_ONCE // max(1, each))
+    for start in range(0, n, n_at_once):
+        rows = vectors[start : start + n_at_once]
+        sample = pa.array(range(start, start + rows.shape[0]), pa.int32())
+        if is_sparse:
+            offsets = pa.array(rows.indptr, pa.int32())
+            index = pa.ListArray.from_arrays(offsets, pa.array(rows.indices, pa.int32()))
+            value = pa.ListArray.from_arrays(offsets, pa.array(rows.data, pa.float32()))
+        else:
+            offsets = pa.array(range(0, rows.size + 1, width), pa.int32())
+            index = pa.nulls(len(rows), pa.list_(pa.int32()))
+            value = pa.ListArray.from_arrays(offsets, pa.array(rows.reshape(-1), pa.float32()))
+        columns = [sample, index, value]
+        yield pa.Table.from_arrays(columns, schema=TABLES["cluster_vectors"].schema)
 
 
-def read_vectors(table: pa.Table, width: int) -> Any:
-    """The vectors of such a table, ``(n, width)``: dense if they were, else a CSR array."""
-    from scipy.sparse import csr_array
+def read_vectors(pieces: Iterable[pa.Table], n: int, width: int) -> Any:
+    """The vectors of such tables, ``(n, width)``: dense if they were, else a CSR array."""
+    from scipy import sparse
 
-    value = table["value"].combine_chunks()
-    numbers = value.flatten().to_numpy()
-    if table["index"].null_count == table.num_rows:
-        return numbers.reshape(table.num_rows, width)
-    index = table["index"].combine_chunks().flatten().to_numpy()
-    return csr_array((numbers, index, value.offsets.to_numpy()), (table.num_rows, width))
+    dense, parts, start = None, [], 0
+    for piece in pieces:
+        value = piece["value"].combine_chunks()
+        numbers, offsets = value.flatten().to_numpy(), value.offsets.to_numpy()
+        if piece["index"].null_count == piece.num_rows:
+            dense = np.empty((n, width), np.float32) if dense is None else dense
+            dense[start : start + piece.num_rows] = numbers.reshape(-1, width)
+        else:
+            index = piece["index"].combine_chunks().flatten().to_numpy()
+            shape = (piece.num_rows, width)
+            parts.append(sparse.csr_array((numbers, index, offsets - offsets[0]), shape))
+        start += piece.num_rows
+    return sparse.vstack(parts, format="csr") if dense is None else dense
 
 
 def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+import numpy as np
+import pyarrow as pa
 
 from assets.automation import rerun_on_new_data
 from assets.contexts_file import read_contexts
@@ -14,7 +16,7 @@ from assets.conversions import (
     read_samples,
     read_vectors,
     samples_table,
-    vectors_table,
+    vectors_tables,
 )
 from assets.loading import (
     load_dictionaries_of,
@@ -114,21 +116,34 @@ def make_cluster_vectors(work: Work) -> Made:
         budget_bytes=work.experiment.budget_bytes,
         progress=work.say,
     )
-    return Made(vectors_table(vectors), {"width": int(vectors.shape[1])})
+    return Made(vectors_tables(vectors), {"width": int(vectors.shape[1])})
 
 
 def show_cluster_vectors(work: Work) -> Metadata:
     """Width, and how much of it is not zero."""
     width = work.store.notes("cluster_vectors")["width"]
-    lengths = work.store.read("cluster_vectors", ["value"])["value"]
-    filled = sum(map(len, lengths.to_pylist())) / max(1, len(lengths) * width)
-    return {"dimensions": width, "share not zero": filled}
+    n_rows = work.store.n_rows("cluster_vectors")
+    filled = sum(int(np.count_nonzero(values)) for values, _ in vector_values(work))
+    return {"dimensions": width, "share not zero": filled / max(1, n_rows * width)}
+
+
+def vector_values(work: Work) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The numbers in the vectors, some rows at a time, and where each row begins and ends."""
+    for piece in _pieces(work, ["value"]):
+        value = piece["value"].combine_chunks()
+        yield value.values.to_numpy(), value.offsets.to_numpy()
+
+
+def _pieces(work: Work, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    file = work.store.open("cluster_vectors")
+    for group in range(file.num_row_groups):
+        yield file.read_row_group(group, columns=columns)
 
 
 def load_vectors(work: Work) -> Any:
     """The vectors of all samples, dense or sparse as they were made."""
     width = work.store.notes("cluster_vectors")["width"]
-    return read_vectors(work.store.read("cluster_vectors"), width)
+    return read_vectors(_pieces(work), work.store.n_rows("cluster_vectors"), width)
 
 
 # -- clusters -------------------------------------------------------------------------------------

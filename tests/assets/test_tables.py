@@ -14,7 +14,7 @@ from assets.conversions import (
     read_samples,
     read_vectors,
     samples_table,
-    vectors_table,
+    vectors_tables,
 )
 from assets.stage import column_schema
 from assets.tables import TABLES, describe_tables
@@ -67,13 +67,22 @@ def test_a_sample_is_labelled_by_its_answer() -> None:
     assert read_samples(table) == samples
 
 
-def test_dense_vectors_come_back() -> None:
-    vectors = np.arange(6, dtype=np.float32).reshape(2, 3)
-    np.testing.assert_array_equal(read_vectors(vectors_table(vectors), 3), vectors)
+@pytest.mark.parametrize("at_once", [1, 4, 1 << 26])
+def test_dense_vectors_come_back(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr("assets.conversions._VALUES_AT_ONCE", at_once)
+    vectors = np.arange(15, dtype=np.float32).reshape(5, 3)
+    pieces = list(vectors_tables(vectors))
+    assert len(pieces) == (1 if at_once > 4 else 5)
+    assert [i for piece in pieces for i in piece["sample"].to_pylist()] == list(range(5))
+    np.testing.assert_array_equal(read_vectors(pieces, 5, 3), vectors)
 
 
-def test_sparse_vectors_come_back_sparse_with_an_empty_row() -> None:
+@pytest.mark.parametrize("at_once", [1, 1 << 26])
+def test_sparse_vectors_come_back_sparse_with_an_empty_row(
+    monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("assets.conversions._VALUES_AT_ONCE", at_once)
     vectors = csr_array(np.array([[0, 2, 0], [0, 0, 0], [1, 0, 3]], dtype=np.float32))
-    found = read_vectors(vectors_table(vectors), 3)
+    found = read_vectors(list(vectors_tables(vectors)), 3, 3)
     assert isinstance(found, csr_array)
     np.testing.assert_array_equal(found.toarray(), vectors.toarray())
