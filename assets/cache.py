@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -123,15 +123,11 @@ def write_cache(
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder)
     shards = []
-    with ThreadPoolExecutor(N_THREADS) as pool:
-        for index, key in enumerate(plan.keys):
-            shard = _kept_shard(plan, index)
-            if shard is None:
-                tables = _tables(plan, model, list(plan.group(index)), batch_contexts, key)
-                shard = _write_shard(plan, index, tables, pool)
-            shards.append(shard)
-            if progress is not None:
-                progress(f"cache: shard {index + 1} of {len(plan.keys)}, {shard.n_rows} tokens")
+    for shard in _shards(plan, model, batch_contexts):
+        shards.append(shard)
+        if progress is not None:
+            n = len(shards)
+            progress(f"cache: shard {n} of {len(plan.keys)}, {shard.n_rows} tokens")
     manifest = CacheManifest(plan.key, widths, tuple(shards))
     with replacing(folder / MANIFEST) as file:
         file.write_text(manifest.to_json(), encoding="utf-8")
@@ -192,14 +188,32 @@ def _check_budget(plan: _Plan, needed: int, budget_bytes: int | None) -> None:
         )
 
 
+def _shards(plan: _Plan, model: LanguageModel, batch_contexts: int) -> Iterator[Shard]:
+    """Every shard in order; one is written while the model runs for the next."""
+    waiting: deque[Callable[[], Shard]] = deque()
+    with ThreadPoolExecutor(N_THREADS) as pool:
+        for index in range(len(plan.keys)):
+            kept = _kept_shard(plan, index)
+            tables = {} if kept is not None else _tables(plan, model, index, batch_contexts)
+            while waiting:
+                yield waiting.popleft()()
+            if kept is None:
+                waiting.append(_start_writing(plan, index, tables, pool))
+            else:
+                yield kept
+        while waiting:
+            yield waiting.popleft()()
+
+
 def _tables(
-    plan: _Plan, model: LanguageModel, group: Sequence[Context], batch_contexts: int, key: str
+    plan: _Plan, model: LanguageModel, index: int, batch_contexts: int
 ) -> dict[str, pa.Table]:
-    """The shard of every submodule, by name."""
+    """A shard's table of every submodule, by name."""
     import numpy as np
 
     from core.training import context_rows
 
+    group = list(plan.group(index))
     runs = []
     for start in range(0, len(group), batch_contexts):
         batch = [context.tokens for context in group[start : start + batch_contexts]]
@@ -210,52 +224,64 @@ def _tables(
         "pos": np.concatenate([np.arange(n) for n in lengths]),
         "token": np.concatenate([context.tokens for context in group]),
     }
+    footer = {_KEY: plan.keys[index].encode()}
     return {
-        name: _table(columns, np.concatenate([run[name].numpy() for run in runs]), key, name)
+        name: _table(columns, [run[name].numpy() for run in runs]).replace_schema_metadata(
+            footer | {b"sfc.submodule": name.encode()}
+        )
         for name in plan.widths
     }
 
 
-def _table(
-    columns: Mapping[str, np.ndarray], activation: np.ndarray, key: str, name: str
-) -> pa.Table:
+def _table(columns: Mapping[str, np.ndarray], activations: Sequence[np.ndarray]) -> pa.Table:
     import pyarrow as pa
 
-    schema = shard_schema(activation.shape[1])
-    lists = pa.FixedSizeListArray.from_arrays(
-        pa.array(activation.reshape(-1)), type=schema.field("activation").type
-    )
+    schema = shard_schema(activations[0].shape[1])
+    kind = schema.field("activation").type
+    lists = [
+        pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), type=kind)
+        for part in activations
+    ]
     arrays = [pa.array(column, type=pa.int32()) for column in columns.values()]
-    footer = {_KEY: key.encode(), b"sfc.submodule": name.encode()}
-    return pa.Table.from_arrays([*arrays, lists], schema=schema.with_metadata(footer))
+    return pa.Table.from_arrays([*arrays, pa.chunked_array(lists, kind)], schema=schema)
 
 
-def _write_shard(
+def _start_writing(
     plan: _Plan, index: int, tables: Mapping[str, pa.Table], pool: ThreadPoolExecutor
-) -> Shard:
-    try:
-        list(pool.map(partial(_write_file, plan.folder, index), tables, tables.values()))
-    except OSError as error:
-        raise OutOfBudget(
-            f"writing shard {index} to '{plan.folder}' failed: {error}. The {index} shards before "
-            "it are whole: make room and run again, and the pass goes on from there."
-        ) from error
-    return _describe(plan, index)
+) -> Callable[[], Shard]:
+    """Let the pool write a shard; a function that waits for the end of it."""
+    files = {
+        name: pool.submit(_write_file, shard_file(plan.folder, name, index), table)
+        for name, table in tables.items()
+    }
+
+    def finish() -> Shard:
+        try:
+            return _shard(plan, index, {name: file.result() for name, file in files.items()})
+        except OSError as error:
+            raise OutOfBudget(
+                f"writing shard {index} to '{plan.folder}' failed: {error}. The {index} shards "
+                "before it are whole: make room and run again, and the pass goes on from there."
+            ) from error
+
+    return finish
 
 
-def _write_file(folder: Path, index: int, name: str, table: pa.Table) -> None:
+def _write_file(file: Path, table: pa.Table) -> tuple[int, str]:
+    """Write a shard of one submodule; its size and hash."""
     import pyarrow.parquet as pq
 
-    with replacing(shard_file(folder, name, index)) as file:
+    with replacing(file) as temporary:
         # Activations neither compress nor repeat: leave that work out.
         pq.write_table(
             table,
-            file,
+            temporary,
             row_group_size=ROW_GROUP,
             compression="none",
             use_dictionary=False,
             write_statistics=False,
         )
+        return temporary.stat().st_size, file_hash(temporary)
 
 
 def _kept_shard(plan: _Plan, index: int) -> Shard | None:
@@ -271,14 +297,16 @@ def _kept_shard(plan: _Plan, index: int) -> Shard | None:
             return None
         if metadata.get(_KEY) != plan.keys[index].encode():
             return None
-    return _describe(plan, index)
-
-
-def _describe(plan: _Plan, index: int) -> Shard:
     files = {name: shard_file(plan.folder, name, index) for name in plan.widths}
+    return _shard(
+        plan, index, {name: (file.stat().st_size, file_hash(file)) for name, file in files.items()}
+    )
+
+
+def _shard(plan: _Plan, index: int, files: Mapping[str, tuple[int, str]]) -> Shard:
     return Shard(
         n_rows=plan.n_rows[index],
         n_documents=len(plan.group(index)),
-        n_bytes={name: file.stat().st_size for name, file in files.items()},
-        sha256={name: file_hash(file) for name, file in files.items()},
+        n_bytes={name: n_bytes for name, (n_bytes, _) in files.items()},
+        sha256={name: sha256 for name, (_, sha256) in files.items()},
     )

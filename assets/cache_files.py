@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 MANIFEST = "manifest.json"
 # Rows of one row group: the unit of reading. 8,192 x 512 float16 are 8 MiB.
 ROW_GROUP = 8192
-N_THREADS = 2
+# Files read or written at a time; each thread decodes or encodes one.
+N_THREADS = min(16, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -219,8 +221,9 @@ class ActivationCache:
         return values, torch.from_numpy(document.astype("int64"))
 
     def _read(self, index: int, group: int, name: str) -> Tensor:
-        import numpy as np
         import torch
+
+        from core.training.model_rows import all_finite
 
         d = self.widths[name]
         file = shard_file(self.folder, name, index)
@@ -231,15 +234,14 @@ class ActivationCache:
                 "is no shard of this cache."
             )
         flat = lists.flatten().to_numpy()
-        # All bits of the exponent set: infinity or NaN.
-        if bool(((flat.view(np.uint16) & 0x7C00) == 0x7C00).any()):
-            row = int(np.flatnonzero(~np.isfinite(flat))[0]) // d + group * self.manifest.row_group
-            raise NotFinite(
-                f"'{file}' holds NaN or infinity in row {row}: delete the file and write the "
-                "cache again; the other shards stay."
-            )
         out = torch.empty(len(flat) // d, d, dtype=torch.float16)
         out.numpy().reshape(-1)[:] = flat
+        if not all_finite(out):
+            bad = int((~torch.isfinite(out)).any(1).nonzero()[0]) + group * self.manifest.row_group
+            raise NotFinite(
+                f"'{file}' holds NaN or infinity in row {bad}: delete the file and write the "
+                "cache again; the other shards stay."
+            )
         return out
 
 

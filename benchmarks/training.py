@@ -9,7 +9,8 @@ default: the test bed's model, all its submodules, 128 -> 1,024; each side reads
 from the model itself. wide: sparse mixtures of width 512, 512 -> 4,096. Plain is one dictionary
 per pass of the model, one torch.optim.Adam each, autograd through everything. Both sides get the
 same rows in the same order and the same initial weights; each runs in a process of its own. cache:
-the activation cache against NumPy files of the same bytes on the same disk, all synced.
+the activation cache against NumPy files of the same bytes on the same disk, synced when written
+and not held by the system when read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -259,36 +260,53 @@ class Outputs:
 
 
 def measure_cache(small: bool) -> dict[str, float]:
-    """MB/s of activations written and read, as Parquet and as raw NumPy files."""
+    """MB/s of activations written and read, as Parquet and as raw NumPy files.
+
+    Both are synced to the disk when written, and read after the system has let go of them.
+    """
     from assets.cache import open_cache, write_cache
     from assets.corpus import Context
 
     model: Any = Outputs(64 if small else 512, 4)
-    contexts = [Context(i, [1] * 128) for i in range(64 if small else 512)]
+    contexts = [Context(i, [1] * 128) for i in range(64 if small else 2048)]
     n_bytes = 2 * 128 * len(contexts) * model.d * len(model.submodules)
     found = {}
+
+    def rate(name: str, work: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        out = work()
+        found[name] = n_bytes / 1e6 / (time.perf_counter() - start)
+        return out
+
+    def save(file: Path, array: np.ndarray) -> None:
+        with file.open("wb") as stream:
+            np.save(stream, array)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def write(place: str, some: list[Context]) -> None:
+        write_cache(folder / place, model, some, model.submodules, model_fingerprint="")
+
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", ".")) as name:
         folder = Path(name)
-        start = time.perf_counter()
-        write_cache(folder / "c", model, contexts, model.submodules, model_fingerprint="")
-        found["written"] = n_bytes / 1e6 / (time.perf_counter() - start)
+        write("warm", contexts[:64])
+        rate("written", lambda: write("c", contexts))
         cache = open_cache(folder / "c")
-        start = time.perf_counter()
-        units = [cache.load(unit)[0] for unit in range(len(cache.unit_rows))]
-        found["read"] = n_bytes / 1e6 / (time.perf_counter() - start)
-        arrays = [value.numpy() for unit in units for value in unit.values()]
-        start = time.perf_counter()
-        for i, array in enumerate(arrays):
-            with (folder / f"{i}.npy").open("wb") as file:
-                np.save(file, array)
-                file.flush()
-                os.fsync(file.fileno())
-        found["raw_written"] = n_bytes / 1e6 / (time.perf_counter() - start)
-        start = time.perf_counter()
-        for i in range(len(arrays)):
-            np.load(folder / f"{i}.npy")
-        found["raw_read"] = n_bytes / 1e6 / (time.perf_counter() - start)
+        units = range(len(cache.unit_rows))
+        arrays = [value.numpy() for unit in units for value in cache.load(unit)[0].values()]
+        files = [folder / f"{i}.npy" for i in range(len(arrays))]
+        rate("raw_written", lambda: [save(*pair) for pair in zip(files, arrays, strict=True)])
+        _let_go([*files, *folder.rglob("*.parquet")])
+        rate("read", lambda: [cache.load(unit) for unit in units])
+        rate("raw_read", lambda: [np.load(file) for file in files])
     return found
+
+
+def _let_go(files: Iterable[Path]) -> None:
+    """Drop files that are on the disk from the system's memory."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def cache_row(found: Mapping[str, float]) -> dict[str, str]:
@@ -298,6 +316,7 @@ def cache_row(found: Mapping[str, float]) -> dict[str, str]:
         "of raw": f"{found['written'] / found['raw_written']:.2f}",
         "read, MB/s": f"{found['read']:.0f}",
         "of raw read": f"{found['read'] / found['raw_read']:.2f}",
+        "raw written, read, MB/s": f"{found['raw_written']:.0f}, {found['raw_read']:.0f}",
     }
 
 

