@@ -22,45 +22,75 @@ class Batch:
     """Some samples, ready to run.
 
     Attributes:
-        rows: ``(batch,)``, which samples these are.
-        tokens: ``(batch, pos)``, contexts padded on the right.
-        last: ``(batch,)``, position of each context's last token.
-        answers: ``(batch,)`` token ids.
+        rows: ``(sample,)``, which samples these are.
+        tokens: ``(run, pos)``, contexts padded on the right.
+        run: ``(sample,)``, the run that holds each sample's context: its own, unless runs are
+            shared.
+        last: ``(sample,)``, position of each context's last token.
+        answers: ``(sample,)`` token ids.
     """
 
     rows: Tensor
     tokens: Tensor
+    run: Tensor
     last: Tensor
     answers: Tensor
 
     def record(self, model: LanguageModel) -> Resumed:
-        """The model run on the contexts, with m = -log P(answer) at their last token."""
+        """The model run on the contexts, with m = -log P(answer) at their last token.
+
+        Only where each sample has a run of its own.
+        """
+        assert len(self.tokens) == len(self.rows), "a shared run has several metrics"
         # Padding is on the right, where a causal model's real tokens cannot see it: no mask.
         metric = NegativeLogProb(self.answers.to(model.device))
         return Resumed(model, model.record(self.tokens), metric, self.last.to(model.device))
 
 
-def batches(samples: Sequence[Sample], *, batch_tokens: int, max_positions: int) -> Iterator[Batch]:
+def batches(
+    samples: Sequence[Sample], *, batch_tokens: int, max_positions: int, share: bool = False
+) -> Iterator[Batch]:
     """Every sample once, the shortest contexts first.
 
     Args:
         batch_tokens: at most so many in one batch, padding included; a longer context goes alone.
         max_positions: the longest context the model takes.
+        share: let samples of one window share a run of its longest context, of which the others
+            are beginnings. A causal model's activations are the same there.
 
     Raises:
         InputError: no sample, a context without tokens, or one that is too long.
     """
     check_contexts(samples, max_positions)
-    order = sorted(range(len(samples)), key=lambda i: len(samples[i].context))
-    start = 0
-    while start < len(order):
-        stop = start + 1
-        while stop < min(len(order), start + _MOST):
-            if (stop + 1 - start) * len(samples[order[stop]].context) > batch_tokens:
-                break
-            stop += 1
-        yield _pad(samples, order[start:stop])
-        start = stop
+    groups = list(_beginnings(samples)) if share else [[i] for i in range(len(samples))]
+    groups.sort(key=lambda group: len(samples[group[-1]].context))
+    batch: list[list[int]] = []
+    for group in groups:
+        n_tokens = (len(batch) + 1) * len(samples[group[-1]].context)
+        n_samples = sum(map(len, batch)) + len(group)
+        if batch and (n_tokens > batch_tokens or n_samples > _MOST):
+            yield _pad(samples, batch)
+            batch = []
+        batch.append(group)
+    yield _pad(samples, batch)
+
+
+def _beginnings(samples: Sequence[Sample]) -> Iterator[list[int]]:
+    """Samples whose contexts are beginnings of the last one's in each list."""
+
+    def place(i: int) -> tuple[int, int, int]:
+        return samples[i].document, samples[i].window, len(samples[i].context)
+
+    group: list[int] = []
+    for i in sorted(range(len(samples)), key=place):
+        if group:
+            one, other = samples[group[-1]], samples[i]
+            fits = place(i)[:2] == place(group[-1])[:2] and len(group) < _MOST
+            if not fits or other.context[: len(one.context)] != one.context:
+                yield group
+                group = []
+        group.append(i)
+    yield group
 
 
 def check_contexts(samples: Sequence[Sample], max_positions: int) -> None:
@@ -80,10 +110,16 @@ def check_contexts(samples: Sequence[Sample], max_positions: int) -> None:
         )
 
 
-def _pad(samples: Sequence[Sample], rows: list[int]) -> Batch:
-    lengths = torch.tensor([len(samples[i].context) for i in rows])
-    tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for place, i in enumerate(rows):
-        tokens[place, : len(samples[i].context)] = torch.tensor(samples[i].context)
-    answers = torch.tensor([samples[i].answer for i in rows])
-    return Batch(torch.tensor(rows), tokens, lengths - 1, answers)
+def _pad(samples: Sequence[Sample], groups: list[list[int]]) -> Batch:
+    longest = [samples[group[-1]].context for group in groups]
+    tokens = torch.zeros(len(groups), max(map(len, longest)), dtype=torch.long)
+    for run, context in enumerate(longest):
+        tokens[run, : len(context)] = torch.tensor(context)
+    rows = [i for group in groups for i in group]
+    return Batch(
+        rows=torch.tensor(rows),
+        tokens=tokens,
+        run=torch.tensor([run for run, group in enumerate(groups) for _ in group]),
+        last=torch.tensor([len(samples[i].context) - 1 for i in rows]),
+        answers=torch.tensor([samples[i].answer for i in rows]),
+    )

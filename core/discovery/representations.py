@@ -13,7 +13,7 @@ the gradients are taken at the last n positions, concatenated, or summed over th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,13 +24,12 @@ from torch import Tensor
 
 from core.budget import Passes
 from core.dictionaries.dictionary import Dictionary, check_widths
-from core.discovery.batches import batches, check_contexts
+from core.discovery.batches import Batch, batches, check_contexts
 from core.discovery.filter import Sample
 from core.discovery.projection import Projection, gradient_modules, projected_gradients
 from core.effects import clean_gradients, feature_dots
 from core.errors import InputError, MissingSubmodule, NotFinite, OutOfBudget
 from core.models.language_model import LanguageModel
-from core.splice import Resumed
 from core.types import causal_order
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 KINDS = ("activations", "features", "linear_effects", "feature_effects", "gradients")
 REDUCTIONS = ("last", "sum")
 _SPARSE = ("features", "feature_effects")
+_WITHOUT_METRIC = ("activations", "features")
 _TELL_EVERY = 500
 
 
@@ -86,39 +86,45 @@ def represent(
     """
     check_contexts(samples, model.max_positions)
     names = _check(model, dictionaries, kind, reduction, n_last, submodules, errors)
-    vectors: Callable[[Resumed], Tensor | csr_array]
+    vectors: Callable[[Batch], Tensor | csr_array]
     if kind == "gradients":
         gradient_modules(model)
         width = n_projected
-        vectors = partial(projected_gradients, projection=Projection(n_projected, seed))
+        how = Projection(n_projected, seed)
+        vectors = lambda batch: projected_gradients(batch.record(model), how)  # noqa: E731
     else:
         some = {name: dictionaries[name] for name in names} if kind in _SPARSE else names
         places = _Places(n_last if reduction == "last" else None)
         width = places.n_slots * sum(map(model.width, names))
         of_submodules = _sparse_vectors if kind in _SPARSE else _dense_vectors
-        vectors = partial(of_submodules, kind, some, places, errors)
+        vectors = partial(of_submodules, model, kind, some, places, errors)
     if kind not in _SPARSE:
         _check_budget(len(samples), width, budget_bytes)
     told = _Told(kind, len(samples), progress)
-    return _run(model, samples, vectors, batch_tokens, budget_bytes, told)
+    todo = batches(
+        samples,
+        batch_tokens=batch_tokens,
+        max_positions=model.max_positions,
+        # Sums over a context are as long as it is: a batch of those is bounded by its own tokens.
+        share=kind in _WITHOUT_METRIC and reduction == "last",
+    )
+    return _run(todo, vectors, budget_bytes, told)
 
 
 def _run(
-    model: LanguageModel,
-    samples: Sequence[Sample],
-    vectors: Callable[[Resumed], Tensor | csr_array],
-    batch_tokens: int,
+    todo: Iterable[Batch],
+    vectors: Callable[[Batch], Tensor | csr_array],
     budget_bytes: int,
     told: _Told,
 ) -> np.ndarray | csr_array:
     """Vectors of every sample, batch by batch, put in the samples' order."""
     rows, parts = [], []
-    for batch in batches(samples, batch_tokens=batch_tokens, max_positions=model.max_positions):
+    for batch in todo:
         rows.append(batch.rows)
-        parts.append(_checked(vectors(batch.record(model)), told.kind))
+        parts.append(_checked(vectors(batch), told.kind))
         told.add(len(batch.rows))
         if told.kind in _SPARSE:
-            _check_growth(parts, told.n_done, len(samples), budget_bytes)
+            _check_growth(parts, told.n_done, told.n_samples, budget_bytes)
     return _in_order(torch.cat(rows).numpy(), parts)
 
 
@@ -174,9 +180,11 @@ def _check(
 
 @dataclass(frozen=True)
 class _Tokens:
-    """Tokens that are read: which sample of the batch, which position, which slot of the vector."""
+    """Tokens that are read: for which sample of the batch, in which run, at which position, and
+    into which slot of the vector."""
 
     example: Tensor
+    run: Tensor
     pos: Tensor
     slot: Tensor
 
@@ -191,36 +199,47 @@ class _Places:
     def n_slots(self) -> int:
         return self.n_last or 1
 
-    def of(self, last: Tensor, n_pos: int) -> _Tokens:
-        """The tokens to read, given each context's last position, ``(batch,)``."""
+    def of(self, run: Tensor, last: Tensor, n_pos: int) -> _Tokens:
+        """The tokens to read, given the run and last position of each context, ``(sample,)``."""
         if self.n_last is None:
             real = torch.arange(n_pos, device=last.device) <= last[:, None]
             example, pos = real.nonzero(as_tuple=True)
-            return _Tokens(example, pos, torch.zeros_like(pos))
+            return _Tokens(example, run[example], pos, torch.zeros_like(pos))
         back = torch.arange(1 - self.n_last, 1, device=last.device)
         pos = last[:, None] + back
         example, slot = (pos >= 0).nonzero(as_tuple=True)
-        return _Tokens(example, pos[example, slot], slot)
+        return _Tokens(example, run[example], pos[example, slot], slot)
 
 
-def _gradients(runs: Resumed, names: list[str]) -> dict[str, Tensor]:
-    return clean_gradients(runs, names, Passes(len(runs.last), runs.model.device))
+def _outputs(
+    model: LanguageModel, kind: str, names: Collection[str], batch: Batch
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """What submodules put out, ``(run, pos, d)``, and for effects dm/dx of the same shape."""
+    if kind in _WITHOUT_METRIC:
+        return model.record(batch.tokens).outputs, {}
+    runs = batch.record(model)
+    passes = Passes(len(runs.last), model.device)
+    return runs.recording.outputs, clean_gradients(runs, list(names), passes)
 
 
 def _dense_vectors(
-    kind: str, names: Collection[str], places: _Places, _errors: bool, runs: Resumed
+    model: LanguageModel,
+    kind: str,
+    names: Collection[str],
+    places: _Places,
+    _errors: bool,
+    batch: Batch,
 ) -> Tensor:
-    """Activations or linear effects, ``(batch, width)``."""
-    outputs = runs.recording.outputs
-    gradients = _gradients(runs, list(names)) if kind == "linear_effects" else {}
-    n_samples, n_pos = runs.recording.tokens.shape
-    at = places.of(runs.last, n_pos)
+    """Activations or linear effects, ``(sample, width)``."""
+    outputs, gradients = _outputs(model, kind, names, batch)
+    n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
+    at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
     parts = []
     for name in names:
-        value = outputs[name][at.example, at.pos]
+        value = outputs[name][at.run, at.pos]
         if gradients:
             # Zero patch: the change is -x.
-            value = -value * gradients[name][at.example, at.pos]
+            value = -value * gradients[name][at.run, at.pos]
         part = value.new_zeros(n_samples * places.n_slots, value.shape[-1])
         part.index_add_(0, at.example * places.n_slots + at.slot, value)
         parts.append(part.reshape(n_samples, -1))
@@ -228,27 +247,27 @@ def _dense_vectors(
 
 
 def _sparse_vectors(
+    model: LanguageModel,
     kind: str,
     dictionaries: Mapping[str, Dictionary],
     places: _Places,
     errors: bool,
-    runs: Resumed,
+    batch: Batch,
 ) -> csr_array:
-    """Features or feature effects, ``(batch, width)``."""
+    """Features or feature effects, ``(sample, width)``."""
     from scipy import sparse
 
-    outputs = runs.recording.outputs
-    gradients = _gradients(runs, list(dictionaries)) if kind == "feature_effects" else {}
-    n_samples, n_pos = runs.recording.tokens.shape
-    at = places.of(runs.last, n_pos)
+    outputs, gradients = _outputs(model, kind, dictionaries, batch)
+    n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
+    at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
     blocks: list[Any] = []
     for name, dictionary in dictionaries.items():
-        x = outputs[name][at.example, at.pos][:, None]
+        x = outputs[name][at.run, at.pos][:, None]
         width = dictionary.n_features + errors
         features = dictionary.encode_sparse(x)
         token, column, value = features.token, features.feature, features.value
         if gradients:
-            gradient = gradients[name][at.example, at.pos][:, None]
+            gradient = gradients[name][at.run, at.pos][:, None]
             value = -value * feature_dots(dictionary, features, gradient)
             if errors:
                 error = x - dictionary.decode_sparse(features)
