@@ -51,6 +51,16 @@ _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
+# What every evaluation of a circuit says.
+_JUDGED = (
+    _column("m_full", _DOUBLE, "mean metric of the model"),
+    _column("m_empty", _DOUBLE, "with every node ablated"),
+    _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
+    _column("m_complement", _DOUBLE, "with only the circuit ablated"),
+    _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
+    _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
+)
+
 # What every clustering says about itself.
 _CLUSTERING = (
     _column("representation", _TEXT, "what a sample is", null=True),
@@ -313,12 +323,7 @@ _ALL = (
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("n_nodes", _INT, "nodes left in"),
-                _column("m_full", _DOUBLE, "mean metric of the model"),
-                _column("m_empty", _DOUBLE, "with every node ablated"),
-                _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
-                _column("m_complement", _DOUBLE, "with only the circuit ablated"),
-                _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
-                _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
+                *_JUDGED,
             ]
         ),
     ),
@@ -371,12 +376,7 @@ _ALL = (
                 _column("threshold", _DOUBLE, "nodes with a larger effect are the circuit"),
                 _column("n_pairs", _INT, "pairs it is judged on, none of them used to find it"),
                 _column("n_nodes", _INT, "nodes left in"),
-                _column("m_full", _DOUBLE, "mean metric of the model"),
-                _column("m_empty", _DOUBLE, "with every node ablated"),
-                _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
-                _column("m_complement", _DOUBLE, "with only the circuit ablated"),
-                _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
-                _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
+                *_JUDGED,
             ]
         ),
     ),
