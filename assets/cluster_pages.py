@@ -309,32 +309,33 @@ def plot_curve(clustering: Clustering) -> bytes:
     return _png(figure)
 
 
-def plot_similarity(
-    vectors: Any, labels: np.ndarray, *, n_most: int = 1000, method: str = ""
-) -> bytes:
-    """Angular similarity between samples ordered by cluster: a PNG.
+def spread(labels: np.ndarray, n_most: int = 1000) -> np.ndarray:
+    """At most so many samples in the order of their clusters, evenly spread: ``(n,)``."""
+    import numpy as np
+
+    order = np.argsort(labels, kind="stable")
+    if len(order) > n_most:
+        order = order[np.linspace(0, len(order) - 1, n_most).astype(int)]
+    return order
+
+
+def plot_similarity(vectors: Any) -> bytes:
+    """Angular similarity between samples in the order of their clusters: a PNG.
 
     Args:
-        vectors: ``(sample, width)``, dense or sparse.
-        labels: ``(sample,)``.
-        n_most: samples shown, spread evenly over the clusters.
-        method: what the vectors are, for the title.
+        vectors: ``(sample, width)``, dense or sparse, ordered by `spread`.
     """
     import numpy as np
 
     from core.discovery import angular_similarity
 
-    order = np.argsort(labels, kind="stable")
-    if len(order) > n_most:
-        order = order[np.linspace(0, len(order) - 1, n_most).astype(int)]
-    similarity = angular_similarity(vectors[order])
+    similarity = angular_similarity(vectors)
     off_diagonal = similarity[~np.eye(len(similarity), dtype=bool)]
     low, high = np.percentile(off_diagonal, (1, 99.5)) if off_diagonal.size else (0, 1)
     figure, axes = _figure(5.0, 4.2)
     image = axes.imshow(similarity, vmin=low, vmax=high, cmap="viridis", interpolation="nearest")
     figure.colorbar(image, ax=axes, label="angular similarity", shrink=0.85)
     axes.set(xlabel="samples by cluster", ylabel="samples by cluster", xticks=[], yticks=[])
-    axes.set_title(method, fontsize=10, color=_INK)
     return _png(figure)
 
 

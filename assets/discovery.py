@@ -140,10 +140,23 @@ def _pieces(work: Work, columns: list[str] | None = None) -> Iterator[pa.Table]:
         yield file.read_row_group(group, columns=columns)
 
 
-def load_vectors(work: Work) -> Any:
-    """The vectors of all samples, dense or sparse as they were made."""
+def load_vectors(work: Work, samples: np.ndarray | None = None) -> Any:
+    """The vectors of some samples or all, dense or sparse as they were made."""
     width = work.store.notes("cluster_vectors")["width"]
-    return read_vectors(_pieces(work), work.store.n_rows("cluster_vectors"), width)
+    if samples is None:
+        return read_vectors(_pieces(work), work.store.n_rows("cluster_vectors"), width)
+    found = read_vectors(_some(work, np.sort(samples)), len(samples), width)
+    return found[np.argsort(np.argsort(samples))]
+
+
+def _some(work: Work, rows: np.ndarray) -> Iterator[pa.Table]:
+    """Those rows of the vectors, ``rows`` ascending, a piece of the table at a time."""
+    start = 0
+    for piece in _pieces(work):
+        here = rows[(rows >= start) & (rows < start + piece.num_rows)] - start
+        start += piece.num_rows
+        if len(here):
+            yield piece.take(here)
 
 
 # -- clusters -------------------------------------------------------------------------------------
@@ -204,7 +217,7 @@ def load_clustering(work: Work) -> Clustering:
 
 def make_clusters(work: Work) -> Made:
     """Summarise each cluster and write a page for it."""
-    from assets.cluster_pages import write_cluster_pages
+    from assets.cluster_pages import token_text, write_cluster_pages
     from core.discovery import summarize
 
     filtered = work.store.read("filtered_tokens")
@@ -225,16 +238,32 @@ def make_clusters(work: Work) -> Made:
             }
         )
     known = None if None in truth else truth
+    how = work.experiment.settings.clustering
     write_cluster_pages(
         work.store.path("clusters", ""),
         samples,
         clustering,
         summaries,
-        lambda token: tokenizer.decode([token]),
-        title=f"Clusters of {work.experiment.name}",
+        token_text(tokenizer),
+        title=f"Clusters of {work.experiment.name}: {how.representation}, {how.algorithm}",
+        plots=_plots(work, clustering),
         truth=known,
     )
     return Made(TABLES["clusters"].build(rows), _agreement_with(clustering, known))
+
+
+def _plots(work: Work, clustering: Clustering) -> dict[str, bytes]:
+    """Pictures for the overview, by caption."""
+    from assets.cluster_pages import plot_curve, plot_similarity, plot_sizes, spread
+
+    vectors = load_vectors(work, spread(clustering.labels))
+    plots = {
+        "Samples in each cluster": plot_sizes(clustering),
+        "How alike samples are, ordered by cluster": plot_similarity(vectors),
+    }
+    if len(clustering.curve) > 1:
+        plots["Clusters that hold more than one document"] = plot_curve(clustering)
+    return plots
 
 
 _SUMMARY = ("cluster", "size", "n_documents", "n_answers", "answer_entropy", "coherence")
@@ -340,7 +369,7 @@ CLUSTERS = TableStage(
     group="clusters",
     description="What is in each cluster, with a page for each to read.",
     kinds=frozenset({"parquet", "html"}),
-    deps=on("filtered_tokens", "cluster_assignments"),
+    deps=on("filtered_tokens", "cluster_vectors", "cluster_assignments"),
     settings=lambda _experiment: {},
     outside=lambda experiment: {"tokenizer": tokenizer_identity(experiment)},
     automation=rerun_on_new_data,

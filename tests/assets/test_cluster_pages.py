@@ -12,6 +12,7 @@ from assets.cluster_pages import (
     plot_curve,
     plot_similarity,
     plot_sizes,
+    spread,
     token_text,
     write_cluster_pages,
 )
@@ -134,12 +135,18 @@ def test_pages_of_an_earlier_clustering_do_not_stay(folder: Path) -> None:
     assert sorted(p.name for p in folder.iterdir()) == ["index.html", "k00000.html"]
 
 
+def test_samples_are_spread_over_all_clusters() -> None:
+    labels = np.array([2, 0, 1, 0, 1, 2])
+    assert spread(labels).tolist() == [1, 3, 2, 4, 0, 5]
+    assert labels[spread(labels, n_most=3)].tolist() == [0, 1, 2]
+
+
 def test_plots_are_the_same_file_each_time() -> None:
     vectors = np.eye(4)
     for draw in (
         lambda: plot_sizes(CLUSTERING),
         lambda: plot_curve(CLUSTERING),
-        lambda: plot_similarity(vectors, CLUSTERING.labels, n_most=3, method="activations"),
+        lambda: plot_similarity(vectors[spread(CLUSTERING.labels, n_most=3)]),
     ):
         png = draw()
         assert png.startswith(b"\x89PNG")
