@@ -28,12 +28,12 @@ _N_ANSWERS = 12
 _INK, _BLUE, _GRID = "#333333", "#3b6ea8", "#dddddd"
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 62rem; margin: 2rem auto;
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 80rem; margin: 2rem auto;
        padding: 0 1rem; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 a { color: #2b5d94; }
 table { border-collapse: collapse; }
-th, td { padding: .25rem .7rem; text-align: right; vertical-align: top;
+th, td { padding: .25rem .45rem; text-align: right; vertical-align: top;
          border-bottom: 1px solid #e5e5e5; }
 th { font-weight: 600; white-space: nowrap; } th[onclick] { cursor: pointer; }
 th[onclick]::after { content: " \\2195"; color: #999; }
@@ -44,7 +44,9 @@ td.text, th.text { text-align: left; } td.text { overflow-wrap: anywhere; }
 .note { color: #666; font-size: .85rem; }
 .bar { display: inline-block; height: .7rem; background: #3b6ea8; }
 figure { display: inline-block; margin: 0 1rem 1rem 0; vertical-align: top; }
-figcaption { color: #666; font-size: .85rem; } img { max-width: 100%; }
+figcaption { color: #666; font-size: .85rem; } img { max-width: 100%; height: 17rem; }
+p, .context { max-width: 62rem; }
+td.brief { min-width: 24rem; }
 """
 
 # Sorts the table by the clicked column, numbers from high to low, text from a to z.
@@ -225,7 +227,7 @@ def _overview(
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
     heads = ["cluster", "size", "documents", "answers", "entropy", "coherence"]
-    heads += ["commonest answer"] + (["commonest behaviour"] if truth is not None else [])
+    heads += ["main answer"] + (["main behaviour"] if truth is not None else [])
     cells = [
         f'<th{" class=text" if i > 5 else ""} onclick="sortBy(this, {i})">{head}</th>'
         for i, head in enumerate(heads)
@@ -268,7 +270,7 @@ def _row(
             f'<td class="text" data-value="{escape(cell)}">{escape(cell)}</td>'
             for cell in commonest
         )
-        + f'<td class="text">{brief}</td></tr>'
+        + f'<td class="text brief">{brief}</td></tr>'
     )
 
 
