@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,7 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ExperimentError as error:
         print(f"ExperimentError: {error}", file=sys.stderr)
         return 1
-    print("\n\n".join(shown or [" ".join(names_of(store)) or "no circuits yet"]))
+    try:
+        print("\n\n".join(shown or [" ".join(names_of(store)) or "no circuits yet"]), flush=True)
+    except BrokenPipeError:  # `| head` has read enough; nothing may be left to flush at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
