@@ -3,6 +3,7 @@
     python -m benchmarks.discovery recovery      # every method of App. H against the truth
     python -m benchmarks.discovery growth        # samples per second, 1,000 to 16,000 samples
     python -m benchmarks.discovery projection    # projected gradients against the full vector
+    python -m benchmarks.discovery clustering    # planted clusters of up to 100,000 samples
     ... --note                                   # also append dated rows to benchmarks/README.md
 
 All on the test bed's model and corpus. Dictionaries are trained on the spot, or read from
@@ -272,11 +273,65 @@ def projection(model: LanguageModel, options: argparse.Namespace) -> list[dict[s
     return [row]
 
 
-COMMANDS = {"recovery": recovery, "growth": growth, "projection": projection}
+def planted(n_samples: int, seed: int) -> tuple[Any, np.ndarray]:
+    """Sparse vectors of the size that dictionaries give, around planted directions.
+
+    Returns:
+        ``(n_samples, 13,312)``, about 260 entries each, and the direction of each sample.
+    """
+    from scipy import sparse
+
+    rng = np.random.default_rng(seed)
+    width, n_active, n_planted = 13_312, 440, 500
+    features = rng.integers(width, size=(n_planted, n_active))
+    values = rng.exponential(size=(n_planted, n_active)).astype(np.float32)
+    truth = rng.integers(n_planted, size=n_samples)
+    sample, place = (rng.random((n_samples, n_active)) < 0.5).nonzero()
+    noise = rng.integers(n_samples, size=40 * n_samples)
+    rows = np.concatenate([sample, noise])
+    columns = np.concatenate([features[truth[sample], place], rng.integers(width, size=len(noise))])
+    entries = np.concatenate(
+        [values[truth[sample], place], rng.exponential(size=len(noise)).astype(np.float32)]
+    )
+    return sparse.coo_array((entries, (rows, columns)), (n_samples, width)).tocsr(), truth
+
+
+def clustering(_model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
+    """Seconds and memory of both algorithms, as the number of samples grows."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    rows = []
+    for method, sizes in (("spectral", (2048, 8192)), ("kmeans", (8192, 100_000))):
+        for size in sizes:
+            vectors, truth = planted(size, options.seed)
+            started = time.perf_counter()
+            found = cluster(vectors, method=method, k=500, seed=options.seed)
+            row = {
+                "algorithm": method,
+                "samples": f"{size:,}",
+                "k": "500",
+                "seconds": f"{time.perf_counter() - started:.0f}",
+                "most memory so far, GiB": f"{peak_gib():.1f}",
+                "AMI with what was planted": (
+                    f"{adjusted_mutual_info_score(truth, found.labels):.2f}"
+                ),
+            }
+            print(" | ".join(row.values()), flush=True)
+            rows.append(row)
+    return rows
+
+
+COMMANDS = {
+    "recovery": recovery,
+    "growth": growth,
+    "projection": projection,
+    "clustering": clustering,
+}
 TITLES = {
     "recovery": "Discovery: adjusted mutual information (purity) with the test bed's behaviours",
     "growth": "Discovery: samples per second of each representation",
     "projection": "Discovery: projected gradients",
+    "clustering": "Discovery: clustering many samples",
 }
 
 
