@@ -95,6 +95,11 @@ def uses_dictionaries(experiment: Experiment) -> bool:
     return experiment.settings.clustering.representation in _WITH_DICTIONARIES
 
 
+def _places(experiment: Experiment) -> list[str]:
+    """The submodules whose activations or effects represent a sample."""
+    return list(experiment.settings.clustering.submodules or experiment.submodules)
+
+
 def make_cluster_vectors(work: Work) -> Made:
     """Represent each sample as App. H describes."""
     from core.discovery import represent
@@ -112,7 +117,7 @@ def make_cluster_vectors(work: Work) -> Made:
         n_last=settings.n_last,
         n_projected=settings.n_projected,
         seed=settings.seed,
-        submodules=work.experiment.submodules if settings.representation != "gradients" else None,
+        submodules=None if settings.representation == "gradients" else _places(work.experiment),
         budget_bytes=work.experiment.budget_bytes,
         progress=work.say,
     )
@@ -344,7 +349,9 @@ CLUSTER_VECTORS = TableStage(
         if uses_dictionaries(experiment)
         else ("filtered_tokens",)
     ),
-    settings=_clustering_settings("representation", "reduction", "n_last", "n_projected", "seed"),
+    settings=_clustering_settings(
+        "representation", "submodules", "reduction", "n_last", "n_projected", "seed"
+    ),
     outside=the_model,
     pool=MODEL_POOL,
     automation=rerun_on_new_data,

@@ -200,6 +200,8 @@ class GroupingSettings(Section):
         "activations", "features", "linear_effects", "feature_effects", "gradients"
     ] = "features"
     """What a sample is: dense or dictionary activations, their linear effects, or gradients."""
+    submodules: Annotated[tuple[str, ...] | None, BeforeValidator(_all_is_none)] = None
+    """Where activations or effects are read; wherever dictionaries sit where not given."""
     reduction: Literal["last", "sum"] = "last"
     """The last n_last positions side by side, or the sum over positions."""
     n_last: PositiveInt = 1

@@ -227,6 +227,7 @@ def _clustering_problems(settings: Settings) -> Iterator[Problem]:
                 f"a name is made of letters, digits and underscores, and is not {CHOSEN}.",
             )
     for where, grouping in all_of_them.items():
+        yield from _place_problems(f"{where}.submodules", grouping, settings)
         most = max(grouping.k)
         if n_samples is not None and n_samples < most:
             yield f"{where}.k", f"{most} clusters cannot be made of {n_samples} samples (filter)."
@@ -238,20 +239,41 @@ def _clustering_problems(settings: Settings) -> Iterator[Problem]:
             )
 
 
-def _submodule_problems(settings: Settings) -> Iterator[Problem]:
-    if settings.submodules is None:
+def _place_problems(
+    where: str, grouping: GroupingSettings, settings: Settings
+) -> Iterator[Problem]:
+    if grouping.submodules is None:
+        return
+    if grouping.representation == "gradients":
+        yield where, "gradients are those of all layers' weights: leave submodules out."
         return
     known = submodule_names(settings.model.n_layers)
-    for i, name in enumerate(settings.submodules):
+    of_features = grouping.representation in ("features", "feature_effects")
+    if of_features and settings.submodules is not None:
+        known = [name for name in known if name in settings.submodules]
+    layers = settings.model.n_layers
+    why = "no dictionary sits at" if of_features else f"a model of {layers} layers has no"
+    yield from _name_problems(where, grouping.submodules, known, why)
+
+
+def _submodule_problems(settings: Settings) -> Iterator[Problem]:
+    if settings.submodules is not None:
+        layers = settings.model.n_layers
+        why = f"a model of {layers} layers has no"
+        yield from _name_problems("submodules", settings.submodules, submodule_names(layers), why)
+
+
+def _name_problems(
+    where: str, names: Sequence[str], known: Sequence[str], why: str
+) -> Iterator[Problem]:
+    """Names of submodules that are not among the known ones, or are there twice."""
+    for i, name in enumerate(names):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
-            yield (
-                f"submodules[{i}]",
-                f"a model of {settings.model.n_layers} layers has no '{name}'.{hint}",
-            )
-        elif name in settings.submodules[:i]:
-            yield f"submodules[{i}]", f"'{name}' is there twice."
+            yield f"{where}[{i}]", f"{why} '{name}'.{hint}"
+        elif name in names[:i]:
+            yield f"{where}[{i}]", f"'{name}' is there twice."
 
 
 def _dictionary_problems(settings: Settings) -> Iterator[Problem]:

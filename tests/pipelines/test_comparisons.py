@@ -15,10 +15,15 @@ from assets.stage import Work
 from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.run import run_experiment
-from tests.tiny_experiment import tiny_experiment, write_experiment
+from tests.tiny_experiment import WIDTH, tiny_experiment, write_experiment
 
 COMPARISONS = {
-    "dense": {"representation": "activations", "algorithm": "spectral", "k": 4},
+    "dense": {
+        "representation": "activations",
+        "submodules": ["mlp_1"],  # no dictionary sits there, and none is needed
+        "algorithm": "spectral",
+        "k": 4,
+    },
     "effects": {"representation": "feature_effects", "reduction": "sum", "k": 2},
 }
 AFTER = {"circuits", "circuit_evaluations", "evaluation_summary"}
@@ -79,6 +84,8 @@ def test_a_behaviour_is_followed_through_every_clustering(finished: Experiment) 
 def test_each_has_tables_and_pages_of_its_own(finished: Experiment) -> None:
     folder = finished.artifacts / "comparisons" / "effects"
     assert (folder / "clusters" / "index.html").is_file()
+    dense = Work.on(finished).store.notes("comparisons/dense/cluster_vectors")
+    assert dense["width"] == WIDTH  # of the one submodule it reads
     chosen = (finished.artifacts / "cluster_vectors.parquet").read_bytes()
     assert (folder / "cluster_vectors.parquet").read_bytes() != chosen
 

@@ -53,6 +53,19 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             {"filter": {"n_samples": None}, "clustering": {"algorithm": "spectral"}},
             "spectral clustering compares every sample",
         ),
+        ({"clustering": {"submodules": ["mlp_0"]}}, "no dictionary sits at 'mlp_0'"),
+        (
+            {"clustering": {"submodules": ["embed", "embed"]}},
+            "clustering.submodules[1]: 'embed' is",
+        ),
+        (
+            {"comparisons": {"b": {"representation": "gradients", "submodules": ["embed"]}}},
+            "comparisons.b.submodules: gradients are those of all layers",
+        ),
+        (
+            {"comparisons": {"b": {"representation": "activations", "submodules": ["mlp_2"]}}},
+            "a model of 2 layers has no 'mlp_2'",
+        ),
         ({"comparisons": {"a b": {}}}, "comparisons.a b: a name is made of letters"),
         ({"comparisons": {"clustering": {}}}, "and is not clustering"),
         ({"comparisons": {"b": {"k": 99}}}, "comparisons.b.k: 99 clusters cannot be made of 24"),
