@@ -76,7 +76,7 @@ class Mixtures:
 
 def settings_of(case: str, small: bool) -> TrainingSettings:
     """The experiment's own recipe, cut to the steps that are timed."""
-    n_features, n_steps = (4096, 300) if case == "wide" else (1024, 300)
+    n_features, n_steps = (4096, 300) if case == "wide" else (1024, 600)
     if small:
         n_features, n_steps = 64, 20
     return TrainingSettings(
