@@ -11,6 +11,7 @@ from __future__ import annotations
 import warnings
 from typing import Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -59,19 +60,32 @@ class Entries(Protocol):
 
 def entries_of(mask: Tensor) -> Entries:
     """The True pairs of `mask`, ``(batch, feature)``, in the faster representation."""
-    many = int(mask.count_nonzero()) > DENSE_ABOVE * mask.numel()
+    many = _count(mask) > DENSE_ABOVE * mask.numel()
     return DenseEntries(mask) if many else SparseEntries(mask)
+
+
+def _count(mask: Tensor) -> int:
+    """How many entries are True. On a CPU numpy counts and finds them in a third of the time."""
+    on_cpu = mask.device.type == "cpu"
+    return int(np.count_nonzero(mask.numpy()) if on_cpu else mask.count_nonzero())
+
+
+def _nonzero(flat: Tensor) -> Tensor:
+    """Indices of the entries that are True or not zero, ascending."""
+    if flat.device.type != "cpu":
+        return flat.nonzero().flatten()
+    return torch.from_numpy(np.flatnonzero(flat.numpy()))
 
 
 def _true_places(mask: Tensor) -> Tensor:
     """Flat indices of the True entries, ascending: ``mask.flatten().nonzero()``, but faster."""
     flat = mask.view(-1)
     if flat.numel() % 8:
-        return flat.nonzero().flatten()
+        return _nonzero(flat)
     # Eight flags are one 64-bit word, and most words are zero: look inside the others only.
     words = flat.view(torch.int64)
-    some = words.nonzero().flatten()
-    inside = words.index_select(0, some).view(torch.bool).nonzero().flatten()
+    some = _nonzero(words != 0)
+    inside = _nonzero(words.index_select(0, some).view(torch.bool))
     return some.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
 
 
