@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import NotFinite, WidthMismatch
+from core.nonzero import true_places
 from core.types import SparseAct, SparseFeatures
 
 _TOKENS, _FEATURES = 512, 4096
@@ -249,8 +250,11 @@ class Dictionary:
             some = flat[first : first + _TOKENS]
             for start in range(0, self.n_features, width):
                 dense = self.encode(some, slice(start, start + width))
-                token, feature = dense.nonzero(as_tuple=True)
-                parts.append((token + first, feature + start, dense[token, feature]))
+                place = true_places(dense != 0)
+                token = torch.div(place, dense.shape[1], rounding_mode="floor")
+                feature = place - token * dense.shape[1]
+                value = dense.reshape(-1).index_select(0, place)
+                parts.append((token + first, feature + start, value))
         token, feature, value = (torch.cat(part) for part in zip(*parts, strict=True))
         order = token.argsort(stable=True)
         shape = (batch, pos, self.n_features)
