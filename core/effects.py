@@ -25,12 +25,12 @@ from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, MissingSubmodule, NotFinite
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
+from core.sparse import products
 from core.splice import Resumed
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
 
 RULES = ("left", "midpoint", "gauss")
 ESTIMATORS = ("ig", "attribution", "exact")
-_ROWS = 1 << 16
 
 
 def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
@@ -77,12 +77,7 @@ def feature_dots(dictionary: Dictionary, at: SparseFeatures, gradient: Tensor) -
         ``(n,)``, aligned with `at`.
     """
     flat = gradient.reshape(-1, gradient.shape[-1])
-    out = torch.empty_like(at.value)
-    for start in range(0, len(at.value), _ROWS):
-        part = slice(start, start + _ROWS)
-        rows = dictionary.decoder[at.feature[part]]
-        out[part] = torch.linalg.vecdot(rows, flat[at.token[part]])
-    return out
+    return products(at.token, at.feature, flat, dictionary.decoder)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.errors import NotFinite, WidthMismatch
-from core.nonzero import true_places
+from core.sparse import true_places
 from core.types import SparseAct, SparseFeatures
 
 _TOKENS, _FEATURES = 512, 4096

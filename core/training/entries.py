@@ -8,23 +8,16 @@ products while many features are still active. Numbers attached to pairs ("weigh
 
 from __future__ import annotations
 
-import warnings
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.nonzero import count_true, true_places
+from core.sparse import count_true, csr_products, ends_of, true_places
 
 # Measured: above this density the dense products are faster, on one core of AVX-512.
 DENSE_ABOVE = 0.15
-
-with warnings.catch_warnings():
-    # The first CSR tensor of a process warns that they are in beta; the one product used here has
-    # its own test.
-    warnings.simplefilter("ignore", UserWarning)
-    torch.sparse_csr_tensor([0, 0], torch.zeros(0, dtype=torch.long), torch.zeros(0), (1, 1))
 
 
 class Entries(Protocol):
@@ -80,7 +73,7 @@ class SparseEntries:
         self.place = true_places(mask)
         self.token = torch.div(self.place, self.shape[1], rounding_mode="floor")
         self.feature = self.place - self.token * self.shape[1]
-        self._ends = F.pad(torch.bincount(self.token, minlength=self.shape[0]).cumsum(0), (1, 0))
+        self._ends = ends_of(self.token, self.shape[0])
         self._sorted: tuple[Tensor, Tensor, Tensor] | None = None
 
     def take(self, dense: Tensor) -> Tensor:
@@ -98,11 +91,7 @@ class SparseEntries:
 
     def products(self, left: Tensor, rows: Tensor) -> Tensor:
         """See `Entries`."""
-        zeros = left.new_zeros(len(self.place))
-        pattern = torch.sparse_csr_tensor(
-            self._ends, self.feature, zeros, self.shape, check_invariants=False
-        )
-        return torch.sparse.sampled_addmm(pattern, left, rows.t(), beta=0.0).values()
+        return csr_products(self._ends, self.feature, left, rows)
 
     def _by_feature(self) -> tuple[Tensor, Tensor, Tensor]:
         """The order by feature, its tokens, and where each feature starts."""

@@ -29,8 +29,10 @@ class Largest(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(out):
             # A view of something larger, expanded or not, takes no memory of its own.
-            if isinstance(leaf, torch.Tensor) and not leaf._is_view() and leaf.numel() > self.numel:
-                self.numel, self.made_by = leaf.numel(), str(func)
+            if isinstance(leaf, torch.Tensor) and not leaf._is_view():
+                held = leaf.numel() if leaf.layout == torch.strided else leaf._nnz()
+                if held > self.numel:
+                    self.numel, self.made_by = held, str(func)
         return out
 
 

@@ -1,0 +1,45 @@
+"""Places of True entries and products over pairs, against torch's own."""
+
+import pytest
+import torch
+
+from core.sparse import count_true, products, true_places
+
+
+@pytest.mark.parametrize("shape", [(4, 16), (3, 5), (1, 8), (7,), (0, 8), (2, 0)])
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_places_are_those_of_torch(shape: tuple[int, ...], density: float) -> None:
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < density
+    places = true_places(mask)
+    assert places.dtype == torch.long
+    assert torch.equal(places, mask.flatten().nonzero().flatten())
+    assert count_true(mask) == len(places)
+
+
+def test_a_part_of_a_larger_mask_is_read_alone() -> None:
+    mask = torch.zeros(4, 8, dtype=torch.bool)
+    mask[1, 3] = mask[3, 7] = True
+    assert true_places(mask[2:]).tolist() == [15]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("order", ["by token", "any", "none"])
+def test_products_are_those_of_the_rows(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, order: str
+) -> None:
+    monkeypatch.setattr("core.sparse._AT_ONCE", 3)
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(5, 4, generator=generator).to(dtype)
+    rows = torch.randn(7, 4, generator=generator).to(dtype)
+    token, feature = (torch.rand(5, 7, generator=generator) < 0.4).nonzero(as_tuple=True)
+    if order == "any":
+        token, feature = token.flip(0), feature.flip(0)
+    elif order == "none":
+        token, feature = token[:0], feature[:0]
+    dense = (left.double() @ rows.double().T)[token, feature]
+    found = products(token, feature, left, rows)
+    assert found.dtype == dtype
+    wide = dtype == torch.bfloat16
+    torch.testing.assert_close(
+        found.double(), dense, rtol=0.02 if wide else 1e-5, atol=0.05 if wide else 1e-6
+    )
