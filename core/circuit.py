@@ -233,10 +233,10 @@ def attribute(
             "nodes by position need examples of one length, and these are padded: group them by "
             "length, or sum over positions."
         )
-    size = batch_size
-    if size is None and dictionaries:
-        size = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
-    size = size or inputs.n_examples
+    n_pos = inputs.clean.shape[1]
+    if batch_size is None and dictionaries:
+        batch_size = examples_per_batch(model, dictionaries, n_pos, budget_bytes)
+    size = batch_size or inputs.n_examples
 
     def compute() -> Iterator[Effects]:
         for batch in inputs.batches(size):

@@ -333,6 +333,19 @@ def _check_finite(recording: Recording, names: Iterable[str], side: str) -> None
             )
 
 
+def _recordings(
+    model: LanguageModel, inputs: Inputs, names: Iterable[str]
+) -> tuple[Recording, Recording | None]:
+    """Both sides run once; patch is None for zero ablation."""
+    clean = model.record(inputs.clean, inputs.mask)
+    _check_finite(clean, names, "clean")
+    if inputs.patch is None:
+        return clean, None
+    patch = model.record(inputs.patch, inputs.mask)
+    _check_finite(patch, names, "patch")
+    return clean, patch
+
+
 @dataclass(frozen=True)
 class Effects(NodeEffects):
     """`NodeEffects` with the clean run they start from, which edges need too."""
@@ -375,19 +388,14 @@ def node_effects(
     check_answers(inputs, model.n_vocab)
     inputs = inputs.to(model.device)
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
-    clean = model.record(inputs.clean, inputs.mask)
+    clean, patch = _recordings(model, inputs, dictionaries)
     runs = Resumed(model, clean, inputs.metric, inputs.last)
-    patch = None if inputs.patch is None else model.record(inputs.patch, inputs.mask)
-    _check_finite(clean, dictionaries, "clean")
-    if patch is not None:
-        _check_finite(patch, dictionaries, "patch")
     metric_clean = _clean_metric(runs)
     if not bool(torch.isfinite(metric_clean).all()):
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
         )
-    how: dict[str, Any] = {"steps": steps, "rule": rule}
-    how |= {"tolerance": tolerance, "max_steps": max_steps}
+    how: dict[str, Any] = dict(steps=steps, rule=rule, tolerance=tolerance, max_steps=max_steps)
     names = causal_order(dictionaries)
     gradients = clean_gradients(runs, names, passes) if estimator == "attribution" else {}
     found: dict[str, SubmoduleEffects] = {}
@@ -405,8 +413,6 @@ def node_effects(
             found[name] = integrated_gradients(
                 runs, name, dictionary, ends, metric_clean, passes=passes, **how
             )
-    metric_patch = None
-    if patch is not None:
-        metric_patch = _clean_metric(replace(runs, recording=patch))
+    metric_patch = None if patch is None else _clean_metric(replace(runs, recording=patch))
     label = f"ig({rule}, {steps})" if estimator == "ig" else estimator
     return Effects(found, metric_clean, metric_patch, label, inputs.mask, clean)

@@ -90,8 +90,7 @@ def represent(
     if kind == "gradients":
         gradient_modules(model)
         width = n_projected
-        how = Projection(n_projected, seed)
-        vectors = lambda batch: projected_gradients(batch.record(model), how)  # noqa: E731
+        vectors = partial(_gradient_vectors, model, Projection(n_projected, seed))
     else:
         some = {name: dictionaries[name] for name in names} if kind in _SPARSE else names
         places = _Places(n_last if reduction == "last" else None)
@@ -100,15 +99,11 @@ def represent(
         vectors = partial(of_submodules, model, kind, some, places, errors)
     if kind not in _SPARSE:
         _check_budget(len(samples), width, budget_bytes)
-    told = _Told(kind, len(samples), progress)
-    todo = batches(
-        samples,
-        batch_tokens=batch_tokens,
-        max_positions=model.max_positions,
-        # Sums over a context are as long as it is: a batch of those is bounded by its own tokens.
-        share=kind in _WITHOUT_METRIC and reduction == "last",
-    )
-    return _run(todo, vectors, budget_bytes, told)
+    # Sums over a context are as long as it is: a batch of those is bounded by its own tokens.
+    share = kind in _WITHOUT_METRIC and reduction == "last"
+    most = {"batch_tokens": batch_tokens, "max_positions": model.max_positions}
+    todo = batches(samples, **most, share=share)
+    return _run(todo, vectors, budget_bytes, _Told(kind, len(samples), progress))
 
 
 def _run(
@@ -209,6 +204,10 @@ class _Places:
         pos = last[:, None] + back
         example, slot = (pos >= 0).nonzero(as_tuple=True)
         return _Tokens(example, run[example], pos[example, slot], slot)
+
+
+def _gradient_vectors(model: LanguageModel, projection: Projection, batch: Batch) -> Tensor:
+    return projected_gradients(batch.record(model), projection)
 
 
 def _outputs(
