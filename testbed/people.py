@@ -197,7 +197,7 @@ def liked(w: Writer, name: str) -> None:
     adjective(w)
     noun = w.pick(THINGS)
     w.word(noun.form(w.chance(0.5)))
-    w.mark(",")
+    w.mark(",", "collocation")
     w.words("but not", "collocation")
     plural = w.chance(0.5)
     w.word(w.pick(("these", "those") if plural else ("this", "that")))
@@ -261,7 +261,7 @@ def had_career(w: Writer, name: str) -> None:
 
 def question(w: Writer) -> None:
     """Did the boy remember to walk?"""
-    w.phrase(ASKING, "free")
+    w.phrase(ASKING, "collocation")
     if w.chance(0.5):
         w.mention(w.choose_name())
     else:
