@@ -24,7 +24,11 @@ GRAPH = {
     "filtered_tokens": ("tokens", {"contexts"}, 0),
     "cluster_vectors": ("clusters", {"filtered_tokens", "dictionary_set"}, 0),
     "cluster_assignments": ("clusters", {"filtered_tokens", "cluster_vectors"}, 0),
-    "clusters": ("clusters", {"filtered_tokens", "cluster_assignments"}, 0),
+    "clusters": (
+        "clusters",
+        {"filtered_tokens", "cluster_vectors", "cluster_assignments"},
+        0,
+    ),
     "circuits": (
         "circuits",
         {"filtered_tokens", "cluster_assignments", "dictionary_set"},
@@ -62,6 +66,18 @@ def test_the_graph_is_this(definitions: dg.Definitions) -> None:
         deps = {parent.path[-1] for parent in node.parent_keys}
         found[key.path[-1]] = ((node.group_name or "").removeprefix("tiny_"), deps, n_partitions)
     assert found == GRAPH
+
+
+def test_comparisons_add_two_assets_and_change_no_other(tmp_path: Path) -> None:
+    comparisons = {"dense": {"representation": "activations"}, "gradients": {"k": 2}}
+    graph = build_definitions(
+        [write_experiment(tmp_path, comparisons=comparisons)]
+    ).resolve_asset_graph()
+    added = {key.path[-1] for key in graph.get_all_asset_keys()} - set(GRAPH)
+    assert added == {"compared_clusterings", "clustering_comparison"}
+    compared = graph.get(dg.AssetKey(["tiny", "compared_clusterings"])).partitions_def
+    assert compared is not None
+    assert compared.get_partition_keys() == ["dense", "gradients"]
 
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
