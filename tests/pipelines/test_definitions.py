@@ -69,7 +69,7 @@ def test_the_graph_is_this(definitions: dg.Definitions) -> None:
 
 
 def test_comparisons_add_two_assets_and_change_no_other(tmp_path: Path) -> None:
-    comparisons = {"dense": {"representation": "activations"}, "gradients": {"k": 2}}
+    comparisons = {"dense": {"k": 3}, "gradients": {"k": 2}}
     graph = build_definitions(
         [write_experiment(tmp_path, comparisons=comparisons)]
     ).resolve_asset_graph()
