@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import dagster as dg
 
@@ -36,6 +36,9 @@ from assets.stage import (
 )
 from assets.store import ArtifactStore, Recipe, digest
 from assets.tables import TABLES
+
+if TYPE_CHECKING:
+    import numpy as np
 
 ANSWERS = "answer token"
 """One cluster for each answer: what a clustering that knows nothing of the model gives."""
@@ -84,7 +87,6 @@ def _score(own: Work) -> dict[str, Any]:
     """What one clustering is, and how it looks by itself."""
     settings = own.experiment.settings.clustering
     clusters = own.store.read("clusters").to_pylist()
-    notes = own.store.notes("clusters")
     return {
         "representation": settings.representation,
         "reduction": settings.reduction if settings.representation != "gradients" else None,
@@ -93,15 +95,14 @@ def _score(own: Work) -> dict[str, Any]:
         "n_shared": sum(row["n_documents"] > 1 for row in clusters),
         "answer_entropy": _weighted(clusters, "answer_entropy"),
         "coherence": _weighted([row for row in clusters if row["size"] > 1], "coherence"),
-        "ami": notes.get("ami"),
-        "purity": notes.get("purity"),
     }
 
 
 def _weighted(clusters: Sequence[Mapping[str, Any]], column: str) -> float | None:
-    """The mean over samples of what their clusters have."""
-    values = [row[column] for row in clusters for _ in range(row["size"])]
-    return fmean(values) if values else None
+    """The mean over samples of what their clusters have; None where there is no cluster."""
+    if not clusters:
+        return None
+    return fmean([row[column] for row in clusters], [row["size"] for row in clusters])
 
 
 def show_compared_clustering(work: Work, name: str) -> Metadata:
@@ -123,7 +124,7 @@ class _Labelled:
     """The samples as one clustering groups them."""
 
     name: str
-    labels: Sequence[int]
+    labels: np.ndarray
     score: Mapping[str, Any]
 
 
@@ -131,68 +132,51 @@ def make_clustering_comparison(work: Work) -> Made:
     """Score every clustering, and say which of its clusters hold each behaviour."""
     from sklearn.metrics import adjusted_mutual_info_score
 
+    from core.discovery import compare_with_truth
+
     truth = work.store.read("filtered_tokens", ["label"])["label"].to_pylist()
-    known = None if None in truth else truth
-    found = list(_clusterings(work, known))
-    scores = [
-        {
-            "name": one.name,
-            **one.score,
-            "ami_with_chosen": float(adjusted_mutual_info_score(found[0].labels, one.labels)),
-        }
-        for one in found
-    ]
-    behaviours = [row for one in found for row in _behaviour_rows(one, known)]
+    scores, behaviours = [], []
+    found = list(_clusterings(work))
+    for one in found:
+        alike = float(adjusted_mutual_info_score(found[0].labels, one.labels))
+        # Without labels there is nothing to recover.
+        against = None if None in truth else compare_with_truth(one.labels, truth)
+        known = {name: against and getattr(against, name) for name in ("ami", "purity")}
+        scores.append({"name": one.name, **one.score, **known, "ami_with_chosen": alike})
+        for behaviour, shares in ({} if against is None else against.behaviours).items():
+            row = {"name": one.name, "behaviour": behaviour}
+            behaviours += [{**row, **share._asdict()} for share in shares]
     return Made(
         TABLES["clustering_comparison"].build(scores),
         beside={"clustering_behaviours": TABLES["clustering_behaviours"].build(behaviours)},
     )
 
 
-def _clusterings(work: Work, known: Sequence[str] | None) -> Iterator[_Labelled]:
+def _clusterings(work: Work) -> Iterator[_Labelled]:
     """The chosen one, the others, and the answers themselves."""
-    yield _Labelled(CHOSEN, load_clustering(work).labels.tolist(), _score(work))
+    yield _Labelled(CHOSEN, load_clustering(work).labels, _score(work))
     for name in work.experiment.settings.comparisons:
-        own = beside(work, name)
         score = work.store.read(_score_key(name)).to_pylist()[0]
-        yield _Labelled(name, load_clustering(own).labels.tolist(), score)
-    yield _answers(work, known)
+        yield _Labelled(name, load_clustering(beside(work, name)).labels, score)
+    yield _answers(work)
 
 
-def _answers(work: Work, known: Sequence[str] | None) -> _Labelled:
-    from core.discovery import compare_with_truth
-
+def _answers(work: Work) -> _Labelled:
     table = work.store.read("filtered_tokens", ["answer", "document"])
-    answers, documents = (table[name].to_pylist() for name in ("answer", "document"))
-    readers: dict[int, set[int]] = {}
-    for answer, document in zip(answers, documents, strict=True):
-        readers.setdefault(answer, set()).add(document)
-    against = None if known is None else compare_with_truth(table["answer"].to_numpy(), known)
+    answers = table["answer"].to_numpy()
+    documents: dict[int, set[int]] = {}
+    for answer, document in zip(answers.tolist(), table["document"].to_pylist(), strict=True):
+        documents.setdefault(answer, set()).add(document)
     score = {
         "representation": None,
         "reduction": None,
         "algorithm": None,
-        "n_clusters": len(readers),
-        "n_shared": sum(len(seen) > 1 for seen in readers.values()),
+        "n_clusters": len(documents),
+        "n_shared": sum(len(some) > 1 for some in documents.values()),
         "answer_entropy": 0.0,
         "coherence": None,
-        "ami": None if against is None else against.ami,
-        "purity": None if against is None else against.purity,
     }
     return _Labelled(ANSWERS, answers, score)
-
-
-def _behaviour_rows(one: _Labelled, known: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-    if known is None:
-        return
-    import numpy as np
-
-    from core.discovery import compare_with_truth
-
-    against = compare_with_truth(np.asarray(one.labels), known)
-    for behaviour, shares in against.behaviours.items():
-        for share in shares:
-            yield {"name": one.name, "behaviour": behaviour, **share._asdict()}
 
 
 def show_clustering_comparison(work: Work) -> Metadata:

@@ -70,8 +70,6 @@ _CLUSTERING = (
     _column("n_shared", _INT, "clusters that hold more than one document"),
     _column("answer_entropy", _DOUBLE, "entropy of a cluster's answers, in nats, mean by sample"),
     _column("coherence", _DOUBLE, "mean cosine between members, mean by sample", null=True),
-    _column("ami", _DOUBLE, "adjusted mutual information with the known labels", null=True),
-    _column("purity", _DOUBLE, "share of samples with their cluster's main label", null=True),
 )
 
 _ALL = (
@@ -233,6 +231,8 @@ _ALL = (
             [
                 _column("name", _TEXT, "clustering, the name of a comparison, or answer token"),
                 *_CLUSTERING,
+                _column("ami", _DOUBLE, "adjusted mutual information with the labels", null=True),
+                _column("purity", _DOUBLE, "share of samples of their cluster's label", null=True),
                 _column("ami_with_chosen", _DOUBLE, "adjusted mutual information with clustering"),
             ]
         ),

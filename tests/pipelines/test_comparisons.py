@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,6 @@ def run(experiment: Experiment, instance: dg.DagsterInstance) -> None:
     wanted = [s for s in stages_of(experiment) if s.name not in AFTER and "agree" not in s.name]
     assert wanted[-1].name == "clustering_comparison"
     list(run_experiment(experiment, instance, wanted))
-
-
-@pytest.fixture(scope="module")
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.instance_for_test() as instance:
-        yield instance
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,12 @@
+"""A Dagster instance of a module's own."""
+
+from collections.abc import Iterator
+
+import dagster as dg
+import pytest
+
+
+@pytest.fixture(scope="module")
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.instance_for_test() as instance:
+        yield instance
