@@ -13,11 +13,11 @@ from typing import Any
 import dagster as dg
 import numpy as np
 
-from assets.contexts_file import read_lengths
-from assets.discovery import vector_values
-from assets.evaluations import finite
+from assets.corpus.contexts import read_lengths
+from assets.discovery.stages import vector_values
+from assets.engine.stage import Work
+from assets.evaluations.stages import finite
 from assets.settings import Experiment
-from assets.stage import Work
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ from core.edges import edge_effects, edge_kinds
 from core.effects import Effects, node_effects
 from core.inputs import Inputs
 from core.models import LanguageModel
-from core.splice import Resumed
+from core.models.replay import Resumed
 from core.types import Submodule, causal_order
 
 BUDGET = 2 << 30

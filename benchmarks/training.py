@@ -264,8 +264,8 @@ def measure_cache(small: bool) -> dict[str, float]:
 
     Both are synced to the disk when written, and read after the system has let go of them.
     """
-    from assets.cache import open_cache, write_cache
-    from assets.corpus import Context
+    from assets.corpus.text import Context
+    from assets.corpus.writing import open_cache, write_cache
 
     model: Any = Outputs(64 if small else 512, 4)
     contexts = [Context(i, [1] * 128) for i in range(64 if small else 2048)]

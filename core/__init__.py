@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from core.circuit import attribute, find_circuit
-    from core.describe import describe_circuit
     from core.dictionaries import Dictionary, identity_dictionary
-    from core.draw import draw_circuit
     from core.edges import edge_effects
     from core.effects import node_effects
     from core.evaluate import Evaluator, evaluate_circuit
     from core.inputs import Inputs, tokenize_pairs, tokenize_single
     from core.models import LanguageModel, load_model, load_tokenizer
+    from core.pictures.describe import describe_circuit
+    from core.pictures.draw import draw_circuit
     from core.types import Circuit, Edge, Node
 
 _WHERE = {
@@ -35,8 +35,8 @@ _WHERE = {
     "LanguageModel": "core.models",
     "Node": "core.types",
     "attribute": "core.circuit",
-    "describe_circuit": "core.describe",
-    "draw_circuit": "core.draw",
+    "describe_circuit": "core.pictures.describe",
+    "draw_circuit": "core.pictures.draw",
     "edge_effects": "core.edges",
     "evaluate_circuit": "core.evaluate",
     "find_circuit": "core.circuit",

@@ -22,7 +22,7 @@ from core.dictionaries import Dictionary
 from core.errors import InputError
 from core.inputs import Inputs
 from core.models import LanguageModel
-from core.splice import read_metric
+from core.models.replay import read_metric
 from core.types import ERROR, Node, Submodule
 
 ABLATIONS = ("mean", "zero", "resample")

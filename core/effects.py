@@ -25,8 +25,8 @@ from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, MissingSubmodule, NotFinite
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
+from core.models.replay import Resumed
 from core.sparse import products
-from core.splice import Resumed
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
 
 RULES = ("left", "midpoint", "gauss")

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import dagster as dg
 
-from assets.agreement import agreement_stages
-from assets.automation import automation_sensors
 from assets.checks import checks_of
-from assets.circuits import circuit_stages
-from assets.comparisons import comparison_stages
-from assets.contexts import corpus_stages
-from assets.dictionaries import dictionary_stages
-from assets.discovery import discovery_stages
-from assets.evaluations import evaluation_stages
+from assets.circuits.pairs import agreement_stages
+from assets.circuits.stages import circuit_stages
+from assets.corpus.stages import corpus_stages
+from assets.dictionaries.stages import dictionary_stages
+from assets.discovery.comparisons import comparison_stages
+from assets.discovery.stages import discovery_stages
+from assets.engine.automation import automation_sensors
+from assets.engine.stage import Stage, stage_asset
+from assets.evaluations.stages import evaluation_stages
 from assets.settings import Experiment, ExperimentError
-from assets.stage import Stage, stage_asset
 from pipelines.experiment import read_experiment, shipped_experiments
 from pipelines.jobs import jobs_of, schedules_of
 

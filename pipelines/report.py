@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from assets.circuits import load_circuit
-from assets.evaluations import finite
-from assets.stage import Work
+from assets.circuits.stages import load_circuit
+from assets.engine.stage import Work
+from assets.evaluations.stages import finite
 
 _WIDTH = 100
 _N_CLUSTERS = 8
@@ -113,7 +113,7 @@ def _judged(work: Work) -> list[dict[str, Any]]:
 
 
 def _circuits(work: Work) -> list[str]:
-    from core.describe import describe_in_words
+    from core.pictures.describe import describe_in_words
 
     # Of the larger half of the clusters, those whose circuits come closest to the whole model.
     judged = [row for row in _judged(work) if row["n_nodes"]]

@@ -20,8 +20,8 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import broken_checks
+from assets.engine.stage import PartitionedStage, Stage, Work
 from assets.settings import Experiment, ExperimentError
-from assets.stage import PartitionedStage, Stage, Work
 from core.errors import CircuitError
 from pipelines.definitions import build_definitions, stages_of
 from pipelines.experiment import EXPERIMENTS, ROOT, check_places, read_experiment

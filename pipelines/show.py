@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.circuits import load_circuit
+from assets.circuits.stages import load_circuit
+from assets.engine.stage import Work
+from assets.engine.store import ArtifactStore
 from assets.settings import ExperimentError
-from assets.stage import Work
-from assets.store import ArtifactStore
 from pipelines.experiment import read_experiment
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def judged_circuit(store: ArtifactStore, folder: str) -> Circuit:
 
 def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> str:
     """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
-    from core.describe import describe_circuit
+    from core.pictures.describe import describe_circuit
 
     folder = folder_of(store, name)
     circuit = judged_circuit(store, folder)
@@ -82,7 +82,7 @@ def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> 
 
 def draw(store: ArtifactStore, name: str, path: Path, *, max_nodes: int, max_edges: int) -> None:
     """Draw one circuit to a file."""
-    from core.draw import draw_circuit
+    from core.pictures.draw import draw_circuit
 
     circuit = judged_circuit(store, folder_of(store, name))
     picture = draw_circuit(

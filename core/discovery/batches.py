@@ -12,7 +12,7 @@ from core.discovery.filter import Sample
 from core.errors import InputError
 from core.metrics import NegativeLogProb
 from core.models.language_model import LanguageModel
-from core.splice import Resumed
+from core.models.replay import Resumed
 
 _MOST = 256  # samples of one batch: what each needs besides tokens must not add up
 

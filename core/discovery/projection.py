@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from core.errors import InputError, ModelError
 from core.models.language_model import LanguageModel
-from core.splice import Resumed
+from core.models.replay import Resumed
 
 _BLOCK_BYTES = 4 << 20
 _PER_COUNTER = 8  # 32-bit draws from one 256-bit step of Philox

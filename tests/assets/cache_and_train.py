@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from assets.cache import open_cache, write_cache
+from assets.corpus.writing import open_cache, write_cache
 from core.dictionaries.files import save_dictionary
 from core.training import TrainingSettings, train_dictionaries
 from tests.assets.toy_model import ToyModel, contexts

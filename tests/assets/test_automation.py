@@ -6,8 +6,12 @@ from random import Random
 import dagster as dg
 import pytest
 
-from assets.automation import rerun_on_new_data, rerun_when_all_are_done, together_with_parent
-from assets.partitions import circuits_together
+from assets.engine.automation import (
+    rerun_on_new_data,
+    rerun_when_all_are_done,
+    together_with_parent,
+)
+from assets.engine.partitions import circuits_together
 
 CLUSTERS = [f"k{i:05d}" for i in range(12)]
 PARTITIONS = dg.StaticPartitionsDefinition(CLUSTERS)

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from assets import cache
-from assets.cache import estimate_cache, open_cache, write_cache
-from assets.corpus import Context
+from assets.corpus.text import Context
+from assets.corpus.writing import estimate_cache, open_cache, write_cache
 from core.errors import FormatError, InputError, NotFinite, OutOfBudget
 from core.training import ModelRows, ShuffledBuffer
 from tests.assets.toy_model import WIDTHS, ToyModel, contexts
@@ -267,7 +267,7 @@ ORDER = """
 import sys
 from itertools import islice
 from pathlib import Path
-from assets.cache import open_cache
+from assets.corpus.writing import open_cache
 from core.training import ShuffledBuffer
 buffer = ShuffledBuffer(open_cache(Path(sys.argv[1])), batch_size=16, buffer_bytes=3000, seed=4)
 for batch in islice(buffer.batches(), 30):

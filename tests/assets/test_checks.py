@@ -13,10 +13,10 @@ from assets.checks import (
     set_is_usable,
     vectors_are_finite,
 )
+from assets.engine.stage import Work
+from assets.engine.store import Recipe
 from assets.settings import Experiment
-from assets.stage import Work
-from assets.store import Recipe
-from assets.tables import TABLES
+from assets.tables.schemas import TABLES
 from pipelines.experiment import read_experiment
 from tests.tiny_experiment import write_experiment
 

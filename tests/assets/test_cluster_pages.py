@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from assets.cluster_pages import (
+from assets.discovery.pages import (
     plot_curve,
     plot_similarity,
     plot_sizes,

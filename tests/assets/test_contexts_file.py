@@ -10,12 +10,12 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from assets.cache import write_cache
-from assets.contexts_file import Contexts, read_contexts, read_lengths, telling
-from assets.conversions import contexts_pieces, contexts_table, samples_table
-from assets.corpus import Context
+from assets.corpus.contexts import Contexts, read_contexts, read_lengths, telling
+from assets.corpus.text import Context
+from assets.corpus.writing import write_cache
+from assets.engine.store import ArtifactStore, Recipe, content_hash
 from assets.settings import ExperimentError
-from assets.store import ArtifactStore, Recipe, content_hash
+from assets.tables.conversions import contexts_pieces, contexts_table, samples_table
 from core.discovery import Sample
 from core.training import ModelRows
 from tests.assets.toy_model import WIDTHS, ToyModel

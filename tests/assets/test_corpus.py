@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from assets.corpus import Document, read_documents, tokenize_documents
+from assets.corpus.text import Document, read_documents, tokenize_documents
 from core.errors import InputError
 
 TEXTS = ["one two three", "four five", "six seven eight nine"]

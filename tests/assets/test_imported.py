@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from assets.dictionaries import SAES
+from assets.dictionaries.stages import SAES
+from assets.engine.stage import Work
 from assets.settings import ExperimentError
-from assets.stage import Work
 from core.dictionaries.formats import choose
 from core.errors import FormatError
 from pipelines.experiment import read_experiment

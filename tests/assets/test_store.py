@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from assets.engine.store import ArtifactStore, Recipe, content_hash, digest, hash_place
 from assets.settings import ExperimentError
-from assets.store import ArtifactStore, Recipe, content_hash, digest, hash_place
-from assets.tables import TABLES
+from assets.tables.schemas import TABLES
 
 ROWS = [
     {"document": 0, "tokens": [1, 2, 3], "labels": ["a", "b", "a"]},

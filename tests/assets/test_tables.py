@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from assets.conversions import (
+from assets.engine.stage import column_schema
+from assets.tables.conversions import (
     circuit_tables,
     read_circuit,
     read_samples,
@@ -16,8 +17,7 @@ from assets.conversions import (
     samples_table,
     vectors_tables,
 )
-from assets.stage import column_schema
-from assets.tables import TABLES, describe_tables
+from assets.tables.schemas import TABLES, describe_tables
 from core.discovery import Sample
 from core.types import ERROR, Circuit, Edge, Node
 
@@ -69,7 +69,7 @@ def test_a_sample_is_labelled_by_its_answer() -> None:
 
 @pytest.mark.parametrize("at_once", [1, 4, 1 << 26])
 def test_dense_vectors_come_back(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    monkeypatch.setattr("assets.conversions._VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr("assets.tables.conversions._VALUES_AT_ONCE", at_once)
     vectors = np.arange(15, dtype=np.float32).reshape(5, 3)
     pieces = list(vectors_tables(vectors))
     assert len(pieces) == (1 if at_once > 4 else 5)
@@ -81,7 +81,7 @@ def test_dense_vectors_come_back(monkeypatch: pytest.MonkeyPatch, at_once: int) 
 def test_sparse_vectors_come_back_sparse_with_an_empty_row(
     monkeypatch: pytest.MonkeyPatch, at_once: int
 ) -> None:
-    monkeypatch.setattr("assets.conversions._VALUES_AT_ONCE", at_once)
+    monkeypatch.setattr("assets.tables.conversions._VALUES_AT_ONCE", at_once)
     vectors = csr_array(np.array([[0, 2, 0], [0, 0, 0], [1, 0, 3]], dtype=np.float32))
     found = read_vectors(list(vectors_tables(vectors)), 3, 3)
     assert isinstance(found, csr_array)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from assets.corpus import Context
+from assets.corpus.text import Context
 
 WIDTHS = {"embed": 6, "attn_0": 6, "resid_0": 4}
 

@@ -1,7 +1,7 @@
 """A second, plain way to every number: forward hooks on the Hugging Face model, and autograd.
 
-Nothing of `core.splice`, `core.effects` or `core.edges` is used: a run is the whole model's own
-forward pass, in which hooks replace submodules' outputs.
+Nothing of `core.models.replay`, `core.effects` or `core.edges` is used: a run is the whole model's
+own forward pass, in which hooks replace submodules' outputs.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from core.describe import Path, describe_circuit, describe_in_words, strongest_paths
 from core.errors import InputError
+from core.pictures.describe import Path, describe_circuit, describe_in_words, strongest_paths
 from core.types import ERROR, Circuit, Edge, Node
 
 

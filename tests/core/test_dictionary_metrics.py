@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from core.dictionaries import identity_dictionary
-from core.dictionary_metrics import logits_with, measure_dictionaries, measure_dictionary
+from core.dictionaries.quality import logits_with, measure_dictionaries, measure_dictionary
 from core.errors import InputError, WidthMismatch
 from tests.core.tiny import FAMILY_NAMES, D, make_model, random_dictionaries, random_tokens
 

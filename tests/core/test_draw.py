@@ -12,11 +12,11 @@ import pytest
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextToPath
 
-from core.draw import draw_circuit
-from core.drawing import colours
-from core.drawing.ordering import arrange_rows, n_crossings, spread
-from core.drawing.text import fit, text_width, wrap
 from core.errors import InputError, NotFinite
+from core.pictures import colours
+from core.pictures.draw import draw_circuit
+from core.pictures.ordering import arrange_rows, n_crossings, spread
+from core.pictures.text import fit, text_width, wrap
 from core.types import ERROR, Circuit, Edge, Node, Submodule
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -9,8 +9,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from assets.engine.stage import Work
 from assets.settings import Experiment
-from assets.stage import Work
 from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.run import run_experiment

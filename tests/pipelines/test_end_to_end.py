@@ -9,10 +9,10 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.circuits import load_circuit
-from assets.dictionaries import SAES
+from assets.circuits.stages import load_circuit
+from assets.dictionaries.stages import SAES
+from assets.engine.stage import Work
 from assets.settings import Experiment, ExperimentError
-from assets.stage import Work
 from core.errors import InputError, ModelError
 from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment

@@ -77,7 +77,7 @@ def test_another_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_partitioned_stage_is_run_over_all_its_partitions(tmp_path: Path) -> None:
-    from assets.dictionaries import SAES
+    from assets.dictionaries.stages import SAES
     from pipelines.experiment import read_experiment
 
     experiment = read_experiment(write_experiment(tmp_path))

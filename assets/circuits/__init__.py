@@ -1,0 +1,1 @@
+"""Stage 5: behaviours, from clusters or pair files, and their circuits."""

@@ -1,0 +1,1 @@
+"""Stage 2: a dictionary for each submodule, trained or imported, and the measured set of them."""

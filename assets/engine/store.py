@@ -1,0 +1,328 @@
+"""Tables on disk: written whole or not at all, each saying what it was made from.
+
+A table is one Parquet file. Its footer holds, under ``sfc.*`` keys, the stage that made it, a
+fingerprint of what it was made from (contents of its inputs, settings, version of the code) and a
+hash of its own values. A stage whose table carries the wanted fingerprint has nothing to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from assets.settings import ExperimentError
+from assets.tables.schemas import TABLES
+
+PREFIX = "sfc."
+
+
+def digest(value: object) -> str:
+    """SHA-256 of a plain value, whatever the order of its keys, as 16 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a table is made from: together these decide its contents.
+
+    Attributes:
+        stage: the asset that makes it.
+        inputs: hash of the contents of each input, by name.
+        settings: the settings that matter here, plain values.
+        code: version of the stage's code, raised by hand when its results change.
+    """
+
+    stage: str
+    inputs: Mapping[str, str]
+    settings: Mapping[str, object]
+    code: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same inputs, settings and code."""
+        return digest([self.stage, dict(self.inputs), dict(self.settings), self.code])
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a table says about itself.
+
+    Attributes:
+        fingerprint: of the recipe it was made by.
+        content: hash of its values.
+        n_rows: rows.
+        notes: everything else under ``sfc.``, decoded.
+    """
+
+    fingerprint: str
+    content: str
+    n_rows: int
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ContentHash:
+    """Hash of column names and values, fed piece by piece: the same however the rows are cut up.
+
+    It is the same before and after a Parquet round trip. Buffers would not do: a round trip
+    renames list items and moves slices.
+    """
+
+    def __init__(self, schema: pa.Schema) -> None:
+        self._n_rows = 0
+        self._columns = {column.name: _ValuesHash(column.type) for column in schema}
+
+    def update(self, rows: pa.Table) -> None:
+        """Go on with these rows."""
+        self._n_rows += rows.num_rows
+        for name, hashed in self._columns.items():
+            for chunk in rows.column(name).chunks:
+                hashed.update(chunk)
+
+    def hexdigest(self) -> str:
+        """Of the rows so far, as 16 hexadecimal digits."""
+        total = hashlib.sha256(str(self._n_rows).encode())
+        for name, hashed in self._columns.items():
+            total.update(f" {name} ".encode() + hashed.digest())
+        return total.hexdigest()[:16]
+
+
+class _ValuesHash:
+    """The values of one column; of a column of lists, their lengths and then their items."""
+
+    def __init__(self, kind: pa.DataType) -> None:
+        self._kind = kind
+        self._n = 0
+        self._nulls, self._values = hashlib.sha256(), hashlib.sha256()
+        listed = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
+        self._items = _ValuesHash(kind.value_type) if listed else None
+
+    def update(self, values: pa.Array) -> None:
+        if values.null_count:
+            nulls = np.flatnonzero(values.is_null().to_numpy(zero_copy_only=False))
+            self._nulls.update((nulls + self._n).astype("<i8").tobytes())
+            values = values.drop_null()
+            self._n += len(nulls)
+        self._n += len(values)
+        if self._items is not None:
+            lengths = values.value_lengths().to_numpy(zero_copy_only=False)
+            self._values.update(lengths.astype("<i8").tobytes())
+            self._items.update(values.flatten())
+        elif pa.types.is_string(self._kind):
+            texts = (json.dumps(text, ensure_ascii=False) for text in values.to_pylist())
+            self._values.update("".join(texts).encode())
+        else:
+            plain = values.to_numpy(zero_copy_only=False)
+            self._values.update(np.ascontiguousarray(plain).tobytes())
+
+    def digest(self) -> bytes:
+        items = b"" if self._items is None else self._items.digest()
+        parts = [str(self._n).encode(), self._nulls.digest(), self._values.digest(), items]
+        return hashlib.sha256(b" ".join(parts)).digest()
+
+
+def content_hash(table: pa.Table) -> str:
+    """The `ContentHash` of a whole table."""
+    hashed = ContentHash(table.schema)
+    hashed.update(table)
+    return hashed.hexdigest()
+
+
+@lru_cache(maxsize=512)
+def _file_hash(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def hash_place(source: str) -> str:
+    """Hash of the contents of a file, or of the files directly in a folder; `source` if neither.
+
+    A file is read once in a process as long as its size and time of change stay.
+    """
+    place = Path(source)
+    if place.is_dir():
+        files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
+        return digest([(p.name, hash_place(str(p))) for p in files])
+    if not place.is_file():
+        return source
+    status = place.stat()
+    return _file_hash(place, status.st_size, status.st_mtime_ns)
+
+
+class ArtifactStore:
+    """The folder of one experiment's tables and other files.
+
+    A table's key is its path without ``.parquet``: ``circuits/k00003/nodes``. What may stand in
+    it is the table of that name in `assets.tables.schemas`.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: str, suffix: str = ".parquet") -> Path:
+        """Where the table (or another file) with this key lies."""
+        return self.root / f"{key}{suffix}"
+
+    def check_writable(self) -> None:
+        """Raise before any work if nothing can be written here.
+
+        Raises:
+            ExperimentError: the folder cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-"):
+                pass
+        except OSError as error:
+            raise ExperimentError(
+                f"nothing can be written to the artifacts folder {self.root} ({error.strerror}): "
+                "give another with artifacts: in the experiment's file, or change its rights."
+            ) from None
+
+    def footer(self, key: str) -> Footer | None:
+        """What the table with this key says about itself; None if there is no such table.
+
+        A file that is no table of ours, truncated for example, counts as none.
+        """
+        try:
+            found = pq.read_metadata(self.path(key))
+        except (FileNotFoundError, pa.ArrowInvalid):
+            return None
+        raw = cast("dict[bytes, bytes]", found.metadata or {})
+        notes = {
+            name.decode().removeprefix(PREFIX): json.loads(value)
+            for name, value in raw.items()
+            if name.startswith(PREFIX.encode())
+        }
+        if "fingerprint" not in notes or "content" not in notes:
+            return None
+        return Footer(notes.pop("fingerprint"), notes.pop("content"), found.num_rows, notes)
+
+    def is_current(self, key: str, recipe: Recipe) -> bool:
+        """Whether the table with this key was made by this recipe."""
+        footer = self.footer(key)
+        return footer is not None and footer.fingerprint == recipe.fingerprint
+
+    def content(self, key: str) -> str:
+        """Hash of the values of the table with this key.
+
+        Raises:
+            ExperimentError: there is no such table yet.
+        """
+        return self._needed(key).content
+
+    def notes(self, key: str) -> Mapping[str, Any]:
+        """What was noted in the footer of the table with this key; raises like `content`."""
+        return self._needed(key).notes
+
+    def _needed(self, key: str) -> Footer:
+        footer = self.footer(key)
+        if footer is None:
+            raise ExperimentError(
+                f"{self.path(key)} is not there or not complete: materialize "
+                f"{key.split('/')[0]} first."
+            )
+        return footer
+
+    def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
+        """The table with this key; raises like `content`."""
+        self._needed(key)
+        return pq.read_table(self.path(key), columns=columns)
+
+    def open(self, key: str) -> pq.ParquetFile:
+        """The table with this key, to be read in pieces; raises like `content`.
+
+        What was opened stays as it was even if the table is written again.
+        """
+        self._needed(key)
+        return pq.ParquetFile(self.path(key))
+
+    def n_rows(self, key: str) -> int:
+        """Rows of the table with this key; raises like `content`."""
+        return self._needed(key).n_rows
+
+    def write(
+        self,
+        key: str,
+        table: pa.Table | Iterable[pa.Table],
+        recipe: Recipe,
+        *,
+        like: str | None = None,
+        notes: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Write a table whole, with its footer; the hash of its values.
+
+        Args:
+            key: where it goes.
+            table: must have the columns of the table called `like`, by default the key's last part.
+                Pieces of a table that is too large for memory are written as they come, each as
+                row groups of its own.
+            recipe: what it was made from.
+            notes: further plain values for the footer.
+        """
+        from core.atomic import replacing
+
+        schema = TABLES[like or key.rsplit("/", 1)[-1]].schema
+        hashed = ContentHash(schema)
+        footer = {
+            "fingerprint": recipe.fingerprint,
+            "stage": recipe.stage,
+            "inputs": dict(recipe.inputs),
+            "settings": dict(recipe.settings),
+            "code": recipe.code,
+            **(notes or {}),
+        }
+        with (
+            replacing(self.path(key)) as temporary,
+            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+        ):
+            pieces = [table] if isinstance(table, pa.Table) else table
+            for piece in cast("Iterable[pa.Table]", pieces):
+                rows = piece.select(schema.names).cast(schema)
+                hashed.update(rows)
+                writer.write_table(rows)
+            content = hashed.hexdigest()
+            writer.add_key_value_metadata(
+                {
+                    f"{PREFIX}{name}": json.dumps(value, default=str)
+                    for name, value in {**footer, "content": content}.items()
+                }
+            )
+        return content
+
+    def write_text(self, key: str, suffix: str, text: str) -> Path:
+        """Write a text file whole; where it lies."""
+        from core.atomic import replacing
+
+        path = self.path(key, suffix)
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        return path
+
+    def sweep(self) -> None:
+        """Remove what killed processes left half-written."""
+        for left in self.root.rglob(".*.tmp"):
+            writer = left.name.split(".")[-2]
+            if not (writer.isdigit() and _is_running(int(writer))):
+                left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""Stage 6: how much of a behaviour each circuit explains."""

@@ -1,0 +1,1 @@
+"""Every table of the pipeline, and the conversions between tables and core."""

@@ -1,0 +1,410 @@
+"""Every table of the pipeline, column by column; `assets.tables.conversions` goes to core's nouns.
+
+One row per thing; nothing is encoded in a file's name. ``python -m assets.tables.schemas`` prints
+``docs/tables.md``, which a test compares with what is committed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+
+def _column(name: str, kind: pa.DataType, description: str, *, null: bool = False) -> pa.Field:
+    return pa.field(name, kind, nullable=null, metadata={"description": description})
+
+
+@dataclass(frozen=True)
+class Table:
+    """What one table holds.
+
+    Attributes:
+        name: its name, the last part of its key in the store.
+        place: where it lies in the artifacts folder.
+        row: what one row is.
+        schema: its columns, each with a description.
+    """
+
+    name: str
+    place: str
+    row: str
+    schema: pa.Schema
+
+    def build(self, rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+        """The table of these rows; raises `KeyError` where a column is missing in one."""
+        rows = list(rows)
+        columns = [
+            pa.array([row[column.name] for row in rows], column.type) for column in self.schema
+        ]
+        return pa.Table.from_arrays(columns, schema=self.schema)
+
+
+_INT, _LONG, _FLOAT, _DOUBLE = pa.int32(), pa.int64(), pa.float32(), pa.float64()
+_TEXT, _BOOL = pa.string(), pa.bool_()
+_INTS, _FLOATS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
+
+_SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
+_SAMPLE = _column("sample", _INT, "number of the sample, from 0")
+_CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
+
+# What every evaluation of a circuit says.
+_JUDGED = (
+    _column("m_full", _DOUBLE, "mean metric of the model"),
+    _column("m_empty", _DOUBLE, "with every node ablated"),
+    _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
+    _column("m_complement", _DOUBLE, "with only the circuit ablated"),
+    _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
+    _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
+)
+
+# What every clustering says about itself.
+_CLUSTERING = (
+    _column("representation", _TEXT, "what a sample is", null=True),
+    _column("reduction", _TEXT, "last or sum over positions", null=True),
+    _column("algorithm", _TEXT, "spectral or kmeans", null=True),
+    _column("n_clusters", _INT, "clusters that hold any sample"),
+    _column("n_shared", _INT, "clusters that hold more than one document"),
+    _column("answer_entropy", _DOUBLE, "entropy of a cluster's answers, in nats, mean by sample"),
+    _column("coherence", _DOUBLE, "mean cosine between members, mean by sample", null=True),
+)
+
+_ALL = (
+    Table(
+        "contexts",
+        "contexts.parquet",
+        "one context: the first tokens of one document",
+        pa.schema(
+            [
+                _column("document", _INT, "number of the document in the corpus, from 0"),
+                _column("tokens", _INTS, "token ids"),
+                _column(
+                    "labels",
+                    _TEXTS,
+                    "what determines each token, where the corpus says; else null",
+                    null=True,
+                ),
+            ]
+        ),
+    ),
+    Table(
+        "activation_cache",
+        "activation_cache.parquet; the activations in activation_cache/",
+        "one submodule whose activations are on disk",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("width", _INT, "numbers per token"),
+                _column("n_rows", _LONG, "tokens"),
+                _column("n_documents", _INT, "documents they come from"),
+                _column("n_shards", _INT, "files"),
+                _column("fingerprint", _TEXT, "hash of the whole cache"),
+            ]
+        ),
+    ),
+    Table(
+        "saes",
+        "saes/SUBMODULE.parquet; the weights in saes/SUBMODULE.safetensors",
+        "one feature of one dictionary",
+        pa.schema(
+            [
+                _column("feature", _INT, "number of the feature, from 0"),
+                _column("encoder_norm", _FLOAT, "length of its encoder direction"),
+                _column("decoder_norm", _FLOAT, "length of its decoder direction"),
+                _column("encoder_bias", _FLOAT, "bias of its pre-activation"),
+            ]
+        ),
+    ),
+    Table(
+        "dictionary_set",
+        "dictionary_set.parquet",
+        "one dictionary of the set in use",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("activation", _TEXT, "ReLU, TopK, JumpReLU, Gated or Linear"),
+                _column("n_features", _INT, "features"),
+                _column("width", _INT, "width of the submodule"),
+                _column("weights", _TEXT, "hash of the weights"),
+                _column("variance_explained", _DOUBLE, "1 - Var(x - x_hat) / Var(x)"),
+                _column("l1", _DOUBLE, "mean sum of feature activations per token"),
+                _column("l0", _DOUBLE, "mean number of active features per token"),
+                _column("alive", _DOUBLE, "share of features active on some measured token"),
+                _column("ce", _DOUBLE, "cross-entropy of the model, in nats"),
+                _column("ce_hat", _DOUBLE, "with the submodule replaced by x_hat"),
+                _column("ce_zero", _DOUBLE, "with the submodule replaced by zero"),
+                _column("ce_difference", _DOUBLE, "ce_hat - ce"),
+                _column("ce_recovered", _DOUBLE, "(ce_hat - ce_zero) / (ce - ce_zero)"),
+                _column("n_tokens", _LONG, "tokens measured"),
+            ]
+        ),
+    ),
+    Table(
+        "feature_densities",
+        "feature_densities.parquet",
+        "one feature of one dictionary",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature, from 0"),
+                _column("density", _FLOAT, "share of measured tokens on which it is active"),
+            ]
+        ),
+    ),
+    Table(
+        "filtered_tokens",
+        "filtered_tokens.parquet",
+        "one sample: a token that the model predicts, and what stands before it",
+        pa.schema(
+            [
+                _SAMPLE,
+                _column("document", _INT, "document it comes from"),
+                _column("window", _INT, "row of the contexts table"),
+                _column("pos", _INT, "position of the answer in that context"),
+                _column("context", _INTS, "token ids before the answer"),
+                _column("answer", _INT, "token id of the answer"),
+                _column("loss", _DOUBLE, "cross-entropy of the answer, in nats"),
+                _column("label", _TEXT, "what determines the answer, if known", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "cluster_vectors",
+        "cluster_vectors.parquet",
+        "one sample as the clustering sees it",
+        pa.schema(
+            [
+                _SAMPLE,
+                _column("index", _INTS, "dimensions that are not zero; null if all", null=True),
+                _column("value", _FLOATS, "value at each of them"),
+            ]
+        ),
+    ),
+    Table(
+        "cluster_assignments",
+        "cluster_assignments.parquet",
+        "one sample",
+        pa.schema(
+            [
+                _SAMPLE,
+                _CLUSTER,
+                _column(
+                    "similarity", _DOUBLE, "mean cosine with the rest of its cluster", null=True
+                ),
+            ]
+        ),
+    ),
+    Table(
+        "clusters",
+        "clusters.parquet; a page for each in clusters/index.html",
+        "one cluster",
+        pa.schema(
+            [
+                _CLUSTER,
+                _column("size", _INT, "samples"),
+                _column("n_documents", _INT, "documents they come from"),
+                _column("n_answers", _INT, "different answers"),
+                _column("answer_entropy", _DOUBLE, "entropy of the answers, in nats"),
+                _column("coherence", _DOUBLE, "mean cosine between members", null=True),
+                _column("typical", _INTS, "most typical samples, best first"),
+                _column("example", _TEXT, "the end of the most typical context and its answer"),
+                _column("behaviour", _TEXT, "most frequent label, if labels are known", null=True),
+                _column("share", _DOUBLE, "share of the cluster that has it", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "clustering_score",
+        "comparisons/NAME/clustering_score.parquet; beside it the cluster_vectors, "
+        "cluster_assignments, clusters and pages of that clustering",
+        "one clustering that is compared with the chosen one",
+        pa.schema(_CLUSTERING),
+    ),
+    Table(
+        "clustering_comparison",
+        "clustering_comparison.parquet",
+        "one clustering: the chosen one, those compared with it, one cluster per answer token",
+        pa.schema(
+            [
+                _column("name", _TEXT, "clustering, the name of a comparison, or answer token"),
+                *_CLUSTERING,
+                _column("ami", _DOUBLE, "adjusted mutual information with the labels", null=True),
+                _column("purity", _DOUBLE, "share of samples of their cluster's label", null=True),
+                _column("ami_with_chosen", _DOUBLE, "adjusted mutual information with clustering"),
+            ]
+        ),
+    ),
+    Table(
+        "clustering_behaviours",
+        "clustering_behaviours.parquet",
+        "one cluster of one clustering that holds samples of a known behaviour",
+        pa.schema(
+            [
+                _column("name", _TEXT, "as in clustering_comparison"),
+                _column("behaviour", _TEXT, "label of the samples"),
+                _column("cluster", _INT, "number of the cluster; token id for answer token"),
+                _column("n", _INT, "samples of the behaviour in the cluster"),
+                _column("of_behaviour", _DOUBLE, "as a share of the behaviour's samples"),
+                _column("of_cluster", _DOUBLE, "as a share of the cluster's samples"),
+            ]
+        ),
+    ),
+    Table(
+        "circuit",
+        "circuits/CLUSTER/circuit.parquet, agreement/NAME/circuit.parquet",
+        "the circuit itself (none for an empty cluster)",
+        pa.schema(
+            [
+                _column("name", _TEXT, "cluster or pair file it explains"),
+                _column("n_nodes", _INT, "nodes"),
+                _column("n_edges", _INT, "edges"),
+                _column("n_examples", _INT, "examples its effects are means over"),
+                _column("metric_clean", _DOUBLE, "mean metric on the clean inputs"),
+                _column("metric_patch", _DOUBLE, "mean metric on the patch inputs", null=True),
+                _column("residuals", _TEXT, "JSON: mean absolute completeness residual by name"),
+                _column("settings", _TEXT, "JSON: model, metric, estimator, thresholds"),
+                _column("tokens", _TEXTS, "column labels, by position only", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "nodes",
+        "circuits/CLUSTER/nodes.parquet, agreement/NAME/nodes.parquet; every node of pairs with "
+        "an effect above 1e-4 in agreement/NAME/effects.parquet",
+        "one node of the circuit",
+        pa.schema(
+            [
+                _column("node", _INT, "number of the node in the circuit, from 0"),
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature; -1 for the error node"),
+                _column("pos", _INT, "position; null where summed over positions", null=True),
+                _column("effect", _DOUBLE, "aggregated indirect effect, in the metric's units"),
+            ]
+        ),
+    ),
+    Table(
+        "edges",
+        "circuits/CLUSTER/edges.parquet, agreement/NAME/edges.parquet",
+        "one edge of the circuit",
+        pa.schema(
+            [
+                _column("upstream", _INT, "node it leaves"),
+                _column("downstream", _INT, "node it enters; null for the metric", null=True),
+                _column("weight", _DOUBLE, "aggregated effect, in the metric's units"),
+            ]
+        ),
+    ),
+    Table(
+        "examples",
+        "circuits/CLUSTER/examples.parquet",
+        "one example a circuit was found from or judged on",
+        pa.schema(
+            [
+                _SAMPLE,
+                _column("found", _BOOL, "the circuit was found from it"),
+                _column("evaluated", _BOOL, "the circuit is judged on it"),
+                _column("tokens", _INTS, "token ids before the answer, as used"),
+                _column("answer", _INT, "token id of the answer"),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_evaluations",
+        "circuit_evaluations/CLUSTER.parquet",
+        "one circuit judged under one policy for error nodes",
+        pa.schema(
+            [
+                _column("name", _TEXT, "cluster it explains"),
+                _column("errors", _TEXT, "policy for error nodes"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _column("n_examples", _INT, "examples it is judged on"),
+                _column("held_out", _BOOL, "none of them was used to find it"),
+                _column("n_nodes", _INT, "nodes left in"),
+                *_JUDGED,
+            ]
+        ),
+    ),
+    Table(
+        "evaluation_summary",
+        "evaluation_summary.parquet",
+        "one circuit judged under one policy for error nodes",
+        pa.schema(
+            [
+                _CLUSTER,
+                _column("size", _INT, "samples in the cluster"),
+                _column("example", _TEXT, "the end of its most typical context and the answer"),
+                _column("behaviour", _TEXT, "most frequent label, if known", null=True),
+                _column("errors", _TEXT, "policy for error nodes"),
+                _column("n_nodes", _INT, "nodes of the circuit"),
+                _column("n_edges", _INT, "edges of the circuit"),
+                _column("n_examples", _INT, "examples it is judged on"),
+                _column("held_out", _BOOL, "none of them was used to find it"),
+                _column("m_full", _DOUBLE, "mean metric of the model"),
+                _column("m_empty", _DOUBLE, "with every node ablated"),
+                _column("faithfulness", _DOUBLE, "faithfulness of the circuit"),
+                _column("completeness", _DOUBLE, "faithfulness of its complement"),
+            ]
+        ),
+    ),
+    Table(
+        "agreement_circuits",
+        "agreement_circuits.parquet",
+        "one circuit of contrastive pairs, found by position",
+        pa.schema(
+            [
+                _column("name", _TEXT, "structure, as the experiment names it"),
+                _column("n_pairs", _INT, "pairs it was found from"),
+                _column("n_unusable", _INT, "pairs of the file that could not be used"),
+                _column("n_nodes", _INT, "nodes"),
+                _column("n_edges", _INT, "edges"),
+                _column("metric_clean", _DOUBLE, "mean metric on the clean inputs"),
+                _column("metric_patch", _DOUBLE, "mean metric on the patch inputs"),
+            ]
+        ),
+    ),
+    Table(
+        "agreement_evaluations",
+        "agreement_evaluations.parquet",
+        "one threshold of one structure under one policy for error nodes",
+        pa.schema(
+            [
+                _column("name", _TEXT, "structure, as the experiment names it"),
+                _column("errors", _TEXT, "policy for error nodes"),
+                _column("threshold", _DOUBLE, "nodes with a larger effect are the circuit"),
+                _column("n_pairs", _INT, "pairs it is judged on, none of them used to find it"),
+                _column("n_nodes", _INT, "nodes left in"),
+                *_JUDGED,
+            ]
+        ),
+    ),
+)
+
+TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
+
+
+def describe_tables() -> str:
+    """The page docs/tables.md."""
+    lines = [
+        "# Tables",
+        "",
+        "Every table the pipeline writes: `python -m assets.tables.schemas` prints this page.",
+        "All are Parquet, below `artifacts/EXPERIMENT/`. The footer of each holds, under `sfc.*`",
+        "keys, the stage that made it, hashes of its inputs, the settings, the version of the",
+        "code, a fingerprint of all of these, and a hash of its own values.",
+    ]
+    for table in _ALL:
+        lines += ["", f"## {table.name}", "", f"`{table.place}`", "", f"One row: {table.row}.", ""]
+        lines += ["| column | type | null | what it is |", "|---|---|---|---|"]
+        for column in table.schema:
+            description = (column.metadata or {})[b"description"].decode()
+            kind = str(column.type).replace("element: ", "").replace("item: ", "")
+            null = "yes" if column.nullable else ""
+            lines.append(f"| {column.name} | {kind} | {null} | {description} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(describe_tables())

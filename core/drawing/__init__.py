@@ -1,1 +1,0 @@
-"""How a circuit becomes a picture: selection, layout, routes, elements. Used by `core.draw`."""
