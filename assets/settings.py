@@ -21,6 +21,19 @@ from pydantic import (
     PositiveInt,
 )
 
+from core.options import (
+    Ablation,
+    Algorithm,
+    DictionaryKind,
+    Dtype,
+    ErrorNodes,
+    EstimatorName,
+    Format,
+    Reduction,
+    Representation,
+    Rule,
+)
+
 CHOSEN = "clustering"
 """What the clustering whose clusters get circuits is called among those compared with it."""
 
@@ -52,7 +65,7 @@ class ModelSettings(Section):
     """Decoder layers; says which submodules exist before the model is loaded."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Number type of the weights."""
     device: str = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
@@ -96,7 +109,7 @@ class TrainSettings(Section):
     activations: Literal["cache", "model"] = "cache"
     """Read activations from a cache on disk, or run the model as they are needed, for budgets of
     tokens that no disk holds."""
-    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "gated"] = "relu"
+    kind: DictionaryKind = "relu"
     """The activation; relu is the paper's."""
     n_features: PositiveInt | None = None
     """Features of each dictionary; expansion times the model's width where not given."""
@@ -112,7 +125,7 @@ class TrainSettings(Section):
     """Tokens per step."""
     lr: PositiveFloat = 1e-4
     """Learning rate of Adam."""
-    l1: NonNegativeFloat = 0.1
+    sparsity: NonNegativeFloat = 0.1
     """Weight of the sparsity penalty."""
     warmup: Annotated[int, Field(ge=0)] = 1_000
     """Steps over which the learning rate rises, at the start and after each resampling."""
@@ -145,7 +158,7 @@ class ImportSettings(Section):
 
     source: Literal["import"]
     """Read them."""
-    format: Literal["sfc", "dictionary_learning", "saelens", "sparsify", "gemma_scope"]
+    format: Format
     """Layout of the files; sfc is this project's own."""
     repository: str
     """A folder, or a hub repository."""
@@ -196,17 +209,15 @@ class FilterSettings(Section):
 class GroupingSettings(Section):
     """How samples are represented and grouped (section 5, App. H)."""
 
-    representation: Literal[
-        "activations", "features", "linear_effects", "feature_effects", "gradients"
-    ] = "features"
+    representation: Representation = "features"
     """What a sample is: dense or dictionary activations, their linear effects, or gradients."""
     submodules: Annotated[tuple[str, ...] | None, BeforeValidator(_all_is_none)] = None
     """Where activations or effects are read; wherever dictionaries sit where not given."""
-    reduction: Literal["last", "sum"] = "last"
+    reduction: Reduction = "last"
     """The last n_last positions side by side, or the sum over positions."""
     n_last: PositiveInt = 1
     """Positions kept when reduction is last."""
-    algorithm: Literal["spectral", "kmeans"] = "kmeans"
+    algorithm: Algorithm = "kmeans"
     """Spectral clustering on angular similarity, or k-means."""
     k: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_listed)] = (100,)
     """Clusters, or a list of counts to choose from (App. H.3)."""
@@ -226,12 +237,15 @@ class ClusteringSettings(GroupingSettings):
 class CircuitSettings(Section):
     """How a circuit is found (sections 2 to 4 of the paper)."""
 
-    estimator: Literal["ig", "attribution", "exact"] = "ig"
+    estimator: EstimatorName = "ig"
     """Integrated gradients (eq. 4), attribution patching (3) or patching itself (2)."""
     steps: PositiveInt = 10
     """Points of the integral."""
-    rule: Literal["midpoint", "left", "gauss"] = "midpoint"
+    rule: Rule = "midpoint"
     """Quadrature; left is the authors'."""
+    tolerance: PositiveFloat | None = None
+    """Double the steps of examples whose completeness gap is larger, in the metric's units, until
+    it is not; ig only."""
     node_threshold: NonNegativeFloat = 0.1
     """Keep a node whose effect is larger, in nats (clusters) or logits (pairs)."""
     edge_threshold: NonNegativeFloat = 0.01
@@ -244,19 +258,19 @@ class CircuitSettings(Section):
     """Most tokens of context before an answer, cut from its beginning; all where not given."""
 
 
-Errors = Literal["circuit", "drop", "drop_but_resid", "remove", "keep"]
-
-
 class EvaluationSettings(Section):
     """How circuits are judged (section 3.2)."""
 
-    ablation: Literal["mean", "zero", "resample"] = "zero"
+    ablation: Ablation = "zero"
     """What nodes outside the circuit are set to; for pairs it is always the mean."""
-    errors: Annotated[tuple[Errors, ...], Field(min_length=1)] = ("circuit", "drop")
-    """Error nodes: as the circuit has them; none of them in the circuit (drop); only those of
+    error_nodes: Annotated[tuple[ErrorNodes, ...], Field(min_length=1)] = ("circuit", "drop")
+    """As the circuit has them; none of them in the circuit (drop); only those of
     the residual stream (drop_but_resid); all ablated, or all kept, in every run."""
     start_layer: Annotated[int, Field(ge=0)] = 0
     """First layer whose nodes are ablated."""
+    n_thresholds: Annotated[int, Field(ge=2)] = 15
+    """Points of the faithfulness curve of every circuit, thresholds from 1e-4 to 1 by equal
+    ratios."""
     min_faithfulness: float = 0.2
     """Warn where the median circuit of the experiment is below this."""
 
@@ -270,21 +284,19 @@ class PairFiles(Section):
     """Pairs it is judged on; those that also occur in train are left out."""
 
 
-class AgreementSettings(Section):
+class TaskSettings(Section):
     """Circuits of contrastive pairs, by position (section 3)."""
 
     pairs: Annotated[dict[str, PairFiles], Field(min_length=1)]
     """Files by the name of the structure."""
-    n_train: PositiveInt = 100
+    n_examples: PositiveInt = 100
     """Most pairs a circuit is found from."""
-    n_test: PositiveInt = 40
+    n_evaluated: PositiveInt = 40
     """Most pairs it is judged on."""
     node_threshold: NonNegativeFloat = 0.1
     """Keep a node whose effect is larger, in logits."""
     edge_threshold: NonNegativeFloat = 0.01
     """Keep an edge whose effect is larger."""
-    n_thresholds: Annotated[int, Field(ge=2)] = 15
-    """Points of the faithfulness curve, thresholds from 1e-4 to 1 by equal ratios."""
     by_position: bool = True
     """Make each position a node of its own; pairs of the most frequent length are kept."""
     start_layer: Annotated[int, Field(ge=0)] = 0
@@ -314,7 +326,7 @@ class Settings(Section):
     """How a circuit is found for each group."""
     evaluations: EvaluationSettings = EvaluationSettings()
     """How it is judged."""
-    agreement: AgreementSettings | None = None
+    tasks: TaskSettings | None = None
     """Circuits of contrastive pairs; none where not given."""
     artifacts: str | None = None
     """Folder for everything the experiment writes; artifacts/NAME of the checkout by default."""

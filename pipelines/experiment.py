@@ -19,7 +19,6 @@ from pydantic import BaseModel, ValidationError
 
 from assets.settings import (
     CHOSEN,
-    AgreementSettings,
     Experiment,
     ExperimentError,
     GroupingSettings,
@@ -27,6 +26,7 @@ from assets.settings import (
     PairFiles,
     Section,
     Settings,
+    TaskSettings,
     TrainSettings,
     is_path,
     submodule_names,
@@ -42,9 +42,19 @@ _UNIONS: Mapping[tuple[str, str], type[Section]] = {
     ("dictionaries", "import"): ImportSettings,
 }
 _MAPPINGS: Mapping[tuple[type[BaseModel], str], type[Section]] = {
-    (AgreementSettings, "pairs"): PairFiles,
+    (TaskSettings, "pairs"): PairFiles,
     (Settings, "comparisons"): GroupingSettings,
 }
+
+_RENAMED = {
+    "agreement": "tasks",
+    "tasks.n_train": "tasks.n_examples",
+    "tasks.n_test": "tasks.n_evaluated",
+    "tasks.n_thresholds": "evaluations.n_thresholds",
+    "dictionaries.l1": "dictionaries.sparsity",
+    "evaluations.errors": "evaluations.error_nodes",
+}
+"""Keys by what they were called; in this order."""
 
 Problem = tuple[str, str]
 """Where in the file, and what is wrong there."""
@@ -65,6 +75,8 @@ def read_experiment(path: Path) -> Experiment:
         )
     content = _content(path)
     raw = _parse(path, content)
+    if problems := list(_rename(raw)):
+        raise _listed(path, problems)
     try:
         settings = Settings.model_validate(raw)
     except ValidationError as error:
@@ -118,6 +130,23 @@ def _parse(path: Path, content: bytes) -> Any:
     if not isinstance(raw, dict):
         raise ExperimentError(f"{path} must hold sections such as model: and corpus:.")
     return raw
+
+
+def _rename(raw: dict[str, Any]) -> Iterator[Problem]:
+    """Give keys that were renamed their new names, in place."""
+    for old, new in _RENAMED.items():
+        *sections, key = old.split(".")
+        *new_sections, new_key = new.split(".")
+        before = raw.get(sections[0]) if sections else raw
+        if not isinstance(before, dict) or key not in before:
+            continue
+        after = raw.setdefault(new_sections[0], {}) if new_sections else raw
+        if not isinstance(after, dict):
+            continue
+        if new_key in after:
+            yield new, f"is given twice: {old} is what it was called."
+        else:
+            after[new_key] = before.pop(key)
 
 
 def _listed(path: Path, problems: Iterable[Problem]) -> ExperimentError:
@@ -203,7 +232,7 @@ def _impossible(settings: Settings) -> Iterator[Problem]:
     layers = settings.model.n_layers
     for where, section in (
         ("evaluations", settings.evaluations),
-        ("agreement", settings.agreement),
+        ("tasks", settings.tasks),
     ):
         if section is not None and section.start_layer >= layers:
             yield f"{where}.start_layer", f"the model has layers 0 to {layers - 1}."
@@ -318,8 +347,8 @@ def _places(experiment: Experiment) -> Iterator[tuple[str, str, str]]:
         if is_path(source):
             advice = " make corpus writes the test bed's." if "testbed" in source else ""
             yield where, experiment.resolve(source), advice
-    if settings.agreement is not None:
-        for name, files in settings.agreement.pairs.items():
+    if settings.tasks is not None:
+        for name, files in settings.tasks.pairs.items():
             for side in ("train", "test"):
                 place = experiment.resolve(getattr(files, side))
-                yield f"agreement.pairs.{name}.{side}", place, ""
+                yield f"tasks.pairs.{name}.{side}", place, ""

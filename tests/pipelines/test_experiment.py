@@ -75,8 +75,8 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
         ({"model": {"device": "gpu"}}, "model.device: 'gpu' is none of auto"),
         ({"evaluations": {"start_layer": 2}}, "evaluations.start_layer: the model has layers 0"),
         ({"circuits": {"max_length": 13}}, "circuits.max_length: contexts have at most 12"),
-        ({"agreement": {"pairs": {"a": {"train": "./x"}}}}, "agreement.pairs.a.test: is missing"),
-        ({"agreement": {"pairs": {"a": {"tran": "./x"}}}}, "did you mean train?"),
+        ({"tasks": {"pairs": {"a": {"train": "./x"}}}}, "tasks.pairs.a.test: is missing"),
+        ({"tasks": {"pairs": {"a": {"tran": "./x"}}}}, "did you mean train?"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_way_out(
@@ -125,7 +125,7 @@ def test_missing_places_are_all_named(tmp_path: Path) -> None:
     experiment = read_experiment(write_experiment(tmp_path))
     with pytest.raises(ExperimentError) as caught:
         check_places(experiment)
-    for where in ("model.source", "corpus.source", "agreement.pairs.simple.train"):
+    for where in ("model.source", "corpus.source", "tasks.pairs.simple.train"):
         assert f"  {where}: {tmp_path}" in str(caught.value)
 
 
