@@ -75,7 +75,8 @@ def get_dictionaries(model: LanguageModel, folder: Path | None) -> dict[str, Dic
         n_features=512, n_steps=400, batch_size=1024, decay_steps=100, resample_every=0
     )
     source = ModelRows(model, contexts, model.submodules)
-    dictionaries = train_dictionaries(source, settings, progress=print)
+    trained = train_dictionaries(source, settings, progress=print)
+    dictionaries = {name: one.dictionary for name, one in trained.items()}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, dictionary in dictionaries.items():

@@ -38,7 +38,6 @@ from core.training.weights import Weights
 BANDWIDTH = 1e-3
 START_THRESHOLD = 1e-3
 AUX_WEIGHT = 1 / 32
-THRESHOLD_MEMORY = 0.999
 
 
 @dataclass
@@ -81,12 +80,14 @@ class Kind:
         centred: whether the encoder sees x - bias or x.
         has_encoder_bias: whether the encoder has a bias of its own.
         resamples: whether dead features are resampled.
+        measured: names of the numbers it measures from data after the last step.
     """
 
     extra: tuple[str, ...] = ()
     centred = True
     has_encoder_bias = True
     resamples = True
+    measured: tuple[str, ...] = ()
 
     def __init__(self, settings: TrainingSettings) -> None:
         self.settings = settings
@@ -126,11 +127,21 @@ class Kind:
         """A further loss, its gradient added to `gradient` in place."""
         return p.residual.new_zeros(())
 
-    def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
-        """Update what is not trained by gradients, in place."""
+    @property
+    def wanted_l0(self) -> int | None:
+        """How many features per token shall be active, where the kind says."""
+        return None
+
+    def measure(self, pre: Tensor) -> Mapping[str, Tensor]:
+        """What one batch says of each of `measured`, ``()``; the mean over batches counts.
+
+        Args:
+            pre: ``(batch, feature)``, with the weights as the last step left them.
+        """
+        return {}
 
     def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
-        """The activation of the dictionary as trained."""
+        """The activation of the dictionary as trained; `state` has what was measured."""
         return ReLU()
 
 
@@ -146,6 +157,11 @@ class _Squared(Kind):
 
 class TopKKind(_Squared):
     """The k largest of each token; dead features learn to rebuild the error (AuxK)."""
+
+    @property
+    def wanted_l0(self) -> int | None:
+        """The k of the settings."""
+        return self.settings.k
 
     def entries(self, weights: Weights, pre: Tensor) -> Entries:
         """The k largest of each token, where positive."""
@@ -183,28 +199,33 @@ class TopKKind(_Squared):
 
 
 class BatchTopKKind(TopKKind):
-    """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards."""
+    """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards.
 
-    def entries(self, weights: Weights, pre: Tensor) -> Entries:
-        """The k * batch largest, where positive."""
+    The threshold is the mean over batches of what is just left out (Bussmann et al. 2024
+    take what is just kept), under the weights as they are after the last step: a mean kept while
+    training would be of weights that no longer are, and no longer leave k features per token.
+    """
+
+    measured = ("threshold",)
+
+    def _floor(self, pre: Tensor) -> Tensor:
+        """The largest of ``(batch, feature)`` that is left out, not below zero, ``()``."""
         flat = F.relu(pre).view(-1)
         rank = flat.numel() - self.settings.k * pre.shape[0]
         # The rank-th smallest is the largest that is left out.
-        floor = flat.kthvalue(rank).values if rank > 0 else flat.new_zeros(())
-        return entries_of(pre > floor)
+        return flat.kthvalue(rank).values if rank > 0 else flat.new_zeros(())
 
-    def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
-        """Average the smallest active feature of each batch: the threshold at inference."""
-        active = p.value[p.value > 0]
-        if not len(active):
-            return
-        now, average = active.min(), state["threshold"]
-        average.copy_(now if average < 0 else average.lerp(now, 1 - THRESHOLD_MEMORY))
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """The k * batch largest, where positive."""
+        return entries_of(pre > self._floor(pre))
+
+    def measure(self, pre: Tensor) -> Mapping[str, Tensor]:
+        """The threshold that leaves k features per token of this batch."""
+        return {"threshold": self._floor(pre)}
 
     def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
         """The activation of the dictionary as trained."""
-        threshold = state["threshold"].clamp(min=0)
-        return JumpReLU(threshold.expand(len(weights.encoder_bias)).clone())
+        return JumpReLU(state["threshold"].expand(len(weights.encoder_bias)).clone())
 
 
 class JumpReLUKind(_Squared):

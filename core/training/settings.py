@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -34,7 +33,8 @@ class TrainingSettings:
         sparsity_warmup_steps: linear rise of the penalty's weight at the start.
         resample_every: steps between resamplings of dead features; 0 for none.
         dead_after: steps without activation after which a feature is dead.
-        buffer_bytes: memory for the shuffled buffer.
+        buffer_bytes: memory for the shuffled buffer of all submodules of an experiment, also
+            where only some are trained at a time; see `train_dictionaries`.
         checkpoint_every: steps between checkpoints.
         seed: of the initial weights, the data's order and the resampling.
     """
@@ -99,10 +99,10 @@ class TrainingSettings:
         """Whether dead features are resampled before step number `step`."""
         return step > 0 and self.last_resampling(step) == step
 
-    def key(self, widths: Mapping[str, int], data: str) -> str:
-        """Digest of everything the trained weights depend on."""
-        own = asdict(self)
-        # How often the state is saved does not change it.
-        del own["checkpoint_every"]
-        text = json.dumps([own, dict(widths), data], sort_keys=True)
+    def key(self, d: int, buffer_rows: int, data: str) -> str:
+        """Digest of everything that the weights of a dictionary of width `d` depend on."""
+        deciding = asdict(self)
+        # How often the state is saved does not change it, and of the bytes only the rows count.
+        del deciding["checkpoint_every"], deciding["buffer_bytes"]
+        text = json.dumps([deciding, d, buffer_rows, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
