@@ -72,7 +72,15 @@ def get_dictionaries(model: LanguageModel, folder: Path | None) -> dict[str, Dic
     print("training dictionaries")
     contexts = [tokens for _, tokens in corpus(1500, seed=2).contexts]
     settings = TrainingSettings(
-        n_features=512, n_steps=400, batch_size=1024, decay_steps=100, resample_every=0
+        n_features=512,
+        n_steps=400,
+        batch_size=1024,
+        learning_rate=2e-3,
+        sparsity=0.13,
+        warmup_steps=100,
+        sparsity_warmup_steps=100,
+        decay_steps=100,
+        resample_every=0,
     )
     source = ModelRows(model, contexts, model.submodules)
     trained = train_dictionaries(source, settings, progress=print)

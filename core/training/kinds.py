@@ -7,21 +7,22 @@ All kinds share one pass (`core.training.learner`):
     x_hat = f decoder + bias
 
 and its hand-written gradient. A kind adds which pairs are active, the value of a feature, the loss
-and what flows back into `pre`, and what happens after a step. Inputs have unit mean squared norm.
+and what flows back into `pre`, and what is measured at the end. Inputs have unit mean squared norm.
 
 | kind | loss | source |
 |---|---|---|
-| relu | mean norm of the error + l1 * mean norm_1 of f | Marks et al. 2024, App. B |
+| relu | mean norm of the error + sparsity * mean norm_1 of f | Marks et al. 2024, App. B |
 | topk | squared error + 1/32 AuxK | Gao et al. 2024, section 2 and App. A.2 |
 | batchtopk | the same, the k largest per token on average | Bussmann et al. 2024 |
-| jumprelu | squared error + l0 * mean norm_0 of f | Rajamanoharan et al. 2024b, eqs 9-12 |
-| gated | squared error + l1 and squared error of the gate | Rajamanoharan et al. 2024a, eq. 8 |
+| jumprelu | squared error + sparsity * mean norm_0 of f | Rajamanoharan et al. 2024b, eqs 9-12 |
+| gated | both squared errors + sparsity * norm_1 of the gate | Rajamanoharan et al. 2024a, eq. 8 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +31,10 @@ from torch import Tensor
 from core.dictionaries import Activation, Gated, JumpReLU, ReLU, TopK
 from core.errors import InputError
 from core.training.entries import Entries, entries_of
-from core.training.settings import TrainingSettings
 from core.training.weights import Weights
+
+if TYPE_CHECKING:
+    from core.training.settings import TrainingSettings
 
 # Width of the window in which a threshold feels its gradient, and where thresholds start
 # (Rajamanoharan et al. 2024b, App. D: both 0.001 for inputs of unit mean squared norm).
@@ -72,8 +75,13 @@ class Pass:
         return self.x.shape[0]
 
 
+_KINDS: dict[str, type[Kind]] = {}
+
+
 class Kind:
-    """The paper's own kind, and what the others differ from.
+    """What a kind adds to the shared pass; a subclass is registered under its `name`.
+
+    What stands here is the paper's own, so a new kind says in what it differs.
 
     Attributes:
         extra: names of the parameters it adds, each ``(feature,)``.
@@ -89,8 +97,17 @@ class Kind:
     resamples = True
     measured: tuple[str, ...] = ()
 
+    def __init_subclass__(cls, *, name: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            _KINDS[name] = cls
+
     def __init__(self, settings: TrainingSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    def check(cls, settings: TrainingSettings) -> None:
+        """Raise `InputError` if the kind cannot be trained with these settings."""
 
     def start(self, weights: Weights) -> None:
         """Set the parameters it adds, in place."""
@@ -145,7 +162,11 @@ class Kind:
         return ReLU()
 
 
-class _Squared(Kind):
+class ReLUKind(Kind, name="relu"):
+    """The paper's own (App. B)."""
+
+
+class Squared(Kind):
     """Kinds whose loss is the squared error."""
 
     resamples = False
@@ -155,8 +176,16 @@ class _Squared(Kind):
         return p.residual.square().sum() / p.n, p.residual * (2 / p.n)
 
 
-class TopKKind(_Squared):
+class TopKKind(Squared, name="topk"):
     """The k largest of each token; dead features learn to rebuild the error (AuxK)."""
+
+    @classmethod
+    def check(cls, settings: TrainingSettings) -> None:
+        """There are k features to be active."""
+        if settings.k > settings.n_features:
+            raise InputError(
+                f"k is {settings.k} but there are only {settings.n_features} features."
+            )
 
     @property
     def wanted_l0(self) -> int | None:
@@ -165,8 +194,8 @@ class TopKKind(_Squared):
 
     def entries(self, weights: Weights, pre: Tensor) -> Entries:
         """The k largest of each token, where positive."""
-        kept = pre.topk(self.settings.k, dim=1, sorted=False).indices
-        mask = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, kept, True)
+        largest = pre.topk(self.settings.k, dim=1, sorted=False).indices
+        mask = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, largest, True)
         return entries_of(mask & (pre > 0))
 
     def encoder_gradient(
@@ -182,8 +211,8 @@ class TopKKind(_Squared):
             return p.residual.new_zeros(())
         k = min(len(dead), max(1, p.x.shape[1] // 2))
         encoder, decoder = weights.encoder[dead], weights.decoder[dead]
-        value, kept = F.relu(p.pre[:, dead]).topk(k, dim=1)
-        f = torch.zeros_like(p.pre[:, dead]).scatter_(1, kept, value)
+        value, largest = F.relu(p.pre[:, dead]).topk(k, dim=1)
+        f = torch.zeros_like(p.pre[:, dead]).scatter_(1, largest, value)
         error = f @ decoder + p.residual
         g = error * (2 * AUX_WEIGHT / p.n)
         d_pre = (g @ decoder.t()) * (f > 0)
@@ -198,7 +227,7 @@ class TopKKind(_Squared):
         return TopK(self.settings.k)
 
 
-class BatchTopKKind(TopKKind):
+class BatchTopKKind(TopKKind, name="batchtopk"):
     """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards.
 
     The threshold is the mean over batches of what is just left out (Bussmann et al. 2024
@@ -228,7 +257,7 @@ class BatchTopKKind(TopKKind):
         return JumpReLU(state["threshold"].expand(len(weights.encoder_bias)).clone())
 
 
-class JumpReLUKind(_Squared):
+class JumpReLUKind(Squared, name="jumprelu"):
     """A trained threshold for each feature, which feels the loss through a window around it."""
 
     extra = ("log_threshold",)
@@ -251,10 +280,10 @@ class JumpReLUKind(_Squared):
     ) -> tuple[Tensor, Tensor]:
         """Count of active features; eqs 11 and 12 for the thresholds."""
         threshold = weights.extra["log_threshold"].exp()
-        own = p.entries.of_feature(threshold)
-        # own is zero only at what dense entries leave out.
-        near = (own > 0) & ((p.at - own).abs() < BANDWIDTH / 2)
-        d_threshold = near * (d_value * own + p.sparsity / p.n) / -BANDWIDTH
+        of_pair = p.entries.of_feature(threshold)
+        # It is zero only at what dense entries leave out.
+        near = (of_pair > 0) & ((p.at - of_pair).abs() < BANDWIDTH / 2)
+        d_threshold = near * (d_value * of_pair + p.sparsity / p.n) / -BANDWIDTH
         gradient.extra["log_threshold"].copy_(p.entries.per_feature(d_threshold) * threshold)
         active = p.value > 0
         return active.sum() * (p.sparsity / p.n), d_value * active
@@ -264,7 +293,7 @@ class JumpReLUKind(_Squared):
         return JumpReLU(weights.extra["log_threshold"].exp())
 
 
-class GatedKind(_Squared):
+class GatedKind(Squared, name="gated"):
     """A gate that decides and is penalised, a magnitude that is not."""
 
     extra = ("gate_bias", "log_scale", "magnitude_bias")
@@ -310,17 +339,8 @@ class GatedKind(_Squared):
         )
 
 
-KINDS: Mapping[str, type[Kind]] = {
-    "relu": Kind,
-    "topk": TopKKind,
-    "batchtopk": BatchTopKKind,
-    "jumprelu": JumpReLUKind,
-    "gated": GatedKind,
-}
-
-
-def kind_of(settings: TrainingSettings) -> Kind:
-    """The kind that the settings name."""
-    if settings.kind not in KINDS:
-        raise InputError(f"kind '{settings.kind}' is not one of {', '.join(KINDS)}.")
-    return KINDS[settings.kind](settings)
+def kind_named(name: str) -> type[Kind]:
+    """The kind registered as `name`; raises `InputError` if there is none."""
+    if name not in _KINDS:
+        raise InputError(f"kind '{name}' is not one of {', '.join(_KINDS)}.")
+    return _KINDS[name]

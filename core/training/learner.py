@@ -27,7 +27,7 @@ from torch import Tensor
 from core.dictionaries import Dictionary
 from core.dictionaries.transform import scaled
 from core.training.buffer import generator_of
-from core.training.kinds import Kind, Pass, kind_of
+from core.training.kinds import Kind, Pass, kind_named
 from core.training.settings import TrainingSettings
 from core.training.weights import Weights, normalise_rows, remove_parallel
 
@@ -83,7 +83,7 @@ class Learner:
         self.d = d
         self.settings = settings
         self.device = torch.device(device)
-        self.kind: Kind = kind_of(settings)
+        self.kind: Kind = kind_named(settings.kind)(settings)
         size = Weights.size(d, settings.n_features, self.kind.extra)
         self.state: dict[str, Tensor] = {
             "weights": torch.zeros(size, device=device),

@@ -17,6 +17,7 @@ SETTINGS = TrainingSettings(
     n_features=12,
     n_steps=40,
     batch_size=32,
+    learning_rate=2e-3,
     warmup_steps=4,
     decay_steps=4,
     resample_every=16,

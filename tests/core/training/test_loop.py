@@ -7,6 +7,7 @@ import torch
 
 from core.dictionaries.files import fingerprint
 from core.errors import InputError, NotFinite
+from core.options import DICTIONARY_KINDS
 from core.training import Learner, TrainingSettings, loop, rows_within, train_dictionaries
 from core.training.checkpoint import checkpoint_file
 from tests.core.training.sources import Rows, numbered, only, sparse_mixtures
@@ -21,8 +22,9 @@ SHORT = TrainingSettings(
     dead_after=3,
     checkpoint_every=5,
     k=3,
+    learning_rate=2e-3,
+    sparsity_warmup_steps=10,
 )
-KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
 
 
 class Killed(Exception):
@@ -45,7 +47,7 @@ def same(one, other) -> bool:
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 def test_every_kind_explains_sparse_mixtures(kind):
     settings = TrainingSettings(
         kind=kind,
@@ -80,7 +82,7 @@ def test_a_submodule_is_learnt_alike_whatever_its_scale():
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 @pytest.mark.parametrize("at", [2, 11, 23])
 def test_an_interrupted_training_reaches_the_same_weights(tmp_path, kind, at):
     settings, source = dataclasses.replace(SHORT, kind=kind), sparse_mixtures(1024)
@@ -110,7 +112,7 @@ def test_batch_topk_leaves_k_features_per_token_of_rows_it_never_saw(n_steps, ba
     assert trained.wanted_l0 == 6
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 def test_the_measured_l0_is_that_of_the_dictionary_as_returned(kind):
     source = sparse_mixtures(1024)
     settings = dataclasses.replace(SHORT, kind=kind, learning_rate=1e-2)
@@ -127,7 +129,7 @@ def test_the_measured_l0_is_that_of_the_dictionary_as_returned(kind):
 SMALL_BUFFER = dataclasses.replace(SHORT, buffer_bytes=200 * (2 * 16 + 8))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 def test_dictionaries_trained_alone_are_those_trained_together(kind):
     source, settings = sparse_mixtures(1024), dataclasses.replace(SMALL_BUFFER, kind=kind)
     assert rows_within(settings.buffer_bytes, source.widths) == 200
@@ -251,6 +253,23 @@ def test_the_learning_rate_rises_after_the_start_and_each_resampling_and_falls_a
     assert [rate(step) / full for step in (7, 8, 9, 12)] == pytest.approx([1, 0.25, 0.5, 1])
     assert [rate(step) / full for step in (20, 21, 22, 23)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
     assert [step for step in range(24) if SHORT.resamples_at(step)] == [8]
+
+
+def test_the_defaults_are_the_papers():
+    paper = TrainingSettings(
+        kind="relu",
+        n_features=64 * 512,
+        n_steps=120_000,
+        batch_size=2**14,
+        learning_rate=1e-4,
+        sparsity=0.1,
+        warmup_steps=1_000,
+        decay_steps=0,
+        sparsity_warmup_steps=0,
+        resample_every=25_000,
+        dead_after=12_500,
+    )
+    assert TrainingSettings() == paper
 
 
 @pytest.mark.parametrize(
