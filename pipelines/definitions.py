@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from assets.engine.automation import automation_sensors
 from assets.engine.stage import Stage, stage_asset
 from assets.evaluations.stages import evaluation_stages
 from assets.settings import Experiment, ExperimentError
-from pipelines.experiment import read_experiment, shipped_experiments
+from pipelines.experiment import read_all, shipped_experiments
 from pipelines.jobs import jobs_of, schedules_of
 
 # Backfill policies are beta in this version of Dagster; each would warn in every process's log.
@@ -52,13 +52,16 @@ def build_definitions(
 
     Nothing is read but the files themselves: no network, no model, no environment variable.
 
+    A file that says something impossible is warned about and left out.
+
     Raises:
-        ExperimentError: a file says something impossible, or two have the same name.
+        ExperimentError: no file can be read, though there are some.
     """
-    experiments = [read_experiment(path) for path in paths]
-    for name, n in Counter(experiment.name for experiment in experiments).items():
-        if n > 1:
-            raise ExperimentError(f"{n} experiments are called {name}: names key their assets.")
+    experiments, errors = read_all(paths)
+    if errors and not experiments:
+        raise ExperimentError("\n".join(map(str, errors)))
+    for error in errors:
+        logging.getLogger("dagster").warning("%s", error)
     parts = [_definitions_of(experiment) for experiment in experiments]
     together = dg.AssetSelection.assets(
         *(dg.AssetKey([e.name, name]) for e in experiments for name in TOGETHER)
