@@ -127,10 +127,12 @@ def read_documents(
         separator=separator,
         reading=reading,
     )
+    found = False
     for document in islice(_documents(rows, text_column, label_column, reading), n_documents):
+        found = True
         reading.n_read += 1
         yield document
-    if not reading.n_read:
+    if not found:
         left_out = ", ".join(f"{n} x {reason}" for reason, n in reading.skipped.items())
         raise InputError(
             f"the corpus '{source}' holds no text at all: nothing to read"
