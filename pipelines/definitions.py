@@ -10,12 +10,11 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import checks_of
-from assets.circuits.pairs import agreement_stages
 from assets.circuits.stages import circuit_stages
 from assets.corpus.stages import corpus_stages
 from assets.dictionaries.stages import dictionary_stages
+from assets.discovery.clusterings import discovery_stages
 from assets.discovery.comparisons import comparison_stages
-from assets.discovery.stages import discovery_stages
 from assets.engine.automation import automation_sensors
 from assets.engine.stage import Stage, stage_asset
 from assets.evaluations.stages import evaluation_stages
@@ -34,9 +33,8 @@ _STEPS = (
     comparison_stages,
     circuit_stages,
     evaluation_stages,
-    agreement_stages,
 )
-TOGETHER = ("circuits", "circuit_evaluations")
+TOGETHER = ("circuits", "circuit_evaluations", "task_circuits", "task_evaluations")
 """Stages whose partitions one run brings up to date together."""
 
 
@@ -64,7 +62,12 @@ def build_definitions(
         logging.getLogger("dagster").warning("%s", error)
     parts = [_definitions_of(experiment) for experiment in experiments]
     together = dg.AssetSelection.assets(
-        *(dg.AssetKey([e.name, name]) for e in experiments for name in TOGETHER)
+        *(
+            dg.AssetKey([experiment.name, stage.name])
+            for experiment in experiments
+            for stage in stages_of(experiment)
+            if stage.name in TOGETHER
+        )
     )
     automation = dg.Definitions(
         sensors=automation_sensors(dg.AssetSelection.all() - together, together)

@@ -50,8 +50,9 @@ def _reads_corpus(experiment: Experiment) -> Corpus:
 
 def make_contexts(work: Work, corpus: Corpus) -> Made:
     """Read the corpus and keep the first tokens of each document."""
-    from assets.corpus.text import read_documents, tokenize_documents
+    from assets.corpus.text import Reading, read_documents, tokenize_documents
 
+    reading = Reading(say=work.say)
     documents = read_documents(
         corpus.source.place,
         text_column=corpus.text_column,
@@ -60,20 +61,33 @@ def make_contexts(work: Work, corpus: Corpus) -> Made:
         revision=corpus.revision,
         n_documents=corpus.n_documents,
         separator=corpus.separator,
+        reading=reading,
     )
     contexts = tokenize_documents(
-        documents, work.load.tokenizer(), n_positions=corpus.n_positions, bos=corpus.bos
+        documents,
+        work.load.tokenizer(),
+        n_positions=corpus.n_positions,
+        bos=corpus.bos,
+        reading=reading,
     )
-    return Made(contexts_pieces(telling(contexts, work.say)))
+    pieces = contexts_pieces(telling(contexts, work.say))
+    return Made(pieces, lambda: {"read": reading.counts()})
 
 
 def show_contexts(work: Work, _corpus: Corpus) -> Metadata:
     """How much text there is, and the beginning of some of it."""
+    from assets.corpus.text import harmless
+
     tokenizer = work.load.tokenizer()
     beginnings = [tokenizer.decode(tokens) for tokens in read_contexts(work.store).tokens[:3]]
+    read = work.store.notes(CONTEXTS)["read"]
+    counts = {**read["skipped"], **read["replaced"], **read["notes"]}
     return {
         "tokens": int(read_lengths(work.store).sum()),
-        "text": dg.MetadataValue.md("\n\n".join(f"> {' '.join(t.split())}" for t in beginnings)),
+        "left out or changed": dg.MetadataValue.json(counts),
+        "text": dg.MetadataValue.md(
+            "\n\n".join(f"> {harmless(t, markdown=True)}" for t in beginnings)
+        ),
     }
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -17,7 +15,7 @@ from assets.dictionaries.imports import Imported, import_dictionary, import_inpu
 from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need
 from assets.engine.partitions import train_together
-from assets.engine.recipe import aside, digest
+from assets.engine.recipe import aside
 from assets.engine.stage import (
     Job,
     Made,
@@ -70,7 +68,7 @@ def load_own(store: ArtifactStore, submodule: str) -> Dictionary:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Training:
     """How dictionaries are trained; see `assets.settings.TrainSettings`.
 
     What the kind of dictionary makes no use of is None. `submodules` are all that train together:
@@ -98,13 +96,13 @@ class Trained:
     checkpoint_every: int = aside(1)
 
 
-def _reads_dictionary(experiment: Experiment, submodule: str) -> Trained | Imported:
+def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Imported:
     settings = experiment.settings.dictionaries
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
     chosen_k = settings.kind in ("topk", "batchtopk")
     from_model = settings.activations == "model"
-    return Trained(
+    return Training(
         activations=settings.activations,
         n_held_out=experiment.settings.corpus.n_held_out if from_model else None,
         submodules=tuple(experiment.submodules),
@@ -128,79 +126,67 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Trained | Impor
     )
 
 
-def _dictionary_deps(settings: Trained | Imported) -> Sequence[str]:
+def _dictionary_deps(settings: Training | Imported) -> Sequence[str]:
     if isinstance(settings, Imported):
         return ()
     return ("activation_cache",) if settings.activations == "cache" else ("contexts",)
 
 
-def _dictionary_needs(_settings: Trained | Imported) -> Sequence[Need]:
+def _dictionary_needs(_settings: Training | Imported) -> Sequence[Need]:
     return ("model",)
 
 
 def _dictionary_inputs(
-    work: Work, settings: Mapping[str, Trained | Imported]
+    work: Work, settings: Mapping[str, Training | Imported]
 ) -> Mapping[str, Mapping[str, str]]:
     return {name: _one_input(work, one) for name, one in settings.items()}
 
 
-def _one_input(work: Work, settings: Trained | Imported) -> Mapping[str, str]:
+def _one_input(work: Work, settings: Training | Imported) -> Mapping[str, str]:
     if isinstance(settings, Imported):
         return import_inputs(work, settings)
     key = ACTIVATION_CACHE if settings.activations == "cache" else CONTEXTS
     return {key.path: work.store.content(key)}
 
 
-def make_saes(work: Work, jobs: Sequence[Job[Trained | Imported]]) -> Iterator[tuple[str, Made]]:
+def make_saes(work: Work, jobs: Sequence[Job[Training | Imported]]) -> Iterator[tuple[str, Made]]:
     """Train or import the dictionaries of these submodules, each written as it is ready."""
-    trained: list[Job[Trained]] = []
+    trained: list[Job[Training]] = []
     for job in jobs:
         if isinstance(job.settings, Imported):
             dictionary = import_dictionary(work, job.settings, job.recipe.inputs)
-            yield job.key, _written(work, job.key, dictionary, job.recipe.fingerprint)
+            yield job.key, _written(work, job.key, dictionary, job.recipe.fingerprint, {})
         else:
             trained.append(Job(job.key, job.settings, job.recipe))
     if trained:
         yield from _train(work, trained)
 
 
-def _train(work: Work, jobs: Sequence[Job[Trained]]) -> Iterator[tuple[str, Made]]:
+def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Made]]:
     """All of these together, from one read of the activations; a killed training goes on."""
     from core.training import train_dictionaries
 
-    model, settings = work.load.model(), jobs[0].settings
-    wanted = {job.key: job.recipe.fingerprint for job in jobs}
-    state, together = _training_state(work.store, wanted)
+    # One recipe for all: what a dictionary becomes does not depend on which train with it.
+    model, settings, recipe = work.load.model(), jobs[0].settings, jobs[0].recipe
+    state = work.store.path(Key(f"saes/training-{recipe.fingerprint}", "saes", "saes"), "")
     trained = train_dictionaries(
-        _activations(work, settings, list(together)),
+        _activations(work, settings, [job.key for job in jobs]),
         _training_settings(settings, model.d_model),
+        all_widths={name: model.width(name) for name in settings.submodules},
         checkpoint=state,
         device=model.device,
         progress=work.say,
     )
-    for name in wanted:
-        yield name, _written(work, name, trained[name], wanted[name])
-    shutil.rmtree(state)
-    state.with_suffix(".json").unlink()
+    for name, result in trained.items():
+        yield name, _written(work, name, result.dictionary, recipe.fingerprint, {"l0": result.l0})
+        (state / f"{name}.safetensors").unlink()
+    # With this one, states of trainings by other settings are of no use any more.
+    for left in state.parent.glob("training-*"):
+        if left != state or not any(left.iterdir()):
+            shutil.rmtree(left)
 
 
-def _training_state(
-    store: ArtifactStore, wanted: Mapping[str, str]
-) -> tuple[Path, Mapping[str, str]]:
-    """The folder of a training's state, and the fingerprints of what trains in it, by submodule.
-
-    A training that was killed after its first dictionary was written goes on with all of them.
-    """
-    for file in store.root.glob("saes/training-*.json"):
-        together: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-        if together.items() >= wanted.items():
-            return file.with_suffix(""), together
-    key = Key(f"saes/training-{digest(wanted)}", "saes", "saes")
-    file = store.write_text(key, ".json", json.dumps(wanted))
-    return file.with_suffix(""), wanted
-
-
-def _activations(work: Work, settings: Trained, submodules: list[str]) -> RowSource:
+def _activations(work: Work, settings: Training, submodules: list[str]) -> RowSource:
     from assets.corpus.writing import open_cache
     from core.training import ModelRows
 
@@ -215,7 +201,7 @@ def _activations(work: Work, settings: Trained, submodules: list[str]) -> RowSou
     )
 
 
-def _training_settings(settings: Trained, d_model: int) -> TrainingSettings:
+def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
     from core.training import TrainingSettings
 
     unused = TrainingSettings()
@@ -244,7 +230,13 @@ def _training_settings(settings: Trained, d_model: int) -> TrainingSettings:
     )
 
 
-def _written(work: Work, submodule: str, dictionary: Dictionary, fingerprint: str) -> Made:
+def _written(
+    work: Work,
+    submodule: str,
+    dictionary: Dictionary,
+    fingerprint: str,
+    notes: Mapping[str, object],
+) -> Made:
     """Weights first: the table beside them says that they are whole."""
     from core.dictionaries.files import fingerprint as hash_weights
     from core.dictionaries.files import save_dictionary
@@ -255,7 +247,7 @@ def _written(work: Work, submodule: str, dictionary: Dictionary, fingerprint: st
     work.say(f"{submodule}: {dictionary.n_features} features written")
     return Made(
         features_table(dictionary),
-        notes={"weights": hash_weights(dictionary), "submodule": submodule, "d": dictionary.d},
+        notes={**notes, "weights": hash_weights(dictionary), "d": dictionary.d},
         files=[path],
     )
 

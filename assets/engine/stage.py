@@ -6,8 +6,6 @@ opens nothing but the tables of its deps and what it says it loads. So a change 
 function can see changes the recipe of what it makes (`assets.engine.recipe`), and nothing else.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -75,7 +73,7 @@ class Work:
             say=say,
         )
 
-    def only(self, stages: Iterable[str], needs: Iterable[Need]) -> Work:
+    def only(self, stages: Iterable[str], needs: Iterable[Need]) -> "Work":
         """The same work with nothing open but the tables of these stages and what is needed."""
         return replace(self, store=self.store.only(stages), load=self.load.only(needs))
 
@@ -86,14 +84,14 @@ class Made:
 
     Attributes:
         table: its table, or the pieces of one too large for memory, made while it is written.
-        notes: what the table's footer should note.
+        notes: what the table's footer should note, known at the latest when it is written.
         beside: what goes beside it, written before it.
         files: what else was written with it; the table is current while these are there.
     """
 
     table: pa.Table | Iterator[pa.Table]
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    beside: Mapping[Key, pa.Table | Made] = field(default_factory=dict)
+    notes: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    beside: Mapping[Key, "pa.Table | Made"] = field(default_factory=dict)
     files: Sequence[Path] = ()
 
 

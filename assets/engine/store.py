@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -179,7 +179,9 @@ class ArtifactStore:
         """
         try:
             metadata = pq.read_metadata(self.path(key))
-        except (FileNotFoundError, pa.ArrowInvalid):
+        except FileNotFoundError:
+            return None
+        except (pa.ArrowException, OSError):
             return None
         raw = cast("dict[bytes, bytes]", metadata.metadata or {})
         notes = {
@@ -245,7 +247,7 @@ class ArtifactStore:
         table: pa.Table | Iterable[pa.Table],
         recipe: Recipe,
         *,
-        notes: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         files: Iterable[Path] = (),
     ) -> str:
         """Write a table whole, with its footer; the hash of its values.
@@ -255,7 +257,7 @@ class ArtifactStore:
             table: must have the columns of the key's table. Pieces of a table that is too large
                 for memory are written as they come, each as row groups of its own.
             recipe: what it was made from.
-            notes: further plain values for the footer.
+            notes: further plain values for the footer, or what gives them after the last piece.
             files: what was written with it; without one of them it is not current.
         """
         from core.atomic import replacing
@@ -270,7 +272,6 @@ class ArtifactStore:
             "settings": recipe.settings,
             "code": recipe.code,
             "files": {str(f.relative_to(self.root)): f.stat().st_size for f in files},
-            **(notes or {}),
         }
         with (
             replacing(self.path(key)) as temporary,
@@ -282,10 +283,11 @@ class ArtifactStore:
                 hashed.update(rows)
                 writer.write_table(rows)
             content = hashed.hexdigest()
+            footer |= {**((notes() if callable(notes) else notes) or {}), "content": content}
             writer.add_key_value_metadata(
                 {
                     f"{PREFIX}{name}": json.dumps(value, default=str)
-                    for name, value in {**footer, "content": content}.items()
+                    for name, value in footer.items()
                 }
             )
         return content
