@@ -26,7 +26,7 @@ from assets.corpus.rows import Reading, Row, read_rows
 from core.errors import InputError
 
 _TOKENIZE_AT_ONCE = 256
-_NAMES = {bool: "true or false", int: "a number", float: "a number", dict: "an object"}
+_NAMES = {bool: "true or false", float: "a number", dict: "an object", list: "a list"}
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&$])")
 
 
@@ -150,9 +150,10 @@ def _documents(
             reading.skip("text is null", row.where)
             continue
         if not isinstance(text, str):
+            kind = _NAMES.get(type(text), type(text).__name__)
             raise InputError(
-                f"{row.where}: '{text_column}' holds {_NAMES.get(type(text), 'a list')}, not text. "
-                "Set text_column to a field of text; rows in which it is null are left out."
+                f"{row.where}: '{text_column}' holds {kind}, not text. Set text_column to a "
+                "field of text; rows in which it is null are left out."
             )
         if not text.strip():
             reading.skip("text is blank", row.where)
@@ -231,7 +232,7 @@ def tokenize_documents(
         for document, own in zip(group, ids, strict=True):
             tokens = (prefix + own)[:n_positions]
             if len(tokens) < 2:
-                reading.skip("fewer than two tokens", f"document {document.index}")
+                reading.skip("fewer than two tokens", _place(document))
                 continue
             _check_vocabulary(tokens, n_vocab)
             found = True
@@ -244,13 +245,17 @@ def tokenize_documents(
         )
 
 
+def _place(document: Document) -> str:
+    return document.where or f"document {document.index}"
+
+
 def _labels(document: Document, n_tokens: int, n_prefix: int) -> tuple[str, ...] | None:
     if document.labels is None:
         return None
     if len(document.labels) != n_tokens:
         raise InputError(
-            f"{document.where or f'document {document.index}'} has {len(document.labels)} labels "
-            f"but {n_tokens} tokens: its labels were made for another tokenizer."
+            f"{_place(document)} has {len(document.labels)} labels but {n_tokens} tokens: its "
+            "labels were made for another tokenizer."
         )
     return ("",) * n_prefix + document.labels
 

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from assets.corpus.rows import Reading
 from assets.corpus.text import Document, read_documents, tokenize_documents
 from core.errors import InputError
 
@@ -152,9 +153,11 @@ def test_bos_counts_as_a_position():
     assert context.labels == ("", "x", "y")
 
 
-def test_documents_of_one_token_are_left_out():
-    found = contexts(Document(0, "a"), Document(1, "a bb"))
+def test_documents_of_one_token_are_left_out_and_counted():
+    reading = Reading()
+    found = contexts(Document(0, "a"), Document(1, "a bb"), reading=reading)
     assert [context.document for context in found] == [1]
+    assert reading.skipped == {"fewer than two tokens": 1}
 
 
 def test_many_documents_keep_their_order():
