@@ -40,7 +40,7 @@ from core.options import (
     Rule,
 )
 
-CHOSEN = "clustering"
+CHOSEN = "chosen"
 """What the clustering whose clusters get circuits is called among those compared with it."""
 
 RENAMED: Mapping[str, str] = {

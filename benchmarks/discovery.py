@@ -72,10 +72,19 @@ def get_dictionaries(model: LanguageModel, folder: Path | None) -> dict[str, Dic
     print("training dictionaries")
     contexts = [tokens for _, tokens in corpus(1500, seed=2).contexts]
     settings = TrainingSettings(
-        n_features=512, n_steps=400, batch_size=1024, decay_steps=100, resample_every=0
+        n_features=512,
+        n_steps=400,
+        batch_size=1024,
+        learning_rate=2e-3,
+        sparsity=0.13,
+        warmup_steps=100,
+        sparsity_warmup_steps=100,
+        decay_steps=100,
+        resample_every=0,
     )
     source = ModelRows(model, contexts, model.submodules)
-    dictionaries = train_dictionaries(source, settings, progress=print)
+    trained = train_dictionaries(source, settings, progress=print)
+    dictionaries = {name: one.dictionary for name, one in trained.items()}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, dictionary in dictionaries.items():

@@ -112,7 +112,7 @@ def test_an_unknown_column_is_refused_with_those_there_are(tmp_path, name):
         ("a.txt", " \n", "no text at all"),
         ("a.jsonl", '{"text": "a"}\n{oops\n', "line 2 of .* is not JSON"),
         ("a.jsonl", "[1]\n", "not a JSON object"),
-        ("a.jsonl", '{"text": 3}\n', "holds int, not text"),
+        ("a.jsonl", '{"text": 3}\n', "holds a number, not text"),
         ("a.parquet", "nothing", "not a Parquet file"),
         ("a.csv", "text\na\n", "of no known kind"),
     ],

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from assets.settings import RENAMED, ExperimentError, ImportSettings
+from assets.settings import CHOSEN, RENAMED, ExperimentError, ImportSettings
 from pipelines.experiment import (
     ROOT,
     check_places,
@@ -69,7 +69,7 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             "a model of 2 layers has no 'mlp_2'",
         ),
         ({"comparisons": {"a b": {}}}, "comparisons.a b: a name is made of letters"),
-        ({"comparisons": {"clustering": {}}}, "and is not clustering"),
+        ({"comparisons": {CHOSEN: {}}}, f"and is not {CHOSEN}"),
         ({"comparisons": {"b": {"k": 99}}}, "comparisons.b.k: 99 clusters cannot be made of 24"),
         ({"comparisons": {"b": {"kk": 9}}}, "comparisons.b.kk: unknown key; did you mean k?"),
         ({"submodules": ["attn_0", "attn_7"]}, "submodules[1]: a model of 2 layers has no"),
