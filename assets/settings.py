@@ -114,6 +114,12 @@ def _name(name: str) -> str:
     return name
 
 
+def _apart(named: dict[str, Any]) -> dict[str, Any]:
+    if len({name.lower() for name in named}) < len(named):
+        raise _clash("names that differ in upper and lower case alone are one file on some disks.")
+    return named
+
+
 def _device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise _clash(f"'{device}' is none of auto, cpu, cuda, cuda:1.")
@@ -434,7 +440,7 @@ class PairFiles(Section):
 class TaskSettings(Section):
     """Circuits of contrastive pairs, by position (section 3)."""
 
-    pairs: Annotated[dict[Name, PairFiles], Field(min_length=1)]
+    pairs: Annotated[dict[Name, PairFiles], Field(min_length=1), AfterValidator(_apart)]
     """Files by the name of the structure."""
     n_examples: Count = 100
     """Most pairs a circuit is found from."""
@@ -458,7 +464,7 @@ class Settings(Section):
     description: Annotated[str, Field(max_length=10_000)] = ""
     """What the experiment is about; shown in the UI."""
     model: ModelSettings
-    """The model that is explained."""
+    """The language model."""
     corpus: CorpusSettings
     """The text it reads."""
     submodules: Places = None
@@ -469,7 +475,9 @@ class Settings(Section):
     """Tokens worth explaining."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How they are grouped; the clusters get circuits."""
-    comparisons: dict[Name, GroupingSettings] = Field(default_factory=dict)
+    comparisons: Annotated[dict[Name, GroupingSettings], AfterValidator(_apart)] = Field(
+        default_factory=dict
+    )
     """Other clusterings of the same samples, by a name of your own, to compare with that one."""
     circuits: CircuitSettings = CircuitSettings()
     """How a circuit is found for each group."""

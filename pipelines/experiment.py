@@ -26,7 +26,7 @@ from assets.settings import (
     is_path,
     nearest,
 )
-from pipelines.yaml_tree import read_tree
+from pipelines.yaml_tree import MOST_BYTES, read_tree
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "experiments"
@@ -117,7 +117,8 @@ def check_places(experiment: Experiment) -> None:
 
 def _content(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            return file.read(MOST_BYTES + 1)
     except OSError as error:
         shipped = [f"{EXPERIMENTS.name}/{file.name}" for file in shipped_experiments()]
         hint = nearest(f"{EXPERIMENTS.name}/{path.name}", shipped, cutoff=0.9)
@@ -135,14 +136,16 @@ def _rename(raw: dict[str, Any]) -> Iterator[Problem]:
         after = raw.setdefault(new_sections[0], {}) if new_sections else raw
         if not isinstance(after, dict):
             continue
-        if new_key in after:
+        value = before.pop(key)
+        if after.setdefault(new_key, value) is not value:
             yield tuple(new.split(".")), f"is given twice: {old} is what it was called."
-        else:
-            after[new_key] = before.pop(key)
 
 
 def _listed(path: Path, problems: Sequence[Problem]) -> ExperimentError:
-    lines = [f"  {_key_path(where)}: {told}" for where, told in problems[:_MOST_PROBLEMS]]
+    lines = [
+        f"  {_printable(_key_path(where))}: {_printable(told)}"
+        for where, told in problems[:_MOST_PROBLEMS]
+    ]
     if n_more := len(problems) - len(lines):
         lines.append(f"  and {n_more} more.")
     count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
@@ -151,8 +154,12 @@ def _listed(path: Path, problems: Sequence[Problem]) -> ExperimentError:
 
 def _error(message: str) -> ExperimentError:
     """Lines of a length that a log can show, in characters that any terminal can."""
-    lines = message.encode(errors="backslashreplace").decode().splitlines()
-    return ExperimentError("\n".join(_shortened(line, _LONGEST_LINE) for line in lines))
+    lines = message.encode(errors="backslashreplace").decode().split("\n")
+    return ExperimentError("\n".join(_shortened(_printable(line), _LONGEST_LINE) for line in lines))
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _shortened(text: str, most: int) -> str:
@@ -189,6 +196,8 @@ def _shape_problem(detail: Any) -> str:
         return "is missing."
     if detail["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return "needs source: train or source: import."
+    if detail["type"] in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{_shown(detail['input'])} will not do: keys are needed here, or leave it out."
     given, message = detail["input"], detail["msg"][0].lower() + detail["msg"][1:]
     choices = re.findall(r"'(\w+)'", message) if detail["type"] == "literal_error" else []
     hint = nearest(str(given), choices)

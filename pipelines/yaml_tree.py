@@ -12,7 +12,10 @@ import yaml
 
 from assets.settings import Plain, Problem
 
-_MOST_BYTES, _MOST_LEVELS, _MOST_VALUES = 1_000_000, 20, 100_000
+MOST_BYTES = 1_000_000
+"""An experiment is a page of text; a file that is longer is none."""
+
+_MOST_LEVELS, _MOST_VALUES = 20, 100_000
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("str", "int", "float", "bool", "timestamp")}
 
@@ -32,12 +35,14 @@ def read_tree(content: bytes) -> tuple[Any, list[Problem]]:
     Raises:
         ValueError: it is no YAML, or larger, deeper or fuller of aliases than an experiment is.
     """
-    if len(content) > _MOST_BYTES:
-        raise ValueError(f"it has {len(content):,} bytes, and an experiment is a page of text.")
+    if len(content) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes; an experiment is a page of text.")
     try:
         root = yaml.compose(content, _Loader)
     except RecursionError:
         raise ValueError("it nests too deeply.") from None
+    except yaml.reader.ReaderError as error:
+        raise ValueError(f"{error}; save it as UTF-8.") from None
     except (yaml.YAMLError, OverflowError) as error:  # an escape such as "\UFFFFFFFF" overflows
         raise ValueError(str(error)) from None
     tree = _Tree()
