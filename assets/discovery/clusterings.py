@@ -105,7 +105,7 @@ def represent_samples(work: Work, how: Representing) -> Made:
         work.load.model(),
         work.load.dictionaries() if how.with_dictionaries else {},
         read_samples(work.store.read(FILTERED_TOKENS)),
-        kind=how.representation,
+        representation=how.representation,
         submodules=how.submodules,
         budget_bytes=work.budget_bytes,
         progress=work.say,
