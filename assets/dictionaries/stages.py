@@ -29,6 +29,7 @@ from assets.engine.stage import (
 from assets.engine.store import ArtifactStore
 from assets.plots import bars, density_histogram, picture
 from assets.settings import Experiment, ImportSettings
+from assets.tables.conversions import frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
     CONTEXTS,
@@ -357,7 +358,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
 def show_dictionary_set(work: Work, _measured: Measured) -> Metadata:
     """The metrics as a table, and two of them as a picture."""
     shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
-    metrics = work.store.read(DICTIONARY_SET, ["submodule", *shown]).to_pandas()
+    metrics = frame(work.store.read(DICTIONARY_SET, ["submodule", *shown]))
     figures = {name: metrics[name].tolist() for name in shown[:2]}
     densities = work.store.read(FEATURE_DENSITIES, ["density"])["density"].to_numpy()
     return {

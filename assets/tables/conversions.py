@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 _VALUES_AT_ONCE = 1 << 26
 
+Frame = Any
+"""A pandas DataFrame; pandas carries no types that a checker could follow."""
+
+
+def frame(table: pa.Table) -> Frame:
+    """A table for summaries."""
+    return table.to_pandas()
+
+
 CONTEXTS_PER_PIECE = 512
 """Rows of a row group of the contexts table. Dictionaries that train without a cache read 32
 contexts here and 32 there, a row group each time: 0.6 ms for 512 contexts of 128 tokens, 7 ms for
