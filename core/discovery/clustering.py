@@ -133,7 +133,7 @@ def angular_similarity(vectors: Vectors, *, budget_bytes: int = 4 << 30) -> np.n
 def cluster(
     vectors: Vectors,
     *,
-    algorithm: Algorithm = "spectral",
+    algorithm: Algorithm = "kmeans",
     k: int | Sequence[int],
     groups: Sequence[int] | None = None,
     seed: int = 0,

@@ -47,7 +47,7 @@ def represent(
     samples: Sequence[Sample],
     *,
     representation: Representation,
-    reduction: Reduction = "sum",
+    reduction: Reduction = "last",
     n_last: int = 1,
     submodules: Sequence[str] | None = None,
     error_effects: bool = False,
