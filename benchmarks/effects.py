@@ -34,6 +34,7 @@ from core.budget import plan_passes
 from core.dictionaries import Dictionary, ReLU
 from core.edges import edge_effects, edge_kinds
 from core.effects import Effects, node_effects
+from core.estimators import IntegratedGradients
 from core.inputs import Inputs
 from core.models import LanguageModel
 from core.models.replay import Resumed
@@ -174,9 +175,11 @@ def run_ours(shape: Shape, case: Case, device: str, out: Path) -> dict[str, floa
     """Our side: times, peak memory; effects and edges written for comparison."""
     model, dictionaries, inputs = build(shape, case, device)
     base = _peak(device)
-    node_effects(model, dictionaries, inputs, steps=1)
+    node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=1))
     start = time.perf_counter()
-    effects = node_effects(model, dictionaries, inputs, rule="left", budget_bytes=BUDGET)
+    effects = node_effects(
+        model, dictionaries, inputs, estimator=IntegratedGradients(rule="left"), budget_bytes=BUDGET
+    )
     _sync(device)
     nodes = time.perf_counter() - start
     nodes_peak = _peak(device)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from core.dictionaries import Dictionary, identity_dictionary
     from core.edges import edge_effects
     from core.effects import node_effects
+    from core.estimators import Attribution, Exact, IntegratedGradients
     from core.evaluate import Evaluator, evaluate_circuit
     from core.inputs import Inputs, tokenize_pairs, tokenize_single
     from core.models import LanguageModel, load_model, load_tokenizer
@@ -27,11 +28,14 @@ if TYPE_CHECKING:
     from core.types import Circuit, Edge, Node
 
 _WHERE = {
+    "Attribution": "core.estimators",
     "Circuit": "core.types",
     "Dictionary": "core.dictionaries",
     "Edge": "core.types",
     "Evaluator": "core.evaluate",
+    "Exact": "core.estimators",
     "Inputs": "core.inputs",
+    "IntegratedGradients": "core.estimators",
     "LanguageModel": "core.models",
     "Node": "core.types",
     "attribute": "core.circuit",
@@ -49,11 +53,14 @@ _WHERE = {
 }
 
 __all__ = [
+    "Attribution",
     "Circuit",
     "Dictionary",
     "Edge",
     "Evaluator",
+    "Exact",
     "Inputs",
+    "IntegratedGradients",
     "LanguageModel",
     "Node",
     "attribute",

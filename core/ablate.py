@@ -2,18 +2,20 @@
 
 At each submodule what the run so far produced, x, is encoded again; nodes outside the circuit are
 set to their ablation value, the rest stays as this run computes it. Decoding is affine, so with
-`base` the output of a wholly ablated submodule, a_i the ablation values and C the circuit's nodes
+`base` the output of a wholly ablated submodule, a_i the ablation values and K the features kept
 
-    circuit      x' = base + sum over C of (f_i(x) - a_i) W_d[i]   [+ eps(x) - eps_ablated]
-    complement   x' = x    - sum over C of (f_i(x) - a_i) W_d[i]   [- eps(x) + eps_ablated]
+    error ablated   x' = base + sum over K     of (f_i(x) - a_i) W_d[i]
+    error kept      x' = x    - sum over not K of (f_i(x) - a_i) W_d[i]
 
-and only the circuit's own features are encoded, unless an error node asks for all of them.
+and only the features of that sum are encoded. The circuit's run keeps its nodes, its complement's
+all others. Runs begin at the first submodule that is edited, or behind the last stream that is
+ablated whole; a submodule that is ablated whole is not computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,11 +24,9 @@ from core.dictionaries import Dictionary
 from core.errors import InputError
 from core.inputs import Inputs
 from core.models import LanguageModel
-from core.models.replay import read_metric
-from core.types import ERROR, Node, Submodule
-
-ABLATIONS = ("mean", "zero", "resample")
-Edit = Callable[[Tensor], Tensor]
+from core.models.replay import Resumed, at_last
+from core.options import ABLATIONS, Ablation, check_option
+from core.types import Node, Submodule, causal_order
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def ablation_values(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
     inputs: Inputs,
-    ablation: str,
+    ablation: Ablation,
     *,
     seed: int = 0,
 ) -> dict[str, AblationValues]:
@@ -64,8 +64,7 @@ def ablation_values(
     Raises:
         InputError: unknown ablation; or resampling of one example, or of unequal lengths.
     """
-    if ablation not in ABLATIONS:
-        raise InputError(f"ablation '{ablation}' is not one of {', '.join(ABLATIONS)}.")
+    check_option("ablation", ablation, ABLATIONS)
     names = [name for name in dictionaries if name != "embed"]
     if ablation == "zero":
         return {name: AblationValues(dictionaries[name].bias, None, None) for name in names}
@@ -123,86 +122,174 @@ class Part:
 
 
 def parts_of(
-    nodes: tuple[Node, ...] | list[Node],
-    names: list[str],
+    nodes: Iterable[Node],
+    names: Iterable[str],
     n_pos: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Part]:
     """A circuit's nodes by submodule, laid out for ablated runs of `n_pos` positions."""
+    by_submodule: dict[str, list[Node]] = {name: [] for name in names}
+    for node in nodes:
+        if node.submodule in by_submodule:
+            by_submodule[node.submodule].append(node)
     parts = {}
-    for name in names:
-        here = [node for node in nodes if node.submodule == name]
-        features = sorted({node.feature for node in here if node.feature != ERROR})
+    for name, at in by_submodule.items():
+        features = sorted({node.feature for node in at if not node.is_error})
         column = {feature: i for i, feature in enumerate(features)}
         index = torch.tensor(features, dtype=torch.long, device=device)
-        if any(node.pos is not None for node in here):
-            where = torch.zeros(n_pos, len(features) + 1, device=device, dtype=dtype)
-            for node in here:
-                where[node.pos, column.get(node.feature, -1)] = 1
+        if any(node.pos is not None for node in at):
+            where = torch.zeros(n_pos, len(features) + 1, dtype=dtype)
+            for node in at:
+                rows = slice(None) if node.pos is None else node.pos
+                where[rows, column.get(node.feature, -1)] = 1
+            where = where.to(device)
             parts[name] = Part(index, where[:, :-1], where[:, -1:])
         else:
-            error = 1.0 if any(node.is_error for node in here) else 0.0
-            parts[name] = Part(index, None, error)
+            parts[name] = Part(index, None, float(any(node.is_error for node in at)))
     return parts
 
 
-def _any(error: Tensor | float) -> bool:
-    return bool(error.any()) if isinstance(error, Tensor) else error != 0
+def _at_last(values: Tensor, last: Tensor) -> Tensor:
+    """Values that broadcast to ``(batch, pos, k)``, at each example's last token."""
+    if values.ndim == 1:
+        return values
+    return values[last] if values.ndim == 2 else at_last(values, last)
+
+
+@dataclass(frozen=True)
+class Edit:
+    """x' = error x + shift + sum over `features` of weight_i f_i(x) W_d[i], at one submodule.
+
+    Attributes:
+        features: ``(k,)``, those that are encoded.
+        weight: ``(pos, k)``, or a plain number for all positions.
+        error: ``(pos, 1)``, 1 where the error is kept, or a plain 0.0 or 1.0.
+        shift: ``(..., d)``, what does not depend on x; broadcasts to ``(batch, pos, d)``.
+    """
+
+    dictionary: Dictionary
+    features: Tensor
+    weight: Tensor | float
+    error: Tensor | float
+    shift: Tensor
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every node is ablated: what comes out is `shift`, whatever x is."""
+        return not len(self.features) and isinstance(self.error, float) and self.error == 0
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether every node is kept: x comes out."""
+        return not len(self.features) and isinstance(self.error, float) and self.error == 1
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The submodule's output edited, ``(batch, pos, d)``."""
+        if self.is_nothing:
+            return x
+        if self.is_whole:
+            return self.shift.to(x.dtype).expand_as(x)
+        wide = x.to(self.dictionary.decoder.dtype)
+        features = self.dictionary.encode(wide, self.features)
+        rows = self.dictionary.decoder[self.features]
+        if isinstance(self.weight, Tensor):
+            moved = (features * self.weight) @ rows
+        else:
+            moved = features @ (rows * self.weight)
+        # Not error * x: a plain 0.0 or 1.0 needs no product.
+        moved = moved + self.shift
+        if isinstance(self.error, Tensor):
+            return (moved + self.error * wide).to(x.dtype)
+        return (moved + wide if self.error else moved).to(x.dtype)
+
+    def at_last(self, last: Tensor) -> Edit:
+        """The same edit of each example's last token alone, ``(batch, d)``."""
+        weight, error = (
+            _at_last(v, last) if isinstance(v, Tensor) else v for v in (self.weight, self.error)
+        )
+        return replace(self, weight=weight, error=error, shift=_at_last(self.shift, last))
 
 
 def keep_edit(
     dictionary: Dictionary, values: AblationValues, part: Part, *, complement: bool
 ) -> Edit:
     """What a submodule's output becomes when only a circuit, or only its complement, is kept."""
-    index, decoder = part.features, dictionary.decoder[part.features]
-    zero = torch.zeros((), dtype=decoder.dtype, device=decoder.device)
-    ablated = zero if values.features is None else values.features[..., index]
-    error_ablated = zero if values.error is None else values.error
-
-    def edit(x: Tensor) -> Tensor:
-        wide = x.to(dictionary.decoder.dtype)
-        if _any(part.error):
-            features = dictionary.encode(wide)
-            own = part.error * (wide - dictionary.decode(features) - error_ablated)
-            moved = features[..., index] - ablated
-        else:
-            own = torch.zeros_like(wide)
-            moved = dictionary.encode(wide, index) - ablated
-        if part.where is not None:
-            moved = moved * part.where
-        own = own + torch.matmul(moved, decoder)
-        kept = wide - own if complement else values.base + own
-        return kept.to(x.dtype)
-
-    return edit
+    error, sign = (1 - part.error, -1.0) if complement else (part.error, 1.0)
+    # A kept feature weighs 1 where the error is ablated; an ablated one -1 where it is kept.
+    if isinstance(part.error, Tensor):
+        assert part.where is not None
+        weight = -part.error.repeat(1, dictionary.n_features)
+        weight[:, part.features] += part.where
+        features = weight.any(0).nonzero().flatten()
+        weight = sign * weight[:, features]
+    else:
+        features = part.features
+        weight = sign
+        if part.error:
+            others = torch.ones(dictionary.n_features, dtype=torch.bool, device=features.device)
+            others[features] = False
+            features, weight = others.nonzero().flatten(), -sign
+    shift = (1 - error) * values.base
+    if values.features is not None and len(features):
+        ablated = weight * values.features[..., features]
+        shift = shift - ablated @ dictionary.decoder[features]
+    return Edit(dictionary, features, weight, error, shift)
 
 
 @torch.no_grad()
-def run_edited(model: LanguageModel, inputs: Inputs, edits: Mapping[str, Edit]) -> Tensor:
+def run_edited(runs: Resumed, edits: Mapping[str, Edit]) -> Tensor:
     """The metric with submodules' outputs edited as the run meets them, ``(batch,)``.
 
     Args:
-        edits: by submodule name; each takes ``(batch, pos, d)`` and gives the same.
+        runs: from a recording of the inputs. Of its outputs only those that `start_of` names for
+            the first of the edits are read.
+        edits: by submodule name, at least one.
     """
-    recording = model.record(inputs.clean, inputs.mask)
-    layers = [Submodule.parse(name).layer for name in edits]
-    first = min(layers, default=model.n_layers)
+    stream, layer, known = _start(runs, edits)
+    last = runs.model.n_layers - 1
+    at = {}
+    for name, edit in edits.items():
+        if edit.is_whole and name not in known:
+            known[name] = _everywhere(edit, runs)
+        at[name] = edit.at_last(runs.last) if Submodule.parse(name).layer == last else edit
 
     def edited(name: str, x: Tensor) -> Tensor:
-        return edits[name](x) if name in edits else x
+        return at[name](x) if name in at else x
 
-    if first < 0:
-        embed = edited("embed", recording.outputs["embed"])
-        stream, first = embed + recording.position, 0
-    elif first == model.n_layers:
-        stream = recording.outputs[f"resid_{first - 1}"]
-    else:
-        stream = recording.stream_before(first)
-    for layer in range(first, model.n_layers):
-        name = f"attn_{layer}"
-        attn = edited(name, model.attn(layer, stream, recording.context[layer]))
-        middle = stream + model.write(name, attn)
-        mlp = model.mlp(layer, stream if model.parallel else middle)
-        stream = edited(f"resid_{layer}", middle + edited(f"mlp_{layer}", mlp))
-    return read_metric(model, stream, inputs.last, inputs.metric)
+    return runs.finish(stream, layer, edited, known)
+
+
+def start_of(names: Iterable[str], parallel: bool) -> list[str]:
+    """Recorded outputs that a run needs whose edits are at `names`.
+
+    Args:
+        parallel: whether MLP and attention read the same stream, `LanguageModel.parallel`.
+    """
+    kind, layer = Submodule.parse(causal_order(names)[0])
+    if kind == "embed":
+        return ["embed"]
+    before = "embed" if layer == 0 else f"resid_{layer - 1}"
+    # As recorded, unless what it reads has been edited.
+    mlp = [f"mlp_{layer}"] if parallel or kind != "attn" else []
+    return [before, f"attn_{layer}", *mlp]
+
+
+def _everywhere(edit: Edit, runs: Resumed) -> Tensor:
+    """The value of a wholly ablated submodule, ``(batch, pos, d)``."""
+    return edit.shift.to(runs.model.dtype).expand(*runs.recording.mask.shape, -1)
+
+
+def _start(runs: Resumed, edits: Mapping[str, Edit]) -> tuple[Tensor, int, dict[str, Tensor]]:
+    """The stream to begin with, the layer that reads it, and what else is known as recorded."""
+    recording, names = runs.recording, causal_order(edits)
+    for name in reversed(names):
+        if name.startswith("resid") and edits[name].is_whole:
+            # Whatever happens before this stream is not seen behind it.
+            return _everywhere(edits[name], runs), Submodule.parse(name).layer + 1, {}
+    if names[0] == "embed":
+        return edits["embed"](recording.outputs["embed"]) + recording.position, 0, {}
+    layer = Submodule.parse(names[0]).layer
+    _, *known = start_of(names, runs.model.parallel)
+    outputs = {name: recording.outputs[name] for name in known}
+    return recording.stream_before(layer), layer, outputs

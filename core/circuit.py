@@ -13,6 +13,7 @@ from core.dictionaries import Dictionary
 from core.edges import EdgeEffects, edge_effects, node_keys
 from core.effects import Effects, node_effects
 from core.errors import InputError, ShapeMismatch
+from core.estimators import Estimator, IntegratedGradients, check_estimator, check_gradients
 from core.inputs import Inputs
 from core.models import LanguageModel
 from core.types import ERROR, Circuit, Edge, Node, SubmoduleEffects, causal_order
@@ -29,7 +30,7 @@ class Aggregated:
             error. Means over examples, in the metric's units.
         n_examples: number of examples.
         metric_clean, metric_patch: mean metric on either side; patch None for zero ablation.
-        residuals: mean absolute completeness residual by submodule.
+        gaps: mean absolute completeness gap by submodule.
         estimator: what estimated the effects.
     """
 
@@ -37,8 +38,8 @@ class Aggregated:
     n_examples: int
     metric_clean: float
     metric_patch: float | None
-    residuals: Mapping[str, float]
-    estimator: str
+    gaps: Mapping[str, float]
+    estimator: Estimator
 
     def keep(self, threshold: float) -> dict[str, Tensor]:
         """Node keys with an absolute effect above `threshold`, by submodule."""
@@ -55,14 +56,13 @@ class Aggregated:
 class _Sum:
     """Running sums of node effects over batches of examples."""
 
-    def __init__(self, by_position: bool) -> None:
-        self.by_position = by_position
+    def __init__(self, estimator: Estimator, by_position: bool) -> None:
+        self.estimator, self.by_position = estimator, by_position
         self.nodes: dict[str, Tensor] = {}
-        self.residuals: dict[str, float] = {}
+        self.gaps: dict[str, float] = {}
         self.n_examples = 0
         self.metric_clean = 0.0
         self.metric_patch: float | None = None
-        self.estimator = ""
 
     def add(self, effects: Effects) -> None:
         self.n_examples += len(effects.metric_clean)
@@ -70,12 +70,11 @@ class _Sum:
         if effects.metric_patch is not None:
             patch = float(effects.metric_patch.double().sum())
             self.metric_patch = (self.metric_patch or 0.0) + patch
-        self.estimator = effects.estimator
-        for name, found in effects.submodules.items():
-            total = _summed(found, self.by_position)
+        for name, at in effects.submodules.items():
+            total = _summed(at, self.by_position)
             self.nodes[name] = self.nodes[name] + total if name in self.nodes else total
-            residual = float(found.residual.double().abs().sum())
-            self.residuals[name] = self.residuals.get(name, 0.0) + residual
+            gap = float(at.gap.double().abs().sum())
+            self.gaps[name] = self.gaps.get(name, 0.0) + gap
 
     def mean(self) -> Aggregated:
         n = self.n_examples
@@ -84,17 +83,17 @@ class _Sum:
             n,
             self.metric_clean / n,
             None if self.metric_patch is None else self.metric_patch / n,
-            {name: total / n for name, total in self.residuals.items()},
+            {name: total / n for name, total in self.gaps.items()},
             self.estimator,
         )
 
 
-def _summed(found: SubmoduleEffects, by_position: bool) -> Tensor:
+def _summed(effects: SubmoduleEffects, by_position: bool) -> Tensor:
     """Sum over examples (and positions), ``([pos,] feature + 1)``."""
-    _, n_pos, n_features = found.features.shape
+    _, n_pos, n_features = effects.features.shape
     shape = (n_pos, n_features + 1) if by_position else (n_features + 1,)
-    total = found.error.new_zeros(shape)
-    features = found.features
+    total = effects.error.new_zeros(shape)
+    features = effects.features
     key = node_keys(features.feature, features.pos, n_features, by_position)
     flat = total.flatten()
     if flat.is_cuda:
@@ -102,7 +101,7 @@ def _summed(found: SubmoduleEffects, by_position: bool) -> Tensor:
     else:
         flat.index_add_(0, key, features.value)
     total = flat.view(shape)
-    total[..., -1] += found.error.sum(0) if by_position else found.error.sum()
+    total[..., -1] += effects.error.sum(0) if by_position else effects.error.sum()
     return total
 
 
@@ -128,10 +127,7 @@ class How(TypedDict, total=False):
     """Options of `attribute`, as `find_circuit` passes them on."""
 
     by_position: bool
-    estimator: str
-    steps: int
-    rule: str
-    tolerance: float | None
+    estimator: Estimator
     batch_size: int | None
     budget_bytes: int
 
@@ -168,16 +164,16 @@ def find_circuit(
         inputs: pairs, or single inputs (zero ablation).
         node_threshold, edge_threshold, edges, settings, tokens, progress: see
             `Attributed.circuit`.
-        how: by_position, estimator, steps, rule, tolerance, batch_size, budget_bytes: see
-            `attribute`.
+        how: by_position, estimator, batch_size, budget_bytes: see `attribute`.
 
     Raises:
         InputError, ShapeMismatch, WidthMismatch, MissingSubmodule, NotFinite, OutOfBudget: see
             `attribute` and `Attributed.circuit`.
     """
     _check_thresholds(node_threshold, edge_threshold)
-    if edges:
-        _check_gradients(how.get("estimator"))
+    if edges and "estimator" in how:
+        check_estimator(how["estimator"])
+        check_gradients(how["estimator"])
     return attribute(model, dictionaries, inputs, **how).circuit(
         node_threshold=node_threshold,
         edge_threshold=edge_threshold,
@@ -188,24 +184,13 @@ def find_circuit(
     )
 
 
-def _check_gradients(estimator: str | None) -> None:
-    if estimator == "exact":
-        raise InputError(
-            "edges need gradients, and the exact estimator has none: use ig or attribution, or "
-            "leave edges out."
-        )
-
-
 def attribute(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
     inputs: Inputs,
     *,
     by_position: bool = False,
-    estimator: str = "ig",
-    steps: int = 10,
-    rule: str = "midpoint",
-    tolerance: float | None = None,
+    estimator: Estimator = IntegratedGradients(),
     batch_size: int | None = None,
     budget_bytes: int = 2 << 30,
 ) -> Attributed:
@@ -218,13 +203,13 @@ def attribute(
         dictionaries: by submodule name.
         inputs: pairs, or single inputs (zero ablation).
         by_position: for templatic data: each position of a node is a node of its own.
-        estimator, steps, rule, tolerance: see `core.effects.node_effects`.
+        estimator: see `core.effects.node_effects`.
         batch_size: examples at a time; as many as fit the budget where None. The result does not
             depend on it.
         budget_bytes: memory for effects held and, again, for activations in flight.
 
     Raises:
-        InputError: an unknown estimator or rule.
+        InputError: not an estimator.
         ShapeMismatch: positions kept apart but examples of different lengths.
         WidthMismatch, MissingSubmodule, NotFinite, OutOfBudget: see `node_effects`.
     """
@@ -241,21 +226,14 @@ def attribute(
     def compute() -> Iterator[Effects]:
         for batch in inputs.batches(size):
             yield node_effects(
-                model,
-                dictionaries,
-                batch,
-                estimator=estimator,
-                steps=steps,
-                rule=rule,
-                tolerance=tolerance,
-                budget_bytes=budget_bytes,
+                model, dictionaries, batch, estimator=estimator, budget_bytes=budget_bytes
             )
 
-    total, kept = _Sum(by_position), []
+    total, latest = _Sum(estimator, by_position), []
     for effects in compute():
         total.add(effects)
-        kept = [effects]
-    batches = (lambda: iter(kept)) if inputs.n_examples <= size else compute
+        latest = [effects]
+    batches = (lambda: iter(latest)) if inputs.n_examples <= size else compute
     return Attributed(model, dictionaries, inputs, by_position, total.mean(), batches, budget_bytes)
 
 
@@ -300,33 +278,34 @@ class Attributed:
             InputError: a threshold below zero, or edges of exact effects, which have no gradients.
         """
         _check_thresholds(node_threshold, edge_threshold)
-        found = self.effects
+        effects = self.effects
         if edges:
-            _check_gradients(found.estimator)
-        keep = found.keep(node_threshold)
-        nodes = _nodes(found, keep, self.dictionaries, self.by_position)
-        _tell(progress, f"{len(nodes)} nodes from {found.n_examples} examples")
-        kept_edges: list[Edge] = []
+            check_gradients(effects.estimator)
+        keep = effects.keep(node_threshold)
+        nodes = _nodes(effects, keep, self.dictionaries, self.by_position)
+        _tell(progress, f"{len(nodes)} nodes from {effects.n_examples} examples")
+        strong: list[Edge] = []
         if edges and nodes:
-            kept_edges = _edges(nodes, self._edge_effects(keep), keep, found, edge_threshold)
-            kept_edges += _into_metric(nodes, self.model, edge_threshold)
-            _tell(progress, f"{len(kept_edges)} edges")
+            n_examples = effects.n_examples
+            strong = _edges(nodes, self._edge_effects(keep), keep, n_examples, edge_threshold)
+            strong += _into_metric(nodes, self.model, edge_threshold)
+            _tell(progress, f"{len(strong)} edges")
         described = {
             "metric": self.inputs.metric.name,
             "ablation": "zero" if self.inputs.patch is None else "patch",
-            "estimator": found.estimator,
+            "estimator": effects.estimator.label,
             "node_threshold": node_threshold,
             "edge_threshold": edge_threshold,
             "by_position": self.by_position,
         }
         return Circuit(
             nodes=tuple(nodes),
-            edges=tuple(kept_edges),
+            edges=tuple(strong),
             settings={**(settings or {}), **described},
-            n_examples=found.n_examples,
-            metric_clean=found.metric_clean,
-            metric_patch=found.metric_patch,
-            residuals=found.residuals,
+            n_examples=effects.n_examples,
+            metric_clean=effects.metric_clean,
+            metric_patch=effects.metric_patch,
+            gaps=effects.gaps,
             tokens=tokens,
         )
 
@@ -334,7 +313,7 @@ class Attributed:
         """Effects of all edges between kept nodes, by kind, batch by batch."""
         total: dict[tuple[str, str], list[EdgeEffects]] = {}
         for effects in self.batches():
-            found = edge_effects(
+            of_batch = edge_effects(
                 self.model,
                 self.dictionaries,
                 effects,
@@ -342,8 +321,8 @@ class Attributed:
                 by_position=self.by_position,
                 budget_bytes=self.budget_bytes,
             )
-            for kind, some in found.items():
-                total.setdefault(kind, []).append(some)
+            for kind, edges in of_batch.items():
+                total.setdefault(kind, []).append(edges)
         return total
 
 
@@ -353,7 +332,7 @@ def _tell(progress: Progress | None, message: str) -> None:
 
 
 def _nodes(
-    found: Aggregated,
+    aggregated: Aggregated,
     keep: Mapping[str, Tensor],
     dictionaries: Mapping[str, Dictionary],
     by_position: bool,
@@ -361,7 +340,7 @@ def _nodes(
     nodes = []
     for name in causal_order(keep):
         width = dictionaries[name].n_features + 1
-        effects = found.nodes[name].flatten()
+        effects = aggregated.nodes[name].flatten()
         for key in keep[name].tolist():
             feature = key % width
             pos = key // width if by_position else None
@@ -374,7 +353,7 @@ def _edges(
     nodes: list[Node],
     total: Mapping[tuple[str, str], list[EdgeEffects]],
     keep: Mapping[str, Tensor],
-    found: Aggregated,
+    n_examples: int,
     threshold: float,
 ) -> list[Edge]:
     """Mean over examples, kept where it exceeds the threshold."""
@@ -391,7 +370,7 @@ def _edges(
             up = torch.searchsorted(keep[up_name], part.upstream)
             down = torch.searchsorted(keep[down_name], part.downstream)
             weight[down * n_up + up] += part.weight
-        weight /= found.n_examples
+        weight /= n_examples
         for at in (weight.abs() > threshold).nonzero().flatten().tolist():
             upstream, downstream = first[up_name] + at % n_up, first[down_name] + at // n_up
             edges.append(Edge(upstream, downstream, float(weight[at])))

@@ -32,9 +32,9 @@ from torch import Tensor
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary
 from core.effects import Effects, feature_dots
-from core.errors import InputError
+from core.estimators import check_gradients
 from core.models import LanguageModel
-from core.types import SubmoduleEffects
+from core.types import Submodule, SubmoduleEffects
 
 _BLOCK = 1 << 22
 """Most numbers held at once for products of cotangents and for sums over tokens."""
@@ -294,8 +294,7 @@ class _Pullbacks:
         """Back through norm and MLP of a layer, each row at its own token."""
         stream = self.run.stream_before(layer)
         if not self.model.parallel:
-            attn = self.run.outputs[f"attn_{layer}"]
-            stream = stream + self.model.write(f"attn_{layer}", attn)
+            stream = self.model.after_attn(layer, stream, self.run.outputs[f"attn_{layer}"])
         flat = stream.flatten(0, 1)
         parts = []
         per_pass = self.passes.rows * self.n_pos
@@ -341,10 +340,11 @@ class _Pullbacks:
 
     def through_write(self, name: str, down: _Rows) -> _Rows:
         """Back from the stream to a submodule's value, where it is written through a projection."""
-        if not (name.startswith("attn") and self.model.attn_input):
+        kind, layer = Submodule.parse(name)
+        if not (kind == "attn" and self.model.attn_input):
             return down
         x = self.run.outputs[name].flatten(0, 1)[down.token].requires_grad_()
-        y = self.model.write(name, x)
+        y = self.model.write_attn(layer, x)
         (x_bar,) = torch.autograd.grad(y, x, down.vector.to(y.dtype))
         return _Rows(down.token, down.node, x_bar.to(down.vector.dtype))
 
@@ -400,7 +400,7 @@ def edge_effects(
 
     Args:
         dictionaries: by submodule name, those that the effects were computed with.
-        effects: from `core.effects.node_effects`, by ig or attribution.
+        effects: from `core.effects.node_effects`, by an estimator with gradients.
         keep: node keys by submodule; None for every node that is active or changes.
         by_position: each position of a node is a node of its own; else summed over positions.
         budget_bytes: memory for activations in flight.
@@ -409,20 +409,16 @@ def edge_effects(
         By (upstream, downstream) submodule, sums over examples; zero weights are left out.
 
     Raises:
-        InputError: the effects are exact ones, which have no gradients.
+        InputError: the effects' estimator has no gradients.
         OutOfBudget: not even one example fits the budget.
     """
-    if effects.estimator == "exact":
-        raise InputError(
-            "edges need the gradients of ig or attribution, and these effects are exact: compute "
-            "them again with estimator='ig'."
-        )
+    check_gradients(effects.estimator)
     nodes = {}
-    for name, found in effects.submodules.items():
-        chosen = None if keep is None else keep.get(name, torch.zeros(0, dtype=torch.long))
-        if chosen is not None:
-            chosen = chosen.to(effects.mask.device)
-        nodes[name] = _Nodes(found, dictionaries[name], effects.mask, chosen, by_position)
+    for name, at in effects.submodules.items():
+        keys = None if keep is None else keep.get(name, torch.zeros(0, dtype=torch.long))
+        if keys is not None:
+            keys = keys.to(effects.mask.device)
+        nodes[name] = _Nodes(at, dictionaries[name], effects.mask, keys, by_position)
     passes = plan_passes(model, effects.mask.shape[1], budget_bytes)
     back = _Pullbacks(model, effects, passes)
     return {

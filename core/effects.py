@@ -12,9 +12,9 @@ Each submodule is encoded once, and only features that change are looked at.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,31 +22,22 @@ from torch import Tensor
 
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary, check_widths
-from core.errors import InputError, MissingSubmodule, NotFinite
+from core.errors import MissingSubmodule, NotFinite
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients, check_estimator
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
 from core.models.replay import Resumed
+from core.options import Rule
 from core.sparse import products
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
 
-RULES = ("left", "midpoint", "gauss")
-ESTIMATORS = ("ig", "attribution", "exact")
 
-
-def quadrature(rule: str, steps: int) -> tuple[list[float], list[float]]:
+def quadrature(rule: Rule, steps: int) -> tuple[list[float], list[float]]:
     """Points in [0, 1) and weights that sum to 1, for the mean of a gradient on a line.
 
     Args:
-        rule: ``left`` (0, 1/N, ..: the authors'), ``midpoint``, or ``gauss`` (Gauss-Legendre).
-        steps: number of points.
-
-    Raises:
-        InputError: unknown rule, or no steps.
+        rule, steps: see `IntegratedGradients`.
     """
-    if rule not in RULES:
-        raise InputError(f"rule '{rule}' is not one of {', '.join(RULES)}.")
-    if steps < 1:
-        raise InputError(f"integrated gradients needs at least one step, not {steps}.")
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)
         return ((points + 1) / 2).tolist(), (weights / 2).tolist()
@@ -62,9 +53,9 @@ def sparse_difference(a: SparseFeatures, b: SparseFeatures) -> SparseFeatures:
     # Each place gets at most two terms, so the order of addition cannot matter.
     value = torch.zeros(len(unique), dtype=a.value.dtype, device=a.value.device)
     value.index_add_(0, inverse, torch.cat([a.value, -b.value]))
-    kept = value != 0
-    unique = unique[kept]
-    return SparseFeatures(unique // width, unique % width, value[kept], a.shape)
+    differs = value != 0
+    unique = unique[differs]
+    return SparseFeatures(unique // width, unique % width, value[differs], a.shape)
 
 
 def feature_dots(dictionary: Dictionary, at: SparseFeatures, gradient: Tensor) -> Tensor:
@@ -100,11 +91,7 @@ def _only_real(act: SparseAct, mask: Tensor) -> SparseAct:
     """Drop what a dictionary makes of padding."""
     if bool(mask.all()):
         return act
-    features = act.features
-    kept = mask.flatten()[features.token]
-    features = SparseFeatures(
-        features.token[kept], features.feature[kept], features.value[kept], features.shape
-    )
+    features = act.features.where(mask.flatten()[act.features.token])
     return SparseAct(features, act.error * mask[..., None])
 
 
@@ -113,17 +100,16 @@ def _change(dictionary: Dictionary, act: SparseAct, clean: Tensor, patch: Tensor
     batch, n_pos, d = clean.shape
     moved = (patch != clean).any(-1).flatten().nonzero().flatten()
     # Only tokens that differ are encoded again.
-    other = dictionary.split(patch.reshape(-1, d)[moved][None])
-    features = act.features
-    here = torch.isin(features.token, moved)
-    before = SparseFeatures(
-        features.token[here], features.feature[here], features.value[here], features.shape
-    )
+    patched = dictionary.split(patch.reshape(-1, d)[moved][None])
+    before = act.features.where(torch.isin(act.features.token, moved))
     after = SparseFeatures(
-        moved[other.features.token], other.features.feature, other.features.value, features.shape
+        moved[patched.features.token],
+        patched.features.feature,
+        patched.features.value,
+        act.features.shape,
     )
     error = torch.zeros_like(act.error).flatten(0, 1)
-    error[moved] = other.error[0] - act.error.flatten(0, 1)[moved]
+    error[moved] = patched.error[0] - act.error.flatten(0, 1)[moved]
     return SparseAct(sparse_difference(after, before), error.view(batch, n_pos, d))
 
 
@@ -143,7 +129,7 @@ def endpoints(
 
 
 def _gather_effects(
-    dictionary: Dictionary, ends: Endpoints, gradient: Tensor, residual: Tensor
+    dictionary: Dictionary, ends: Endpoints, gradient: Tensor, gap: Tensor
 ) -> SubmoduleEffects:
     """Effects of every node from the mean gradient at the submodule's output."""
     gradient = gradient.to(dictionary.decoder.dtype)
@@ -151,31 +137,31 @@ def _gather_effects(
     dots = feature_dots(dictionary, change.features, gradient)
     features = change.features.with_value(dots * change.features.value)
     error = torch.linalg.vecdot(gradient, change.error)
-    return SubmoduleEffects(features, error, gradient, change, ends.act, residual)
+    return SubmoduleEffects(features, error, gradient, change, ends.act, gap)
 
 
 def _integrate(
-    runs: Resumed, name: str, ends: tuple[Tensor, Tensor], rule: str, steps: int, passes: Passes
+    runs: Resumed, name: str, line: tuple[Tensor, Tensor], rule: Rule, steps: int, passes: Passes
 ) -> Tensor:
     """Mean of dm/dx on the line from clean to patch, ``(batch, pos, d)``."""
     points, weights = quadrature(rule, steps)
     # A model in bfloat16 is summed up in float32.
-    wide = torch.promote_types(ends[0].dtype, torch.float32)
-    mean = torch.zeros_like(ends[0], dtype=wide)
+    wide = torch.promote_types(line[0].dtype, torch.float32)
+    mean = torch.zeros_like(line[0], dtype=wide)
     for rows in passes.examples(len(mean), steps):
-        some = runs.select(rows)
-        clean = ends[0][rows]
-        change = ends[1][rows] - clean
+        of_rows = runs.select(rows)
+        clean = line[0][rows]
+        change = line[1][rows] - clean
         per_pass = passes.copies(len(rows))
         for start in range(0, steps, per_pass):
             part = torch.tensor(points[start : start + per_pass], dtype=clean.dtype)
             weight = torch.tensor(weights[start : start + per_pass], dtype=wide)
             part, weight = part.to(clean.device), weight.to(clean.device)
-            copies = some.select(torch.arange(len(rows), device=clean.device).repeat(len(part)))
-            line = clean + part[:, None, None, None] * change
-            x = line.flatten(0, 1).requires_grad_()
+            copies = of_rows.select(torch.arange(len(rows), device=clean.device).repeat(len(part)))
+            between = clean + part[:, None, None, None] * change
+            x = between.flatten(0, 1).requires_grad_()
             (gradient,) = torch.autograd.grad(copies.metric_with(name, x).sum(), x)
-            mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(line).to(wide))
+            mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(between).to(wide))
     return mean
 
 
@@ -194,12 +180,9 @@ def integrated_gradients(
     name: str,
     dictionary: Dictionary,
     ends: Endpoints,
-    metric_clean: Tensor,
     *,
-    steps: int = 10,
-    rule: str = "midpoint",
-    tolerance: float | None = None,
-    max_steps: int = 160,
+    metric_clean: Tensor,
+    estimator: IntegratedGradients,
     passes: Passes,
 ) -> SubmoduleEffects:
     """Integrated-gradients estimate of every node's indirect effect at one submodule (eq. 4).
@@ -207,36 +190,34 @@ def integrated_gradients(
         IE(a) ~= (a_patch - a_clean) . mean_k dm/da at a_clean + t_k (a_patch - a_clean)
 
     The sum of a submodule's effects should be the change of the metric when the whole submodule
-    is patched; how far it is from that is kept as the completeness residual.
+    is patched; how far it is from that is kept as the completeness gap.
 
     Args:
         runs: runs that can be resumed at the submodule.
         ends: the line's ends, ``(batch, pos, d)``.
         metric_clean: ``(batch,)``, the metric at the clean end.
-        steps, rule: see `quadrature`; ``steps=1, rule="left"`` is attribution patching (eq. 3).
-        tolerance: double the steps of the examples whose absolute residual exceeds this, in the
-            metric's units, until it does not or `max_steps` is reached.
+        estimator: steps, their rule, and when to double them.
 
     Returns:
         Effects in the metric's units; positive where patching raises the metric.
     """
     line = (ends.clean, ends.patch)
+    rule, steps = estimator.rule, estimator.steps
     gradient = _integrate(runs, name, line, rule, steps, passes)
     total = _patched_metric(runs, name, ends, passes) - metric_clean
-    effects = _gather_effects(dictionary, ends, gradient, _residual(ends, gradient, total))
-    while tolerance is not None and 2 * steps <= max_steps:
-        rough = (effects.residual.abs() > tolerance).nonzero().flatten()
+    gap = _gap(ends, gradient, total)
+    while estimator.tolerance is not None and 2 * steps <= estimator.max_steps:
+        rough = (gap.abs() > estimator.tolerance).nonzero().flatten()
         if not len(rough):
             break
         steps *= 2
-        some = (ends.clean[rough], ends.patch[rough])
-        gradient = gradient.clone()
-        gradient[rough] = _integrate(runs.select(rough), name, some, rule, steps, passes)
-        effects = _gather_effects(dictionary, ends, gradient, _residual(ends, gradient, total))
-    return effects
+        rough_line = (ends.clean[rough], ends.patch[rough])
+        gradient[rough] = _integrate(runs.select(rough), name, rough_line, rule, steps, passes)
+        gap = _gap(ends, gradient, total)
+    return _gather_effects(dictionary, ends, gradient, gap)
 
 
-def _residual(ends: Endpoints, gradient: Tensor, total: Tensor) -> Tensor:
+def _gap(ends: Endpoints, gradient: Tensor, total: Tensor) -> Tensor:
     """Sum of all effects at a submodule, <mean gradient, x_patch - x_clean>, minus `total`."""
     wide = torch.promote_types(gradient.dtype, torch.float32)
     return (gradient.to(wide) * (ends.patch.to(wide) - ends.clean.to(wide))).sum((1, 2)) - total
@@ -248,25 +229,43 @@ def _clean_metric(runs: Resumed) -> Tensor:
     return runs.finish(stream, runs.model.n_layers)
 
 
-def clean_gradients(runs: Resumed, names: list[str], passes: Passes) -> dict[str, Tensor]:
+def clean_gradients(runs: Resumed, names: Sequence[str], passes: Passes) -> dict[str, Tensor]:
     """dm/dx at clean for many submodules from one backward pass each batch, ``(batch, pos, d)``."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    parts = []
     for rows in passes.examples(runs.recording.n_examples, 1):
-        some = runs.select(rows)
-        values = {"embed": some.recording.outputs["embed"].detach().requires_grad_()}
-        stream = values["embed"] + some.recording.position
-        model = runs.model
-        for layer in range(model.n_layers):
-            attn = model.attn(layer, stream, some.recording.context[layer])
-            middle = stream + model.write(f"attn_{layer}", attn)
-            mlp = model.mlp(layer, stream if model.parallel else middle)
-            stream = middle + mlp
-            values |= {f"attn_{layer}": attn, f"mlp_{layer}": mlp, f"resid_{layer}": stream}
-        metric = some.finish(stream, model.n_layers).sum()
-        gradients = torch.autograd.grad(metric, [values[name] for name in names])
-        for name, gradient in zip(names, gradients, strict=True):
-            found[name].append(gradient)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        of_rows = runs.select(rows)
+        embed = of_rows.recording.outputs["embed"].detach().requires_grad_()
+        values = {"embed": embed}
+        stream, layer = of_rows.stream_with("embed", embed)
+        # Every position of every submodule has a gradient: no layer is run at the last token only.
+        for i in range(layer, runs.model.n_layers):
+            context = of_rows.recording.context[i]
+            stream = runs.model.layer(i, stream, context, values.setdefault)
+        metric = of_rows.finish(stream, runs.model.n_layers).sum()
+        parts.append(torch.autograd.grad(metric, [values[name] for name in names]))
+    return {
+        name: torch.cat(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)
+    }
+
+
+def attribution_effects(
+    runs: Resumed,
+    name: str,
+    dictionary: Dictionary,
+    ends: Endpoints,
+    *,
+    metric_clean: Tensor,
+    gradients: Mapping[str, Tensor],
+    passes: Passes,
+) -> SubmoduleEffects:
+    """Change of every node of a submodule times its gradient at clean (eq. 3).
+
+    Args:
+        gradients: from `clean_gradients`; the rest as for `integrated_gradients`.
+    """
+    total = _patched_metric(runs, name, ends, passes) - metric_clean
+    gap = _gap(ends, gradients[name], total)
+    return _gather_effects(dictionary, ends, gradients[name], gap)
 
 
 @torch.no_grad()
@@ -275,6 +274,7 @@ def exact_effects(
     name: str,
     dictionary: Dictionary,
     ends: Endpoints,
+    *,
     metric_clean: Tensor,
     passes: Passes,
 ) -> SubmoduleEffects:
@@ -286,14 +286,14 @@ def exact_effects(
     n_pos = ends.clean.shape[1]
 
     def effects_of(token: Tensor, moves: Callable[[slice], Tensor]) -> Tensor:
-        found = torch.empty(len(token), dtype=metric_clean.dtype, device=token.device)
+        moved_by = torch.empty(len(token), dtype=metric_clean.dtype, device=token.device)
         for start in range(0, len(token), passes.rows):
             part = slice(start, start + passes.rows)
             example, pos = token[part] // n_pos, token[part] % n_pos
             x = ends.clean[example]
             x[torch.arange(len(example), device=x.device), pos] += moves(part).to(x.dtype)
-            found[part] = runs.select(example).metric_with(name, x) - metric_clean[example]
-        return found
+            moved_by[part] = runs.select(example).metric_with(name, x) - metric_clean[example]
+        return moved_by
 
     change = ends.change
     f = change.features
@@ -305,20 +305,21 @@ def exact_effects(
     of_errors = errors.new_zeros(len(errors))
     of_errors[moved] = effects_of(moved, lambda part: errors[moved[part]]).to(errors.dtype)
     dtype = dictionary.decoder.dtype
-    nothing = torch.full_like(metric_clean, float("nan"))
+    not_measured = torch.full_like(metric_clean, float("nan"))
     return SubmoduleEffects(
         f.with_value(of_features.to(dtype)),
         of_errors.view(change.error.shape[:2]),
         torch.zeros_like(change.error),
         change,
         ends.act,
-        nothing,
+        not_measured,
     )
 
 
-def _check(model: LanguageModel, dictionaries: Mapping[str, Dictionary], estimator: str) -> None:
-    if estimator not in ESTIMATORS:
-        raise InputError(f"estimator '{estimator}' is not one of {', '.join(ESTIMATORS)}.")
+def _check(
+    model: LanguageModel, dictionaries: Mapping[str, Dictionary], estimator: Estimator
+) -> None:
+    check_estimator(estimator)
     if not dictionaries:
         raise MissingSubmodule("no dictionaries were given, so there are no nodes.")
     check_widths(dictionaries, model.width)
@@ -346,6 +347,29 @@ def _recordings(
     return clean, patch
 
 
+EffectsOf = Callable[[str, Dictionary, Endpoints], SubmoduleEffects]
+"""Effects of the nodes of one submodule: (name, dictionary, ends of its line)."""
+
+
+def _effects_by(
+    estimator: Estimator,
+    runs: Resumed,
+    names: Sequence[str],
+    metric_clean: Tensor,
+    passes: Passes,
+) -> EffectsOf:
+    """The function that an estimator is, for runs from one recording."""
+    common = {"metric_clean": metric_clean, "passes": passes}
+    match estimator:
+        case IntegratedGradients():
+            return partial(integrated_gradients, runs, estimator=estimator, **common)
+        case Attribution():
+            gradients = clean_gradients(runs, names, passes)
+            return partial(attribution_effects, runs, gradients=gradients, **common)
+        case Exact():
+            return partial(exact_effects, runs, **common)
+
+
 @dataclass(frozen=True)
 class Effects(NodeEffects):
     """`NodeEffects` with the clean run they start from, which edges need too."""
@@ -358,11 +382,7 @@ def node_effects(
     dictionaries: Mapping[str, Dictionary],
     inputs: Inputs,
     *,
-    estimator: str = "ig",
-    steps: int = 10,
-    rule: str = "midpoint",
-    tolerance: float | None = None,
-    max_steps: int = 160,
+    estimator: Estimator = IntegratedGradients(),
     budget_bytes: int = 2 << 30,
 ) -> Effects:
     """Effects of every node of every submodule that has a dictionary (eqs 2, 3, 4).
@@ -370,21 +390,19 @@ def node_effects(
     Args:
         dictionaries: by submodule name; submodules without one have no nodes.
         inputs: pairs, or single inputs (zero ablation: features and errors to zero).
-        estimator: ``ig``, ``attribution`` or ``exact``.
-        steps, rule, tolerance, max_steps: for ``ig``, see `integrated_gradients`.
+        estimator: `IntegratedGradients`, `Attribution` or `Exact`.
         budget_bytes: memory for activations in flight; batches are made to fit.
 
     Returns:
         Effects in the metric's units, positive where patching raises the metric.
 
     Raises:
+        InputError: not an estimator.
         WidthMismatch, MissingSubmodule: a dictionary does not fit the model.
         NotFinite: activations or the metric are NaN or infinite.
         OutOfBudget: not even one example fits the budget.
     """
     _check(model, dictionaries, estimator)
-    if estimator == "ig":
-        quadrature(rule, steps)
     check_answers(inputs, model.n_vocab)
     inputs = inputs.to(model.device)
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
@@ -395,24 +413,11 @@ def node_effects(
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
         )
-    how: dict[str, Any] = dict(steps=steps, rule=rule, tolerance=tolerance, max_steps=max_steps)
-    names = causal_order(dictionaries)
-    gradients = clean_gradients(runs, names, passes) if estimator == "attribution" else {}
-    found: dict[str, SubmoduleEffects] = {}
-    for name in names:
-        dictionary = dictionaries[name]
+    effects_of = _effects_by(estimator, runs, causal_order(dictionaries), metric_clean, passes)
+    submodules: dict[str, SubmoduleEffects] = {}
+    for name in causal_order(dictionaries):
         other = None if patch is None else patch.outputs[name]
-        ends = endpoints(dictionary, clean.outputs[name], other, inputs.mask)
-        if estimator == "attribution":
-            total = _patched_metric(runs, name, ends, passes) - metric_clean
-            residual = _residual(ends, gradients[name], total)
-            found[name] = _gather_effects(dictionary, ends, gradients[name], residual)
-        elif estimator == "exact":
-            found[name] = exact_effects(runs, name, dictionary, ends, metric_clean, passes)
-        else:
-            found[name] = integrated_gradients(
-                runs, name, dictionary, ends, metric_clean, passes=passes, **how
-            )
+        ends = endpoints(dictionaries[name], clean.outputs[name], other, inputs.mask)
+        submodules[name] = effects_of(name, dictionaries[name], ends)
     metric_patch = None if patch is None else _clean_metric(replace(runs, recording=patch))
-    label = f"ig({rule}, {steps})" if estimator == "ig" else estimator
-    return Effects(found, metric_clean, metric_patch, label, inputs.mask, clean)
+    return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, clean)

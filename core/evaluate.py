@@ -11,20 +11,24 @@ over examples.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
-from core.ablate import Edit, Part, ablation_values, keep_edit, parts_of, run_edited
+from core.ablate import Edit, ablation_values, keep_edit, parts_of, run_edited, start_of
 from core.circuit import examples_per_batch
 from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, MissingSubmodule, NotFinite, ShapeMismatch
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel
-from core.types import Circuit, Node, Submodule
+from core.models.replay import Resumed
+from core.options import ERROR_NODES, Ablation, ErrorNodes, check_option
+from core.types import ERROR, Circuit, Node, Submodule
 
-ERROR_POLICIES = ("circuit", "drop", "drop_but_resid", "remove", "keep")
+_Key = tuple[str, int, int | None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Evaluation:
     """One circuit's faithfulness and completeness, and the four metrics they come from.
 
     ``n_nodes`` counts the circuit's nodes that could be ablated here: not those of `embed`, of
-    layers before the start layer, or dropped by the error policy.
+    layers before the start layer, or error nodes that are dropped.
     ``faithfulness`` and ``completeness`` are NaN where ablating everything leaves the metric as
     it is: there is then nothing to explain.
     """
@@ -47,7 +51,7 @@ class Evaluation:
     completeness: float
 
 
-def _check_source(inputs: Inputs, source: Inputs, ablation: str) -> None:
+def _check_source(inputs: Inputs, source: Inputs, ablation: Ablation) -> None:
     """Raise `ShapeMismatch` if ablation values from `source` cannot stand in `inputs`."""
     if ablation == "resample" and source.clean.shape != inputs.clean.shape:
         raise ShapeMismatch(
@@ -71,16 +75,15 @@ class Evaluator:
     Args:
         model, dictionaries: what the circuits were found with.
         inputs: examples to evaluate on, not those the circuit was found on.
-        ablation: ``mean``, ``zero`` or ``resample``, see `core.ablate.ablation_values`.
-        errors: ``circuit``: error nodes as the circuit has them; ``drop``: none of them is in
-            the circuit; ``drop_but_resid``: only the residual stream's; ``remove``, ``keep``: all
-            ablated, or all kept, in the circuit's run and in its complement's.
+        ablation: ``mean``, ``zero`` or ``resample``, see `core.ablate.ablation_values`; None for
+            ``mean`` where the inputs are pairs and ``zero`` where they are single.
         start_layer: submodules of earlier layers are left alone (2 for Pythia in the paper).
         values_from: inputs the ablation values are taken from; `inputs` where None.
-        budget_bytes: memory for activations in flight.
+        budget_bytes: memory for activations in flight, and for what runs begin with: kept from
+            the clean runs where it fits, else recorded again for each evaluation.
 
     Raises:
-        InputError: unknown ablation or policy, or a start layer the model does not have.
+        InputError: unknown ablation, or a start layer the model does not have.
         ShapeMismatch: values are taken from inputs of another shape.
         WidthMismatch, MissingSubmodule: a dictionary does not fit the model.
         NotFinite: the metric is NaN or infinite.
@@ -92,15 +95,12 @@ class Evaluator:
         dictionaries: Mapping[str, Dictionary],
         inputs: Inputs,
         *,
-        ablation: str = "mean",
-        errors: str = "circuit",
+        ablation: Ablation | None = None,
         start_layer: int = 0,
         values_from: Inputs | None = None,
         seed: int = 0,
         budget_bytes: int = 2 << 30,
     ) -> None:
-        if errors not in ERROR_POLICIES:
-            raise InputError(f"errors '{errors}' is not one of {', '.join(ERROR_POLICIES)}.")
         if start_layer >= model.n_layers:
             raise InputError(
                 f"start layer {start_layer}, but the model's last layer is {model.n_layers - 1}: "
@@ -109,8 +109,10 @@ class Evaluator:
         check_widths(dictionaries, model.width)
         check_answers(inputs, model.n_vocab)
         source = inputs if values_from is None else values_from
+        if ablation is None:
+            ablation = "zero" if inputs.patch is None else "mean"
         _check_source(inputs, source, ablation)
-        self.model, self.errors = model, errors
+        self.model, self.ablation = model, ablation
         self.n_features = {name: d.n_features for name, d in dictionaries.items()}
         self.dictionaries = {
             name: dictionary
@@ -123,10 +125,15 @@ class Evaluator:
             )
         self.inputs = inputs.to(model.device)
         self.values = ablation_values(model, self.dictionaries, source, ablation, seed=seed)
-        self.per_example = ablation == "resample"
-        self.batch = examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
-        self.m_full = self._mean({})
-        self.m_empty = self._mean(self._edits(self._parts(()), complement=False))
+        # Resampled values belong to one example each: those runs are not split.
+        self.batch = (
+            inputs.n_examples
+            if ablation == "resample"
+            else examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
+        )
+        self._metrics: dict[tuple[frozenset[_Key], bool], float] = {}
+        self._starts, self.m_full = self._record_starts(budget_bytes // 4)
+        self.m_empty = self._run((), complement=False)
         if not (math.isfinite(self.m_full) and math.isfinite(self.m_empty)):
             raise NotFinite(
                 f"the metric is {self.m_full} for the whole model and {self.m_empty} with all "
@@ -134,22 +141,48 @@ class Evaluator:
                 "and the model's dtype."
             )
 
-    def _parts(self, nodes: Sequence[Node]) -> dict[str, Part]:
+    def _recordings(self) -> Iterator[Resumed]:
+        for batch in self.inputs.batches(self.batch):
+            recording = self.model.record(batch.clean, batch.mask)
+            yield Resumed(self.model, recording, batch.metric, batch.last)
+
+    @torch.no_grad()
+    def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], float]:
+        """What runs begin with, if it takes no more than `most_bytes`, and m(M)."""
+        n_examples, n_pos = self.inputs.clean.shape
+        each = n_pos * (3 * self.model.d_model + n_pos) * self.model.dtype.itemsize
+        fits = n_examples * each <= most_bytes
+        last = f"resid_{self.model.n_layers - 1}"
+        names = start_of(self.dictionaries, self.model.parallel)
+        starts, metrics = [], []
+        for runs in self._recordings():
+            outputs = runs.recording.outputs
+            metrics.append(runs.finish(outputs[last], self.model.n_layers))
+            if fits:
+                first = {name: outputs[name] for name in names}
+                starts.append(replace(runs, recording=replace(runs.recording, outputs=first)))
+        return starts, _mean(metrics)
+
+    def _run(self, nodes: Iterable[Node], *, complement: bool) -> float:
+        """Mean metric with `nodes` kept, or all but `nodes`; each set of them runs once."""
+        key = frozenset((n.submodule, n.feature, n.pos) for n in nodes), complement
+        if key not in self._metrics:
+            edits = self._edits(nodes, complement=complement)
+            runs = self._starts or self._recordings()
+            self._metrics[key] = _mean([run_edited(batch, edits) for batch in runs])
+        return self._metrics[key]
+
+    def _edits(self, nodes: Iterable[Node], *, complement: bool) -> dict[str, Edit]:
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
         n_pos = self.inputs.clean.shape[1]
-        return parts_of(list(nodes), list(self.dictionaries), n_pos, self.model.device, dtype)
+        parts = parts_of(nodes, self.dictionaries, n_pos, self.model.device, dtype)
+        return {
+            name: keep_edit(self.dictionaries[name], self.values[name], part, complement=complement)
+            for name, part in parts.items()
+        }
 
-    def _run(self, nodes: Sequence[Node], *, complement: bool) -> float:
-        """Mean metric with only `nodes`, or only what is not among them, kept."""
-        parts = self._parts(nodes)
-        if self.errors in ("remove", "keep"):
-            # An edit moves the error into a circuit's run, and out of a complement's.
-            error = 1.0 if (self.errors == "remove") == complement else 0.0
-            parts = {n: Part(part.features, part.where, error) for n, part in parts.items()}
-        return self._mean(self._edits(parts, complement=complement))
-
-    def _counted(self, circuit: Circuit | Sequence[Node]) -> list[Node]:
-        """The nodes that runs can keep: none that is never ablated, none that `errors` drops."""
+    def _counted(self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes) -> list[Node]:
+        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops."""
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
@@ -158,7 +191,7 @@ class Evaluator:
             node
             for node in nodes
             if node.submodule in self.dictionaries
-            and not (node.is_error and self._drops_error(node.submodule))
+            and not (node.is_error and _is_dropped(node, error_nodes))
         ]
 
     def _check_length(self, circuit: Circuit) -> None:
@@ -196,34 +229,30 @@ class Evaluator:
                 "would not mean the same in each. Evaluate on inputs of one length."
             )
 
-    def _drops_error(self, name: str) -> bool:
-        if self.errors == "drop_but_resid":
-            return not name.startswith("resid")
-        return self.errors == "drop"
-
-    def _edits(self, parts: Mapping[str, Part], *, complement: bool) -> dict[str, Edit]:
-        return {
-            name: keep_edit(self.dictionaries[name], self.values[name], part, complement=complement)
-            for name, part in parts.items()
-        }
-
-    def _mean(self, edits: Mapping[str, Edit]) -> float:
-        """Mean metric over all examples of a run with edits."""
-        # Resampled values belong to one example each: those runs are not split.
-        size = self.inputs.n_examples if self.per_example else self.batch
-        found = [run_edited(self.model, batch, edits) for batch in self.inputs.batches(size)]
-        return float(torch.cat(found).double().mean())
-
-    def evaluate(self, circuit: Circuit | Sequence[Node]) -> Evaluation:
+    def evaluate(
+        self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
+    ) -> Evaluation:
         """Faithfulness and completeness of a circuit, or of a bare set of nodes.
+
+        Args:
+            error_nodes: ``circuit``: as the circuit has them; ``drop``: none of them is in the
+                circuit; ``drop_but_resid``: only the residual stream's; ``remove``, ``keep``: all
+                ablated, or all kept, in the circuit's run and in its complement's.
 
         Raises:
             MissingSubmodule, InputError, ShapeMismatch: a node is none of these dictionaries, or
-                at no position of these inputs.
+                at no position of these inputs; or an unknown choice of error nodes.
         """
-        nodes = self._counted(circuit)
-        m_circuit = self._run(nodes, complement=False)
-        m_complement = self._run(nodes, complement=True)
+        check_option("error_nodes", error_nodes, ERROR_NODES)
+        nodes = self._counted(circuit, error_nodes)
+        kept, removed = nodes, nodes
+        if error_nodes in ("remove", "keep"):
+            features = [node for node in nodes if not node.is_error]
+            errors = [Node(name, ERROR, None, 0.0) for name in self.dictionaries]
+            kept = features + (errors if error_nodes == "keep" else [])
+            removed = features + (errors if error_nodes == "remove" else [])
+        m_circuit = self._run(kept, complement=False)
+        m_complement = self._run(removed, complement=True)
         span = self.m_full - self.m_empty
         scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
         defined = abs(span) > 1e-6 * scale
@@ -238,6 +267,70 @@ class Evaluator:
             completeness=(m_complement - self.m_empty) / span if defined else float("nan"),
         )
 
+    def curve(
+        self,
+        nodes: Circuit | Sequence[Node],
+        thresholds: Iterable[float],
+        error_nodes: ErrorNodes = "circuit",
+    ) -> list[Evaluation]:
+        """Evaluations of the nodes whose absolute effect exceeds each threshold, in its order.
+
+        Thresholds that leave the same nodes are run once.
+
+        Args:
+            nodes: with their effects, above a threshold as low as any of these.
+            thresholds: in the metric's units.
+            error_nodes: see `evaluate`.
+
+        Raises:
+            MissingSubmodule, InputError, ShapeMismatch: see `evaluate`.
+        """
+        if isinstance(nodes, Circuit):
+            self._check_length(nodes)
+            nodes = nodes.nodes
+        return [
+            self.evaluate([n for n in nodes if abs(n.effect) > threshold], error_nodes)
+            for threshold in thresholds
+        ]
+
+
+def _mean(metrics: Sequence[Tensor]) -> float:
+    return float(torch.cat(list(metrics)).double().mean())
+
+
+def _is_dropped(error: Node, error_nodes: ErrorNodes) -> bool:
+    if error_nodes == "drop_but_resid":
+        return not error.submodule.startswith("resid")
+    return error_nodes == "drop"
+
+
+def area(fractions: Sequence[float], faithfulness: Sequence[float]) -> float:
+    """Area under the faithfulness curve (CPR of Mueller et al. 2025, MIB).
+
+    The axis is the kept fraction of nodes, linear; between the given points the curve is straight,
+    and outside of them nothing is counted. With points from 0 to 1 a circuit that is faithful
+    whatever its size has area 1.
+
+    Args:
+        fractions: nodes kept over nodes that could be, in any order.
+        faithfulness: at each fraction.
+
+    Raises:
+        InputError: fewer than two points, not one value for each, or a fraction outside [0, 1].
+    """
+    if len(fractions) != len(faithfulness) or len(fractions) < 2:
+        raise InputError(
+            f"{len(fractions)} fractions and {len(faithfulness)} values of faithfulness: a curve "
+            "needs two points or more, with one of each."
+        )
+    if not all(0 <= fraction <= 1 for fraction in fractions):
+        raise InputError(
+            "a fraction of nodes is outside [0, 1]: divide by the number of nodes that could be "
+            "kept, not by that of another circuit."
+        )
+    points = sorted(zip(fractions, faithfulness, strict=True), key=lambda point: point[0])
+    return sum((x2 - x1) * (y1 + y2) / 2 for (x1, y1), (x2, y2) in pairwise(points))
+
 
 def evaluate_circuit(
     model: LanguageModel,
@@ -245,12 +338,15 @@ def evaluate_circuit(
     circuit: Circuit | Sequence[Node],
     inputs: Inputs,
     *,
-    ablation: str = "mean",
-    errors: str = "circuit",
+    ablation: Ablation | None = None,
+    error_nodes: ErrorNodes = "circuit",
     start_layer: int = 0,
 ) -> Evaluation:
-    """Faithfulness and completeness of one circuit; see `Evaluator` for many on the same inputs."""
-    evaluator = Evaluator(
-        model, dictionaries, inputs, ablation=ablation, errors=errors, start_layer=start_layer
-    )
-    return evaluator.evaluate(circuit)
+    """Faithfulness and completeness of one circuit; see `Evaluator` for many on the same inputs.
+
+    Args:
+        ablation: None for ``mean`` where the inputs are pairs and ``zero`` where they are single.
+        error_nodes: see `Evaluator.evaluate`.
+    """
+    evaluator = Evaluator(model, dictionaries, inputs, ablation=ablation, start_layer=start_layer)
+    return evaluator.evaluate(circuit, error_nodes)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError, MissingSubmodule
+from core.estimators import Estimator
 
 ERROR = -1
 """The index that stands for a submodule's error node wherever a feature index is expected."""
@@ -95,6 +96,11 @@ class SparseFeatures:
         """The same places with another number at each."""
         return SparseFeatures(self.token, self.feature, value, self.shape)
 
+    def where(self, chosen: Tensor) -> SparseFeatures:
+        """The entries that are `chosen`, ``(n,)`` bool."""
+        places = self.token[chosen], self.feature[chosen]
+        return SparseFeatures(*places, self.value[chosen], self.shape)
+
     @property
     def example(self) -> Tensor:
         """``(n,)``: which example each entry belongs to."""
@@ -134,7 +140,7 @@ class SubmoduleEffects:
             submodule's output; a feature's gradient is its decoder row times this.
         change: features and error, patch minus clean.
         clean: features and error of the clean input.
-        residual: ``(batch,)``, the completeness residual: the sum of all effects minus the
+        gap: ``(batch,)``, the completeness gap: the sum of all effects minus the
             change of the metric when the whole submodule is patched; NaN where not measured.
     """
 
@@ -143,7 +149,7 @@ class SubmoduleEffects:
     gradient: Tensor
     change: SparseAct
     clean: SparseAct
-    residual: Tensor
+    gap: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,14 +160,14 @@ class NodeEffects:
         submodules: effects by submodule name, in causal order.
         metric_clean: ``(batch,)``, the metric on the clean input.
         metric_patch: ``(batch,)``, on the patch input; None when ablating to zero.
-        estimator: what estimated the effects, e.g. ``"ig(midpoint, 10)"``.
+        estimator: what estimated the effects.
         mask: ``(batch, pos)`` bool, True at real tokens.
     """
 
     submodules: Mapping[str, SubmoduleEffects]
     metric_clean: Tensor
     metric_patch: Tensor | None
-    estimator: str
+    estimator: Estimator
     mask: Tensor
 
     def __getitem__(self, name: str) -> SubmoduleEffects:
@@ -220,7 +226,7 @@ class Circuit:
         n_examples: how many examples the effects are means over.
         metric_clean: mean metric on the clean inputs.
         metric_patch: mean metric on the patch inputs; None for zero ablation.
-        residuals: mean absolute completeness residual by submodule.
+        gaps: mean absolute completeness gap by submodule.
         tokens: column labels for circuits by position, or None.
     """
 
@@ -230,7 +236,7 @@ class Circuit:
     n_examples: int
     metric_clean: float
     metric_patch: float | None
-    residuals: Mapping[str, float] = field(default_factory=dict)
+    gaps: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[str, ...] | None = None
 
     @property

@@ -130,7 +130,7 @@ def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:
         "n_examples": circuit.n_examples,
         "metric_clean": circuit.metric_clean,
         "metric_patch": circuit.metric_patch,
-        "residuals": json.dumps(dict(circuit.residuals), sort_keys=True),
+        "gaps": json.dumps(dict(circuit.gaps), sort_keys=True),
         "settings": json.dumps(dict(circuit.settings), sort_keys=True, default=str),
         "tokens": None if circuit.tokens is None else list(circuit.tokens),
     }
@@ -170,6 +170,6 @@ def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
         n_examples=head["n_examples"],
         metric_clean=head["metric_clean"],
         metric_patch=head["metric_patch"],
-        residuals=json.loads(head["residuals"]),
+        gaps=json.loads(head["gaps"]),
         tokens=None if head["tokens"] is None else tuple(head["tokens"]),
     )

@@ -19,7 +19,8 @@ from torch import Tensor
 from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError
 from core.models import LanguageModel, Recording
-from core.types import Submodule, causal_order, token_mask
+from core.models.replay import stream_with
+from core.types import causal_order, token_mask
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,8 @@ def logits_with(model: LanguageModel, recording: Recording, name: str, value: Te
     Returns:
         ``(batch, pos, vocabulary)``.
     """
-    kind, layer = Submodule.parse(name)
-    if kind == "embed":
-        stream = value + recording.position
-    elif kind == "resid":
-        stream = value
-    else:
-        stream = recording.stream_before(layer)
-        if kind == "attn":
-            middle = stream + model.write(name, value)
-            stream = middle + model.mlp(layer, stream if model.parallel else middle)
-        else:
-            attn = model.write(f"attn_{layer}", recording.outputs[f"attn_{layer}"])
-            stream = stream + attn + value
-    for later in range(layer + 1, model.n_layers):
-        stream = model.layer(later, stream, recording.context[later])
-    return model.logits(stream)
+    stream, layer = stream_with(model, recording, name, value)
+    return model.logits(model.run_layers(stream, recording.context, layer))
 
 
 def _cross_entropy(logits: Tensor, tokens: Tensor, mask: Tensor) -> tuple[float, int]:

@@ -7,7 +7,7 @@ from any stream, for any selection of the recorded examples, through the model's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import attrgetter
@@ -21,6 +21,14 @@ from core.models.families import Family, family_of
 from core.types import Submodule, token_mask
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
+
+
+Visit = Callable[[str, Tensor], Tensor]
+"""What is done at a submodule's value when a run meets it: (name, value) to the value used."""
+
+
+def _as_it_is(_name: str, value: Tensor) -> Tensor:
+    return value
 
 
 def _first(output: Any) -> Tensor:
@@ -315,18 +323,15 @@ class LanguageModel:
         post = self._part(layer, self.family.post_attn)
         return output if post is None else post(output)
 
-    def write(self, name: str, value: Tensor) -> Tensor:
-        """What a submodule's value adds to (embed, attn, mlp) or is in (resid) the stream."""
-        submodule = Submodule.parse(name)
-        if submodule.kind == "attn" and self.attn_input:
-            projected = self._out_proj(submodule.layer)(value)
-            return self._after_attention(submodule.layer, projected)
-        return value
+    def write_attn(self, layer: int, value: Tensor) -> Tensor:
+        """What a value of ``attn_layer`` adds to the stream, ``(..., d)``."""
+        if not self.attn_input:
+            return value
+        return self._after_attention(layer, self._out_proj(layer)(value))
 
-    @property
-    def writes_directly(self) -> bool:
-        """Whether every submodule's value enters the stream as it is."""
-        return not self.attn_input
+    def after_attn(self, layer: int, stream: Tensor, attn: Tensor) -> Tensor:
+        """The stream between attention and MLP, which the MLP of a sequential model reads."""
+        return stream + self.write_attn(layer, attn)
 
     def mlp(self, layer: int, stream: Tensor) -> Tensor:
         """What the MLP of `layer` adds, given the stream it reads, ``(..., d)``."""
@@ -335,10 +340,42 @@ class LanguageModel:
         post = self._part(layer, family.post_mlp)
         return output if post is None else post(output)
 
-    def layer(self, layer: int, stream: Tensor, context: Mapping[str, Any]) -> Tensor:
-        """The stream after `layer`, given the stream before it, ``(batch, pos, d)``."""
-        middle = stream + self.write(f"attn_{layer}", self.attn(layer, stream, context))
-        return middle + self.mlp(layer, stream if self.parallel else middle)
+    def layer(
+        self,
+        layer: int,
+        stream: Tensor,
+        context: Mapping[str, Any],
+        visit: Visit | None = None,
+        *,
+        attn: Tensor | None = None,
+        mlp: Tensor | None = None,
+    ) -> Tensor:
+        """The stream after `layer`: stream + attn + mlp, wherever a layer is run.
+
+        Args:
+            stream: the stream before it, ``(..., d)``.
+            context: what its attention is called with besides, from a `Recording`.
+            visit: given the name and value of each submodule as the run meets it; what it returns
+                is used instead.
+            attn, mlp: values of the layer's submodules that are known already, and are visited
+                but not computed. With both, or with attn alone, any tokens may be left out.
+        """
+        visit = visit or _as_it_is
+        if attn is None:
+            attn = self.attn(layer, stream, context)
+        attn = visit(f"attn_{layer}", attn)
+        middle = self.after_attn(layer, stream, attn)
+        if mlp is None:
+            mlp = self.mlp(layer, stream if self.parallel else middle)
+        return visit(f"resid_{layer}", middle + visit(f"mlp_{layer}", mlp))
+
+    def run_layers(
+        self, stream: Tensor, context: Sequence[Mapping[str, Any]], first: int = 0
+    ) -> Tensor:
+        """The stream after the last layer, given the one before layer `first`."""
+        for layer in range(first, self.n_layers):
+            stream = self.layer(layer, stream, context[layer])
+        return stream
 
     def logits(self, stream: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits for a final residual stream.
@@ -368,8 +405,7 @@ class LanguageModel:
         tokens = torch.arange(2 * n_pos, device=self.device).reshape(2, n_pos) % self.n_vocab
         recording = self.record(tokens)
         stream = recording.stream_before(0)
-        for layer in range(self.n_layers):
-            stream = self.layer(layer, stream, recording.context[layer])
+        stream = self.run_layers(stream, recording.context)
         ours, theirs = self.logits(stream), self.hf(tokens, use_cache=False).logits
         scale = max(1.0, float(theirs.abs().max()))
         difference = float((ours - theirs).abs().max()) / scale

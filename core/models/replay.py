@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from core.metrics import Metric
 from core.models import LanguageModel, Recording
+from core.models.language_model import Visit
 from core.types import Submodule
+
+_NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def at_last(stream: Tensor, last: Tensor) -> Tensor:
@@ -36,6 +39,29 @@ def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metr
         ``(batch,)`` in the metric's units.
     """
     return metric(model.logits(at_last(stream, last), metric.tokens))
+
+
+def stream_with(
+    model: LanguageModel, recording: Recording, name: str, value: Tensor
+) -> tuple[Tensor, int]:
+    """The stream of a recorded run with a submodule's value replaced, and the layer reading it.
+
+    Args:
+        value: ``(batch, pos, d)``, what the submodule puts out instead.
+    """
+    outputs = recording.outputs
+    kind, layer = Submodule.parse(name)
+    if kind == "embed":
+        return value + recording.position, 0
+    if kind == "resid":
+        return value, layer + 1
+    stream, context = recording.stream_before(layer), recording.context[layer]
+    if kind == "mlp":
+        attn = outputs[f"attn_{layer}"]
+        return model.layer(layer, stream, context, attn=attn, mlp=value), layer + 1
+    # In parallel models the MLP does not read what attention writes.
+    mlp = outputs[f"mlp_{layer}"] if model.parallel else None
+    return model.layer(layer, stream, context, attn=value, mlp=mlp), layer + 1
 
 
 @dataclass(frozen=True)
@@ -60,44 +86,40 @@ class Resumed:
         )
 
     def stream_with(self, name: str, value: Tensor) -> tuple[Tensor, int]:
-        """The stream with a submodule's value replaced, and the layer that reads it next.
+        """The stream with a submodule's value replaced, and the layer that reads it next."""
+        return stream_with(self.model, self.recording, name, value)
+
+    def finish(
+        self,
+        stream: Tensor,
+        layer: int,
+        visit: Visit | None = None,
+        known: Mapping[str, Tensor] = _NOTHING,
+    ) -> Tensor:
+        """The metric, ``(batch,)``, of the stream entering `layer`.
 
         Args:
-            value: ``(batch, pos, d)``, what the submodule puts out instead.
+            stream: ``(batch, pos, d)``.
+            visit: see `LanguageModel.layer`; in the last layer it sees ``(batch, d)``, the last
+                token of each example alone.
+            known: values of submodules that need not be computed, ``(batch, pos, d)``.
         """
-        outputs, model = self.recording.outputs, self.model
-        kind, layer = Submodule.parse(name)
-        if kind == "embed":
-            return value + self.recording.position, 0
-        if kind == "resid":
-            return value, layer + 1
-        before = self.recording.stream_before(layer)
-        if kind == "mlp":
-            return before + model.write(
-                f"attn_{layer}", outputs[f"attn_{layer}"]
-            ) + value, layer + 1
-        middle = before + model.write(name, value)
-        if model.parallel:
-            return middle + outputs[f"mlp_{layer}"], layer + 1
-        return middle + model.mlp(layer, middle), layer + 1
-
-    def finish(self, stream: Tensor, layer: int) -> Tensor:
-        """The metric, ``(batch,)``, of the stream entering `layer`."""
-        model = self.model
-        context: tuple[Mapping[str, Any], ...] = self.recording.context
-        for i in range(layer, model.n_layers - 1):
-            stream = model.layer(i, stream, context[i])
-        if layer == model.n_layers:
+        model, context = self.model, self.recording.context
+        last = model.n_layers - 1
+        for i in range(layer, last):
+            attn, mlp = known.get(f"attn_{i}"), known.get(f"mlp_{i}")
+            stream = model.layer(i, stream, context[i], visit, attn=attn, mlp=mlp)
+        if layer > last:
             return read_metric(model, stream, self.last, self.metric)
         # After the last attention only the last token matters: its MLP runs there alone.
-        i = model.n_layers - 1
-        attn = at_last(model.attn(i, stream, context[i]), self.last)
-        before = at_last(stream, self.last)
-        middle = before + model.write(f"attn_{i}", attn)
-        final = middle + model.mlp(i, before if model.parallel else middle)
+        attn, mlp = known.get(f"attn_{last}"), known.get(f"mlp_{last}")
+        if attn is None:
+            attn = model.attn(last, stream, context[last])
+        attn = at_last(attn, self.last)
+        mlp = None if mlp is None else at_last(mlp, self.last)
+        final = model.layer(last, at_last(stream, self.last), {}, visit, attn=attn, mlp=mlp)
         return self.metric(model.logits(final, self.metric.tokens))
 
     def metric_with(self, name: str, value: Tensor) -> Tensor:
         """The metric, ``(batch,)``, with submodule `name` putting out `value`."""
-        stream, layer = self.stream_with(name, value)
-        return self.finish(stream, layer)
+        return self.finish(*self.stream_with(name, value))

@@ -187,7 +187,7 @@ def _name(node: Node, circuit: Circuit) -> str:
 
 
 def _header(circuit: Circuit) -> Iterator[str]:
-    """Metric, estimator, thresholds, counts, residual."""
+    """Metric, estimator, thresholds, counts, completeness gap."""
     known = circuit.settings
     where = "by position" if circuit.by_position else "summed over positions"
     n_errors = sum(node.is_error for node in circuit.nodes)
@@ -201,11 +201,11 @@ def _header(circuit: Circuit) -> Iterator[str]:
     yield f"edges     {counted(len(circuit.edges), 'edge')}" + _bound(
         known, "edge_threshold", "weight"
     )
-    measured = {k: v for k, v in circuit.residuals.items() if math.isfinite(v)}
+    measured = {k: v for k, v in circuit.gaps.items() if math.isfinite(v)}
     if measured:
         worst = max(measured, key=lambda name: measured[name])
         yield (
-            f"residual  {measured[worst]:.3g} at most, at {worst} "
+            f"gap       {measured[worst]:.3g} at most, at {worst} "
             "(mean |sum of a submodule's effects - change of the metric|)"
         )
     for key in ("faithfulness", "completeness"):

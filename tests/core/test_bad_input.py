@@ -21,6 +21,7 @@ from core.errors import (
     ShapeMismatch,
     WidthMismatch,
 )
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.evaluate import Evaluator, evaluate_circuit
 from core.inputs import Inputs
 from core.metrics import LogitDifference, NegativeLogit
@@ -72,10 +73,13 @@ WRONG_CALLS: dict[str, tuple[dict[str, Any], type[CircuitError], str]] = {
     "node threshold below zero": ({"node_threshold": -0.1}, InputError, r"node threshold -0\.1"),
     "edge threshold below zero": ({"edge_threshold": -1e-9}, InputError, r"edge threshold -1e-09"),
     "threshold not a number": ({"node_threshold": float("nan")}, InputError, r"threshold nan"),
-    "unknown estimator": ({"estimator": "igs"}, InputError, r"'igs' is not one of ig, attr"),
-    "unknown rule": ({"rule": "right"}, InputError, r"'right' is not one of left, midpoint"),
-    "no steps": ({"steps": 0}, InputError, r"at least one step, not 0"),
-    "edges of exact effects": ({"estimator": "exact"}, InputError, r"edges need gradients"),
+    "an estimator's name": (
+        {"estimator": "ig"},
+        InputError,
+        r"estimator is 'ig', .*pass core\.IntegratedGradients\(steps=10\), core\.Attribution",
+    ),
+    "an estimator's class": ({"estimator": Exact}, InputError, r"estimator is <class .*Exact"),
+    "edges of exact effects": ({"estimator": Exact()}, InputError, r"edges need gradients"),
     "positions apart but padded": (
         {"inputs": padded(), "by_position": True},
         ShapeMismatch,
@@ -186,9 +190,9 @@ def test_answers_that_are_not_one_token_each_are_refused(answers: torch.Tensor) 
 @pytest.mark.usefixtures("no_long_work")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("side", ["clean", "patch"])
-@pytest.mark.parametrize("estimator", ["ig", "exact"])
+@pytest.mark.parametrize("estimator", [IntegratedGradients(), Exact()])
 def test_activations_that_are_not_finite_are_refused_on_either_side(
-    side: str, bad: float, estimator: str
+    side: str, bad: float, estimator: Estimator
 ) -> None:
     inputs = make_pairs()
     hf = make_hf("gpt_neox")
@@ -227,15 +231,15 @@ def test_activations_that_overflow_late_are_refused_before_the_early_layers_are_
 def test_edges_of_exact_effects_are_refused() -> None:
     model = make_model("gpt_neox")
     dictionaries = random_dictionaries(model, names=["mlp_1", "resid_1"])
-    exact = node_effects(model, dictionaries, make_pairs(), estimator="exact")
-    with pytest.raises(InputError, match="these effects are exact"):
+    exact = node_effects(model, dictionaries, make_pairs(), estimator=Exact())
+    with pytest.raises(InputError, match="the estimator Exact has none"):
         edge_effects(model, dictionaries, exact)
 
 
 def test_effects_of_a_submodule_that_was_left_out_are_refused_by_name() -> None:
     model = make_model("gpt_neox")
     dictionaries = random_dictionaries(model, names=["mlp_1", "resid_1"])
-    effects = node_effects(model, dictionaries, make_pairs(), estimator="attribution")
+    effects = node_effects(model, dictionaries, make_pairs(), estimator=Attribution())
     with pytest.raises(MissingSubmodule, match="no effects at 'mlp_0': there are mlp_1, resid_1"):
         effects["mlp_0"]
 
@@ -255,7 +259,11 @@ def test_a_budget_says_what_is_needed() -> None:
 
 WRONG_EVALUATIONS: dict[str, tuple[dict[str, Any], type[CircuitError], str]] = {
     "unknown ablation": ({"ablation": "median"}, InputError, r"'median' is not one of mean, zero"),
-    "unknown policy": ({"errors": "none"}, InputError, r"'none' is not one of circuit, drop"),
+    "unknown error nodes": (
+        {"error_nodes": "none"},
+        InputError,
+        r"error_nodes 'none' is not one of circuit, drop",
+    ),
     "a start layer too late": ({"start_layer": 2}, InputError, r"the model's last layer is 1"),
     "resampling one example": (
         {"inputs": make_pairs(1), "ablation": "resample"},

@@ -7,6 +7,7 @@ import torch
 
 from core.circuit import attribute, examples_per_batch, find_circuit
 from core.effects import node_effects
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.inputs import Inputs
 from core.types import ERROR, Circuit
 from tests.core.tiny import make_model, make_pairs, make_single, random_dictionaries, random_tokens
@@ -46,7 +47,7 @@ def test_a_circuit_does_not_depend_on_the_batches_it_was_found_in(
     assert as_numbers(parts) == pytest.approx(as_numbers(whole), abs=1e-12)
     assert parts.metric_clean == pytest.approx(whole.metric_clean, abs=1e-12)
     assert parts.metric_patch == pytest.approx(whole.metric_patch, abs=1e-12)
-    assert parts.residuals == pytest.approx(whole.residuals, abs=1e-12)
+    assert parts.gaps == pytest.approx(whole.gaps, abs=1e-12)
     assert parts.n_examples == whole.n_examples == 5
 
 
@@ -91,18 +92,16 @@ def test_aggregated_effects_are_means_over_examples_with_the_error_last() -> Non
         features = at.features.to_dense().sum(1).mean(0)
         expected = torch.cat([features, at.error.sum(1).mean(0, keepdim=True)])
         torch.testing.assert_close(found.nodes[name], expected, rtol=0, atol=1e-12)
-    assert found.residuals["mlp_0"] == pytest.approx(
-        float(effects["mlp_0"].residual.abs().mean()), abs=1e-12
-    )
+    assert found.gaps["mlp_0"] == pytest.approx(float(effects["mlp_0"].gap.abs().mean()), abs=1e-12)
 
 
 @pytest.mark.parametrize("make", [make_pairs, make_single])
-@pytest.mark.parametrize("estimator", ["ig", "attribution", "exact"])
-def test_a_patch_that_changes_nothing_has_no_effects(make: Any, estimator: str) -> None:
+@pytest.mark.parametrize("estimator", [IntegratedGradients(), Attribution(), Exact()])
+def test_a_patch_that_changes_nothing_has_no_effects(make: Any, estimator: Estimator) -> None:
     inputs = make()
     same = Inputs(inputs.clean, inputs.mask, inputs.metric, patch=inputs.clean)
     circuit = circuit_of(
-        same, estimator=estimator, edges=estimator != "exact", node_threshold=0, edge_threshold=0
+        same, estimator=estimator, edges=estimator.has_gradients, node_threshold=0, edge_threshold=0
     )
     assert circuit.nodes == ()
     assert circuit.edges == ()
@@ -159,7 +158,10 @@ def test_the_last_streams_nodes_reach_the_metric_with_their_own_effects() -> Non
 
 def test_a_circuit_knows_what_it_was_made_with() -> None:
     circuit = circuit_of(
-        make_single(), steps=4, rule="gauss", settings={"model": "tiny"}, tokens=("a", "b")
+        make_single(),
+        estimator=IntegratedGradients(steps=4, rule="gauss"),
+        settings={"model": "tiny"},
+        tokens=("a", "b"),
     )
     assert circuit.settings == {
         "model": "tiny",

@@ -27,11 +27,11 @@ def circuit() -> Circuit:
         "node_threshold": 0.1,
         "edge_threshold": 0.05,
     }
-    residuals = {"mlp_0": 0.02, "resid_0": 0.01, "embed": float("nan")}
-    return Circuit(nodes, edges, settings, 100, 3.25, -2.5, residuals)
+    gaps = {"mlp_0": 0.02, "resid_0": 0.01, "embed": float("nan")}
+    return Circuit(nodes, edges, settings, 100, 3.25, -2.5, gaps)
 
 
-def test_header_states_metric_settings_counts_and_residual(circuit):
+def test_header_states_metric_settings_counts_and_gap(circuit):
     header = describe_circuit(circuit).split("\n\n")[0]
     assert "logit difference: clean 3.25, patch -2.5" in header
     assert "ig(midpoint, 10), summed over positions, mean over 100 examples" in header

@@ -14,6 +14,7 @@ from core.dictionaries import (
 )
 from core.effects import node_effects
 from core.errors import MissingSubmodule, NotFinite, WidthMismatch
+from core.estimators import Attribution
 from tests.core.tiny import KINDS, D, make_model, make_pairs, random_dictionary
 
 N_TOKENS = 40
@@ -101,7 +102,7 @@ def test_effects_of_identity_features_are_the_neurons_own() -> None:
     model, inputs = make_model("gpt2"), make_pairs()
     assert inputs.patch is not None
     dictionaries = dict.fromkeys(model.submodules, neurons())
-    effects = node_effects(model, dictionaries, inputs, estimator="attribution")
+    effects = node_effects(model, dictionaries, inputs, estimator=Attribution())
     clean, patch = model.record(inputs.clean).outputs, model.record(inputs.patch).outputs
     for name, found in effects.submodules.items():
         assert not found.error.any()

@@ -10,6 +10,7 @@ from core.circuit import attribute, find_circuit
 from core.dictionaries import Dictionary
 from core.edges import edge_effects
 from core.effects import node_effects
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.evaluate import evaluate_circuit
 from core.models import LanguageModel
 from core.types import Node
@@ -55,7 +56,9 @@ def test_effects_in_narrow_types_are_close(
 )
 def test_edges_in_narrow_types_are_close(dtype: torch.dtype, tolerance: float) -> None:
     def dense(model: LanguageModel, dictionaries: dict[str, Dictionary]) -> dict[str, Tensor]:
-        effects = node_effects(model, dictionaries, make_pairs(), steps=4)
+        effects = node_effects(
+            model, dictionaries, make_pairs(), estimator=IntegratedGradients(steps=4)
+        )
         found = {}
         for kind, edges in edge_effects(model, dictionaries, effects).items():
             assert edges.weight.dtype == dictionaries["mlp_0"].decoder.dtype
@@ -82,8 +85,8 @@ def test_a_bfloat16_model_is_evaluated_with_float32_dictionaries(ablation: str) 
         assert getattr(ours, name) == pytest.approx(getattr(theirs, name), abs=0.15)
 
 
-@pytest.mark.parametrize("estimator", ["ig", "attribution", "exact"])
-def test_every_estimator_runs_in_bfloat16_and_says_how_complete_it_is(estimator: str) -> None:
+@pytest.mark.parametrize("estimator", [IntegratedGradients(), Attribution(), Exact()])
+def test_every_estimator_runs_in_bfloat16_and_says_how_complete_it_is(estimator: Estimator) -> None:
     model, dictionaries = narrow("gpt_neox", torch.bfloat16)
     circuit = find_circuit(
         model,
@@ -92,19 +95,21 @@ def test_every_estimator_runs_in_bfloat16_and_says_how_complete_it_is(estimator:
         node_threshold=0.1,
         edge_threshold=0.1,
         estimator=estimator,
-        edges=estimator != "exact",
+        edges=estimator.has_gradients,
     )
     assert circuit.nodes
-    finite = [value == value for value in circuit.residuals.values()]
-    assert all(finite) if estimator != "exact" else not any(finite)
+    finite = [value == value for value in circuit.gaps.values()]
+    assert all(finite) if estimator.has_gradients else not any(finite)
 
 
-def test_the_residual_of_a_bfloat16_model_is_that_of_its_rule_not_of_rounding() -> None:
+def test_the_gap_of_a_bfloat16_model_is_that_of_its_rule_not_of_rounding() -> None:
     """Differences of large numbers are taken in a type that holds them."""
     wide, inputs = make_model("gpt_neox"), make_pairs()
-    theirs = node_effects(wide, random_dictionaries(wide), inputs, rule="left")
+    theirs = node_effects(
+        wide, random_dictionaries(wide), inputs, estimator=IntegratedGradients(rule="left")
+    )
     model, dictionaries = narrow("gpt_neox", torch.bfloat16)
-    ours = node_effects(model, dictionaries, inputs, rule="left")
+    ours = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(rule="left"))
     for name, at in ours.submodules.items():
         assert at.gradient.dtype == torch.float32
         total = at.features.total() + at.error.sum(1)

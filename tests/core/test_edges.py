@@ -12,6 +12,7 @@ from core.budget import Passes
 from core.dictionaries import Dictionary, Linear, identity_dictionary
 from core.edges import EdgeEffects, edge_effects, edge_kinds
 from core.effects import Effects, node_effects
+from core.estimators import IntegratedGradients
 from core.inputs import Inputs
 from core.models import LanguageModel
 from core.types import SubmoduleEffects
@@ -77,7 +78,7 @@ def dense_edges(found: EdgeEffects, n_down: int, n_up: int) -> Tensor:
 def assert_matches_jacobian(
     model: LanguageModel, inputs: Inputs, dictionaries: Dictionaries
 ) -> None:
-    effects = node_effects(model, dictionaries, inputs, steps=2)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=2))
     summed = edge_effects(model, dictionaries, effects)
     apart = edge_effects(model, dictionaries, effects, by_position=True)
     assert list(summed) == list(edge_kinds(model, dictionaries))
@@ -146,7 +147,7 @@ def test_edges_into_a_node_sum_to_its_derivative_along_the_upstream_change(
 ) -> None:
     model, inputs = make_model(family, attn_input), make_pairs(3, 5)
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, steps=2)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=2))
     for kind, found in edge_effects(model, dictionaries, effects).items():
         forward = pushed_forward(model, inputs, dictionaries, effects, kind)
         into = torch.zeros_like(forward).index_add_(0, found.downstream, found.weight)
@@ -171,7 +172,7 @@ def test_a_layer_without_a_dictionary_before_it_has_no_edges_from_there() -> Non
 def test_chosen_nodes_have_the_edges_they_have_among_all() -> None:
     model, inputs = make_model("qwen3"), make_pairs()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, steps=2)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=2))
     everything = edge_effects(model, dictionaries, effects)
     keep = {name: torch.tensor([1, 5, 7, 11, 24]) for name in dictionaries}
     del keep["mlp_0"]
@@ -190,7 +191,7 @@ def test_edges_out_of_and_into_error_nodes_are_not_zero() -> None:
     """Their gradient is easily read after it was cleared."""
     model, inputs = make_model("gpt_neox"), make_pairs()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, steps=2)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=2))
     for found in edge_effects(model, dictionaries, effects).values():
         dense = dense_edges(found, 25, 25)
         assert float(dense[:, -1].abs().max()) > 1e-3
@@ -201,7 +202,7 @@ def test_the_stream_passes_a_feature_on_at_its_own_token_by_its_decoder_and_enco
     """resid to resid is the identity: gradient . W_e[j] . W_d[i] . change, no other position."""
     model, inputs = make_model("llama"), make_pairs()
     dictionaries = random_dictionaries(model, names=["resid_0", "resid_1"])
-    effects = node_effects(model, dictionaries, inputs, steps=2)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=2))
     found = edge_effects(model, dictionaries, effects, by_position=True)["resid_0", "resid_1"]
     assert bool((found.upstream // 25 == found.downstream // 25).all())
     up, down = effects["resid_0"], effects["resid_1"]
@@ -222,7 +223,7 @@ def test_edges_do_not_depend_on_how_they_are_cut_into_passes(
 ) -> None:
     model, inputs = make_model("gpt2", True), make_pairs()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, steps=2)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=2))
     whole = edge_effects(model, dictionaries, effects, by_position=by_position)
     monkeypatch.setattr("core.edges._BLOCK", 500)
     monkeypatch.setattr(

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from core.effects import Effects, feature_dots, node_effects
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.inputs import Inputs
 from core.models import LanguageModel
 from core.types import NodeEffects
@@ -50,7 +51,7 @@ def test_attribution_reads_the_spliced_runs_gradients(
 ) -> None:
     model, inputs = make_model(family, attn_input), INPUTS[kind]()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, estimator="attribution")
+    effects = node_effects(model, dictionaries, inputs, estimator=Attribution())
     patched = patch_values(Reference(model), inputs, dictionaries)
     plain = Reference(model).run(inputs, {n: lambda x: x.requires_grad_() for n in ("embed",)})
     names = list(dictionaries)
@@ -79,7 +80,7 @@ def test_attribution_effects_sum_to_the_gradient_along_the_whole_change(
     family: str, attn_input: bool
 ) -> None:
     model, inputs = make_model(family, attn_input), make_pairs()
-    effects = node_effects(model, random_dictionaries(model), inputs, estimator="attribution")
+    effects = node_effects(model, random_dictionaries(model), inputs, estimator=Attribution())
     reference = Reference(model)
     assert inputs.patch is not None
     clean = reference.run(inputs).values
@@ -116,7 +117,9 @@ def test_integrated_gradients_match_decoding_at_every_step(
 ) -> None:
     model, inputs = make_model(family, attn_input), INPUTS[kind]()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, rule="left", steps=2)
+    effects = node_effects(
+        model, dictionaries, inputs, estimator=IntegratedGradients(rule="left", steps=2)
+    )
     for name in dictionaries:
         features, error = walked_effects(model, inputs, dictionaries, name, (0, 0.5))
         assert difference(effects[name].features.to_dense(), features) < 1e-10
@@ -129,7 +132,7 @@ def test_an_exact_effect_is_what_patching_that_node_by_hand_does(
 ) -> None:
     model, inputs = make_model(family, attn_input), INPUTS[kind]()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, estimator="exact")
+    effects = node_effects(model, dictionaries, inputs, estimator=Exact())
     reference = Reference(model)
     clean = reference.run(inputs).metric
     for name, dictionary in dictionaries.items():
@@ -147,20 +150,20 @@ def test_an_exact_effect_is_what_patching_that_node_by_hand_does(
         assert difference(by_hand, expected) < 1e-10
 
 
-@pytest.mark.parametrize("estimator", ["ig", "attribution"])
+@pytest.mark.parametrize("estimator", [IntegratedGradients(steps=3), Attribution()])
 @pytest.mark.parametrize("family", ["gpt_neox", "gemma2"])
-def test_the_residual_is_what_the_effects_miss_of_patching_the_whole_submodule(
-    family: str, estimator: str
+def test_the_gap_is_what_the_effects_miss_of_patching_the_whole_submodule(
+    family: str, estimator: Estimator
 ) -> None:
     model, inputs = make_model(family, True), make_single()
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, estimator=estimator, steps=3)
+    effects = node_effects(model, dictionaries, inputs, estimator=estimator)
     reference = Reference(model)
     for name, dictionary in dictionaries.items():
         # Zero ablation of all features and the error leaves the decoder's bias.
         patched = reference.run(inputs, {name: dictionary.bias.expand_as})
         change = patched.metric - effects.metric_clean
-        assert difference(effects[name].residual, total_effect(effects, name) - change) < 1e-10
+        assert difference(effects[name].gap, total_effect(effects, name) - change) < 1e-10
 
 
 # -- negative controls ---------------------------------------------------------------------------
@@ -188,9 +191,13 @@ def test_integrated_gradients_are_not_attribution_in_disguise(kind: str) -> None
     """A metric that read the wrong rows of the stacked steps would make them equal."""
     model, inputs = make_model("gpt_neox"), INPUTS[kind]()
     dictionaries = random_dictionaries(model)
-    ig = node_effects(model, dictionaries, inputs, rule="left", steps=4)
-    one = node_effects(model, dictionaries, inputs, rule="left", steps=1)
-    attribution = node_effects(model, dictionaries, inputs, estimator="attribution")
+    ig = node_effects(
+        model, dictionaries, inputs, estimator=IntegratedGradients(rule="left", steps=4)
+    )
+    one = node_effects(
+        model, dictionaries, inputs, estimator=IntegratedGradients(rule="left", steps=1)
+    )
+    attribution = node_effects(model, dictionaries, inputs, estimator=Attribution())
     assert max_difference(one, attribution) < 1e-12
     assert max_difference(ig, attribution) > 1e-2
     gradients = [ig[name].gradient - attribution[name].gradient for name in dictionaries]
@@ -201,7 +208,7 @@ def test_integrated_gradients_are_not_attribution_in_disguise(kind: str) -> None
 def test_feature_dots_are_the_dense_product_at_the_features_asked_for() -> None:
     model, inputs = make_model("gpt2"), make_pairs()
     dictionaries = random_dictionaries(model)
-    found = node_effects(model, dictionaries, inputs, estimator="attribution")["mlp_1"]
+    found = node_effects(model, dictionaries, inputs, estimator=Attribution())["mlp_1"]
     dense = found.gradient @ dictionaries["mlp_1"].decoder.T
     at = found.change.features
     dots = feature_dots(dictionaries["mlp_1"], at, found.gradient)

@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.ablate import ablation_values
+from core.ablate import AblationValues, ablation_values, keep_edit, parts_of, run_edited
 from core.circuit import find_circuit
 from core.dictionaries import Dictionary
-from core.evaluate import Evaluation, Evaluator, evaluate_circuit
+from core.errors import InputError
+from core.evaluate import Evaluation, Evaluator, area, evaluate_circuit
 from core.inputs import Inputs
 from core.models import LanguageModel
+from core.models.replay import Resumed
+from core.options import ERROR_NODES
 from core.types import ERROR, Circuit, Node
 from tests.core.reference import Reference
 from tests.core.tiny import (
@@ -158,7 +161,7 @@ def test_a_circuit_found_is_evaluated_as_its_nodes_are() -> None:
 )
 def test_dropping_errors_is_leaving_them_out_of_the_circuit(policy: str, stays: Any) -> None:
     nodes = some_nodes(make_model("gpt_neox"))
-    dropped = evaluate(nodes, make_pairs(), errors=policy)
+    dropped = evaluate(nodes, make_pairs(), error_nodes=policy)
     assert dropped == evaluate([node for node in nodes if stays(node)], make_pairs())
     assert dropped.n_nodes < len(nodes)
 
@@ -168,8 +171,8 @@ def test_errors_kept_or_removed_are_so_in_the_circuit_and_its_complement() -> No
     features = [node for node in some_nodes(model) if not node.is_error]
     errors = [node for node in all_nodes(model) if node.is_error]
     plain, with_errors = evaluate(features, make_pairs()), evaluate(features + errors, make_pairs())
-    kept = evaluate(some_nodes(model), make_pairs(), errors="keep")
-    removed = evaluate(some_nodes(model), make_pairs(), errors="remove")
+    kept = evaluate(some_nodes(model), make_pairs(), error_nodes="keep")
+    removed = evaluate(some_nodes(model), make_pairs(), error_nodes="remove")
     # A complement holds the errors that its circuit does not.
     assert (kept.m_circuit, kept.m_complement) == pytest.approx(
         (with_errors.m_circuit, plain.m_complement), abs=1e-12
@@ -177,6 +180,145 @@ def test_errors_kept_or_removed_are_so_in_the_circuit_and_its_complement() -> No
     assert (removed.m_circuit, removed.m_complement) == pytest.approx(
         (plain.m_circuit, with_errors.m_complement), abs=1e-12
     )
+
+
+def test_error_nodes_are_chosen_for_each_evaluation_on_one_evaluator() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs()
+    shared = Evaluator(model, random_dictionaries(model), inputs)
+    for error_nodes in ERROR_NODES:
+        alone = evaluate(some_nodes(model), inputs, error_nodes=error_nodes)
+        assert shared.evaluate(some_nodes(model), error_nodes) == alone
+
+
+def count_runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that grows by one with each ablated run of a batch."""
+    runs: list[int] = []
+
+    def counted(*args: Any) -> Tensor:
+        runs.append(1)
+        return run_edited(*args)
+
+    monkeypatch.setattr("core.evaluate.run_edited", counted)
+    return runs
+
+
+def test_choices_of_error_nodes_that_keep_the_same_nodes_run_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, runs = make_model("gpt_neox"), count_runs(monkeypatch)
+    features = [node for node in some_nodes(model) if not node.is_error]
+    evaluator = Evaluator(model, random_dictionaries(model), make_pairs())
+    assert len(runs) == 1  # nothing kept; the whole model needs no ablated run
+    first = evaluator.evaluate(features)
+    assert len(runs) == 3
+    assert evaluator.evaluate(features, "drop") == first
+    assert evaluator.evaluate(list(reversed(features)), "drop_but_resid") == first
+    assert len(runs) == 3
+    # Without error nodes the circuit's run is the same; its complement's is not.
+    removed = evaluator.evaluate(features, "remove")
+    assert removed.m_circuit == first.m_circuit
+    assert removed.m_complement != first.m_complement
+    assert len(runs) == 4
+
+
+def test_a_curve_is_an_evaluation_at_each_threshold_and_runs_each_set_of_nodes_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, runs = make_model("gpt_neox"), count_runs(monkeypatch)
+    nodes = [node._replace(effect=(-1) ** i * i / 100) for i, node in enumerate(all_nodes(model))]
+    evaluator = Evaluator(model, random_dictionaries(model), make_pairs())
+    thresholds = [0.5, 0.505, 1.2, 0.0, 9.0]
+    curve = evaluator.curve(nodes, thresholds)
+    # 0.5 and 0.505 leave the same nodes, 9.0 none: the run of nothing was there already.
+    assert len(runs) == 1 + 2 * 3 + 1
+    for threshold, found in zip(thresholds, curve, strict=True):
+        kept = [node for node in nodes if abs(node.effect) > threshold]
+        assert found == evaluator.evaluate(kept) == evaluate(kept, make_pairs())
+    assert len({found.faithfulness for found in curve}) == 4
+    assert evaluator.curve(nodes, [0.5], "drop") == [
+        evaluator.evaluate([n for n in nodes if abs(n.effect) > 0.5], "drop")
+    ]
+
+
+def test_the_area_under_a_curve_of_three_points() -> None:
+    # (0.1 - 0) (0 + 0.5) / 2 + (1 - 0.1) (0.5 + 1) / 2, in any order of the points.
+    assert area([0.1, 1.0, 0.0], [0.5, 1.0, 0.0]) == pytest.approx(0.025 + 0.675)
+    assert area([0.0, 1.0], [1.0, 1.0]) == 1
+    # Nothing is counted beyond the last point.
+    assert area([0.0, 0.5], [1.0, 1.0]) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fractions", "faithfulness", "message"),
+    [
+        ([0.1], [1.0], "two points or more"),
+        ([0.1, 0.2], [1.0], "2 fractions and 1 values"),
+        ([0.1, 1.1], [1.0, 1.0], "outside"),
+    ],
+)
+def test_a_curve_without_an_area_is_refused(
+    fractions: list[float], faithfulness: list[float], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        area(fractions, faithfulness)
+
+
+@pytest.mark.parametrize(("make", "ablation"), [(make_pairs, "mean"), (make_single, "zero")])
+def test_pairs_are_ablated_to_means_and_single_inputs_to_zero_unless_told(
+    make: Any, ablation: str
+) -> None:
+    nodes = some_nodes(make_model("gpt_neox"))
+    assert evaluate(nodes, make()) == evaluate(nodes, make(), ablation=ablation)
+    other = {"mean": "zero", "zero": "mean"}[ablation]
+    assert evaluate(nodes, make()) != evaluate(nodes, make(), ablation=other)
+
+
+@pytest.mark.parametrize(("family", "attn_input"), VARIANTS)
+@pytest.mark.parametrize("kept", ["mlp_0", "resid_0", "attn_1", "mlp_1", "resid_1"])
+def test_submodules_that_are_ablated_whole_are_what_hooks_give(
+    family: str, attn_input: bool, kept: str
+) -> None:
+    """Runs begin behind the last stream that is ablated whole, and skip what is not looked at."""
+    model, inputs = make_model(family, attn_input), make_pairs()
+    dictionaries = random_dictionaries(model)
+    nodes = [node for node in some_nodes(model) if node.submodule == kept]
+    rest = [node for node in all_nodes(model) if node not in nodes]
+    found = Evaluator(model, dictionaries, inputs).evaluate(nodes)
+    for ours, hooked in ((found.m_circuit, nodes), (found.m_complement, rest)):
+        expected = by_hand(model, dictionaries, inputs, hooked, "mean")
+        assert ours == pytest.approx(expected, abs=rounding(family))
+
+
+def test_a_node_of_all_positions_stands_beside_nodes_by_position() -> None:
+    model, inputs = make_model("gpt_neox"), make_pairs()
+    features = [n for n in some_nodes(model) if not n.is_error]
+    errors = [n for n in some_nodes(model) if n.is_error]
+    apart = [node._replace(pos=pos) for node in features for pos in range(5)]
+    mixed, plain = evaluate(apart + errors, inputs), evaluate(features + errors, inputs)
+    assert mixed.m_circuit == pytest.approx(plain.m_circuit, abs=1e-12)
+    assert mixed.m_complement == pytest.approx(plain.m_complement, abs=1e-12)
+
+
+def test_the_embedding_can_be_edited_too() -> None:
+    model, inputs = make_model("gpt2"), make_single()
+    dictionary = random_dictionaries(model)["embed"]
+    nodes = [Node("embed", feature, None, 1.0) for feature in range(0, N_FEATURES, 2)]
+    part = parts_of(nodes, ["embed"], 5, model.device, torch.float64)["embed"]
+    values = AblationValues(dictionary.bias, None, None)
+    edit = keep_edit(dictionary, values, part, complement=True)
+    runs = Resumed(model, model.record(inputs.clean), inputs.metric, inputs.last)
+
+    def without(x: Tensor) -> Tensor:
+        features = dictionary.encode(x)
+        return x - features[..., ::2] @ dictionary.decoder[::2]
+
+    hooked = Reference(model).run(inputs, {"embed": without}).metric
+    assert float(features_used(dictionary, runs).abs().max()) > 0.1
+    torch.testing.assert_close(run_edited(runs, {"embed": edit}), hooked, rtol=0, atol=1e-10)
+
+
+def features_used(dictionary: Dictionary, runs: Resumed) -> Tensor:
+    return dictionary.encode(runs.recording.outputs["embed"])[..., ::2]
 
 
 def test_layers_before_the_start_are_left_alone() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.edges import edge_effects
 from core.effects import node_effects
+from core.estimators import IntegratedGradients
 from core.inputs import Inputs
 from core.models import LanguageModel
 from tests.core.tiny import (
@@ -29,7 +30,7 @@ Everything = dict[Any, Tensor]
 def everything(model: LanguageModel, inputs: Inputs) -> Everything:
     """Effects of all nodes and edges, dense, summed over positions and examples."""
     dictionaries = random_dictionaries(model)
-    effects = node_effects(model, dictionaries, inputs, steps=3)
+    effects = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=3))
     found: Everything = {"metric": effects.metric_clean.sum()}
     for name, at in effects.submodules.items():
         found[name] = torch.cat([at.features.to_dense().sum((0, 1)), at.error.sum()[None]])
@@ -108,7 +109,9 @@ def test_effects_and_edges_are_those_of_each_example_alone(
 
 def test_nothing_is_kept_of_padding() -> None:
     model, inputs = make_model("gpt2"), padded(6, "left")
-    effects = node_effects(model, random_dictionaries(model), inputs, steps=2)
+    effects = node_effects(
+        model, random_dictionaries(model), inputs, estimator=IntegratedGradients(steps=2)
+    )
     off = ~effects.mask
     for at in effects.submodules.values():
         for features in (at.features, at.clean.features, at.change.features):

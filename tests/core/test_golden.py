@@ -16,17 +16,22 @@ from core.circuit import attribute, find_circuit
 from core.dictionaries import Dictionary, ReLU, identity_dictionary
 from core.edges import edge_effects
 from core.effects import Effects, node_effects
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.evaluate import Evaluator
 from core.inputs import Inputs
 from core.metrics import NegativeLogit
 from core.models import LanguageModel, load_model
+from core.options import ErrorNodes
 from core.types import ERROR, Node, token_mask
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 CASES = ("pair_by_position", "zero_summed", "pair_summed_no_embed", "pair_neurons")
-ESTIMATORS = {"ig": "ig", "attribution": "attrib", "exact": "exact"}
+# The rule and the steps that theirs were computed with.
+LEFT = IntegratedGradients(steps=10, rule="left")
+# By their names.
+ESTIMATORS = {"ig": LEFT, "attrib": Attribution(), "exact": Exact()}
 # Their names for what happens to error nodes, ours for the same.
-POLICIES = {
+POLICIES: dict[str, ErrorNodes] = {
     "default": "circuit",
     "nb_remove": "drop",
     "nb_resid_only": "drop_but_resid",
@@ -87,11 +92,9 @@ def load_case(name: str) -> Case:
 
 
 @cache
-def golden_effects(name: str, estimator: str = "ig") -> Effects:
+def golden_effects(name: str, estimator: Estimator = LEFT) -> Effects:
     case = load_case(name)
-    return node_effects(
-        case.model, case.dictionaries, case.inputs, estimator=estimator, rule="left", steps=10
-    )
+    return node_effects(case.model, case.dictionaries, case.inputs, estimator=estimator)
 
 
 def assert_same(ours: Tensor, golden: Tensor) -> None:
@@ -104,9 +107,9 @@ def assert_same(ours: Tensor, golden: Tensor) -> None:
     [(n, e) for n in CASES for e in ESTIMATORS if (n, e) != ("pair_neurons", "exact")],
 )
 def test_node_effects_are_the_golden_ones(name: str, estimator: str) -> None:
-    case, effects = load_case(name), golden_effects(name, estimator)
+    case, effects = load_case(name), golden_effects(name, ESTIMATORS[estimator])
     for submodule in case.dictionaries:
-        golden = f"effects/{ESTIMATORS[estimator]}/{submodule}"
+        golden = f"effects/{estimator}/{submodule}"
         found = effects[submodule]
         assert_same(found.features.to_dense(), case.values[f"{golden}/features"])
         assert_same(found.error, case.values[f"{golden}/error"])
@@ -128,7 +131,7 @@ def test_metrics_are_the_golden_ones(name: str) -> None:
 def test_aggregated_nodes_are_the_golden_ones(name: str) -> None:
     case = load_case(name)
     found = attribute(
-        case.model, case.dictionaries, case.inputs, rule="left", by_position=case.by_position
+        case.model, case.dictionaries, case.inputs, estimator=LEFT, by_position=case.by_position
     ).effects
     assert set(found.nodes) == set(case.dictionaries)
     for submodule, nodes in found.nodes.items():
@@ -174,7 +177,7 @@ def test_a_circuit_is_what_the_golden_nodes_and_edges_leave_above_the_thresholds
         node_threshold=threshold,
         edge_threshold=threshold / 2,
         by_position=case.by_position,
-        rule="left",
+        estimator=LEFT,
     )
     golden = {}
     for submodule in case.dictionaries:
@@ -225,14 +228,13 @@ def test_evaluations_are_the_golden_ones(policy: str, ablation: str, start_layer
         case.dictionaries,
         inputs,
         ablation=ablation,
-        errors=POLICIES[policy],
         start_layer=max(0, start_layer),
     )
     key = (policy, ablation, start_layer)
     rows = [r for r in EVALUATIONS if (r["handle_errors"], r["ablation"], r["start_layer"]) == key]
     assert len(rows) == 9
     for row in rows:
-        evaluation = evaluator.evaluate(_nodes_above(effects, row["threshold"]))
+        evaluation = evaluator.evaluate(_nodes_above(effects, row["threshold"]), POLICIES[policy])
         assert evaluation.n_nodes == row["n_nodes"]
         # Their metric is the clean answer's logit minus the patch answer's: ours, turned round.
         for name in ("m_full", "m_empty", "m_circuit", "m_complement"):
@@ -255,7 +257,7 @@ def _nodes_above(effects: Mapping[str, Tensor], threshold: float) -> list[Node]:
 
 def test_the_first_steps_gradient_used_for_every_step_is_not_golden() -> None:
     """Integrated gradients that silently are attribution patching."""
-    case, wrong = load_case("pair_by_position"), golden_effects("pair_by_position", "attribution")
+    case, wrong = load_case("pair_by_position"), golden_effects("pair_by_position", Attribution())
     golden = case.values["effects/ig/mlp_1/features"]
     assert float((wrong["mlp_1"].features.to_dense() - golden).abs().max()) > 1e-3
 

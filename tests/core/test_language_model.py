@@ -58,7 +58,7 @@ def test_what_layers_add_makes_the_stream(family: str, attn_input: bool) -> None
     model, inputs = make_model(family, attn_input), make_pairs()
     recording = model.record(inputs.clean)
     for layer in range(model.n_layers):
-        attn = model.write(f"attn_{layer}", recording.outputs[f"attn_{layer}"])
+        attn = model.write_attn(layer, recording.outputs[f"attn_{layer}"])
         added = recording.stream_before(layer) + attn + recording.outputs[f"mlp_{layer}"]
         torch.testing.assert_close(added, recording.outputs[f"resid_{layer}"], rtol=0, atol=1e-12)
 

@@ -13,6 +13,7 @@ from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary
 from core.edges import EdgeEffects, edge_effects
 from core.effects import Effects, node_effects
+from core.estimators import Attribution, IntegratedGradients
 from core.models import LanguageModel
 from tests.core.tiny import D, make_model, make_pairs, make_single, random_dictionary
 
@@ -54,7 +55,9 @@ def edges_of(n_features: int) -> tuple[int, int]:
     """Largest tensor made while finding all edges, and the number of edges."""
     model = make_model("gpt_neox_sequential")
     dictionaries = wide_dictionaries(model, n_features)
-    effects = node_effects(model, dictionaries, make_pairs(4, 8), steps=2)
+    effects = node_effects(
+        model, dictionaries, make_pairs(4, 8), estimator=IntegratedGradients(steps=2)
+    )
     found: list[EdgeEffects] = []
     size = largest(lambda: found.extend(edge_effects(model, dictionaries, effects).values()))
     return size, sum(len(edges.weight) for edges in found)
@@ -98,7 +101,7 @@ def test_edges_stay_within_their_blocks(monkeypatch: pytest.MonkeyPatch, by_posi
 def test_nodes_are_encoded_without_holding_every_feature_of_every_token() -> None:
     model, dictionaries, _ = kept_effects(4)
     inputs = make_single(64, 16)  # 1,024 tokens: twice what is encoded at once
-    size = largest(lambda: node_effects(model, dictionaries, inputs, estimator="attribution"))
+    size = largest(lambda: node_effects(model, dictionaries, inputs, estimator=Attribution()))
     assert size <= 512 * 512
 
 

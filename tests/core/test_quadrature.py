@@ -1,4 +1,4 @@
-"""Rules and steps of integrated gradients, and the completeness residual that judges them."""
+"""Rules and steps of integrated gradients, and the completeness gap that judges them."""
 
 from typing import Any
 
@@ -6,19 +6,21 @@ import pytest
 import torch
 
 from core.effects import node_effects, quadrature
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.inputs import Inputs
 from core.models import LanguageModel
+from core.options import Rule
 from tests.core.tiny import D, make_hf, make_model, make_pairs, random_dictionaries
 
 
-def integral(rule: str, steps: int, power: int) -> float:
+def integral(rule: Rule, steps: int, power: int) -> float:
     points, weights = quadrature(rule, steps)
     return sum(w * t**power for t, w in zip(points, weights, strict=True))
 
 
 @pytest.mark.parametrize("rule", ["left", "midpoint", "gauss"])
 @pytest.mark.parametrize("steps", [1, 2, 10])
-def test_weights_sum_to_one_over_points_in_the_unit_interval(rule: str, steps: int) -> None:
+def test_weights_sum_to_one_over_points_in_the_unit_interval(rule: Rule, steps: int) -> None:
     points, weights = quadrature(rule, steps)
     assert len(points) == len(weights) == steps
     assert sum(weights) == pytest.approx(1, abs=1e-14)
@@ -41,31 +43,32 @@ def test_each_rule_is_exact_up_to_its_degree() -> None:
     assert integral("left", 3, 1) == pytest.approx(1 / 3, abs=1e-14)
 
 
-def residuals(inputs: Inputs, family: str = "gpt2", **options) -> torch.Tensor:
-    """Absolute completeness residuals of every submodule and example."""
-    model = make_model(family)
-    effects = node_effects(model, random_dictionaries(model), inputs, **options)
-    return torch.stack([at.residual for at in effects.submodules.values()]).abs()
+def gaps(inputs: Inputs, **options: Any) -> torch.Tensor:
+    """Absolute completeness gaps of every submodule and example, by integrated gradients."""
+    model = make_model("gpt2")
+    estimator = IntegratedGradients(**options)
+    effects = node_effects(model, random_dictionaries(model), inputs, estimator=estimator)
+    return torch.stack([at.gap for at in effects.submodules.values()]).abs()
 
 
 def test_left_is_rougher_than_midpoint_is_rougher_than_gauss_on_a_smooth_model() -> None:
     inputs = make_pairs()
     left, midpoint, gauss = (
-        float(residuals(inputs, rule=rule).median()) for rule in ("left", "midpoint", "gauss")
+        float(gaps(inputs, rule=rule).median()) for rule in ("left", "midpoint", "gauss")
     )
     assert left > 10 * midpoint > 100 * gauss
 
 
-def test_more_steps_leave_a_smaller_residual() -> None:
-    few, many = residuals(make_pairs(), steps=5), residuals(make_pairs(), steps=40)
+def test_more_steps_leave_a_smaller_gap() -> None:
+    few, many = gaps(make_pairs(), steps=5), gaps(make_pairs(), steps=40)
     assert float(few.median()) > 20 * float(many.median())
 
 
 def test_a_tolerance_doubles_the_steps_of_the_examples_that_exceed_it() -> None:
     inputs, start = make_pairs(4), 2
-    plain = residuals(inputs, steps=start)
+    plain = gaps(inputs, steps=start)
     tolerance = float(plain.median())
-    doubled = residuals(inputs, steps=start, tolerance=tolerance)
+    doubled = gaps(inputs, steps=start, tolerance=tolerance)
     # Those within the tolerance keep their two steps, to the last bit.
     assert torch.equal(doubled[plain <= tolerance], plain[plain <= tolerance])
     assert bool((doubled <= tolerance).all())
@@ -73,21 +76,21 @@ def test_a_tolerance_doubles_the_steps_of_the_examples_that_exceed_it() -> None:
 
 def test_doubling_stops_at_the_most_steps_allowed() -> None:
     inputs = make_pairs()
-    capped = residuals(inputs, steps=2, tolerance=0.0, max_steps=9)
-    torch.testing.assert_close(capped, residuals(inputs, steps=8), rtol=0, atol=1e-12)
+    capped = gaps(inputs, steps=2, tolerance=1e-300, max_steps=9)
+    torch.testing.assert_close(capped, gaps(inputs, steps=8), rtol=0, atol=1e-12)
 
 
-def test_a_linear_model_has_no_residual_with_any_rule() -> None:
+def test_a_linear_model_has_no_gap_with_any_rule() -> None:
     """Only the last norm is left between resid_1 and m; without it m is linear in resid_1."""
     hf = make_hf("gpt_neox", layer_norm_eps=2.0**80)
     with torch.no_grad():
         hf.gpt_neox.final_layer_norm.weight.fill_(2.0**40)
     model = LanguageModel(hf)
     dictionaries = random_dictionaries(model, names=["resid_1"])
-    calls: list[dict[str, Any]] = [{"rule": "left", "steps": 1}, {"estimator": "attribution"}]
-    for options in calls:
-        found = node_effects(model, dictionaries, make_pairs(), **options)["resid_1"]
-        assert float(found.residual.abs().max()) < 1e-10
+    for estimator in (IntegratedGradients(rule="left", steps=1), Attribution()):
+        effects = node_effects(model, dictionaries, make_pairs(), estimator=estimator)
+        found = effects["resid_1"]
+        assert float(found.gap.abs().max()) < 1e-10
         assert float(found.gradient.abs().max()) > 0.1
         assert found.gradient.shape == (3, 5, D)
 
@@ -95,33 +98,31 @@ def test_a_linear_model_has_no_residual_with_any_rule() -> None:
 def test_one_step_of_the_left_rule_is_attribution_patching() -> None:
     model, inputs = make_model("qwen3"), make_pairs()
     dictionaries = random_dictionaries(model)
-    one = node_effects(model, dictionaries, inputs, rule="left", steps=1)
-    attribution = node_effects(model, dictionaries, inputs, estimator="attribution")
+    one = node_effects(
+        model, dictionaries, inputs, estimator=IntegratedGradients(rule="left", steps=1)
+    )
+    attribution = node_effects(model, dictionaries, inputs, estimator=Attribution())
     for name in dictionaries:
         ours, theirs = one[name], attribution[name]
         torch.testing.assert_close(
             ours.features.to_dense(), theirs.features.to_dense(), rtol=0, atol=1e-5
         )
-        torch.testing.assert_close(ours.residual, theirs.residual, rtol=0, atol=1e-5)
+        torch.testing.assert_close(ours.gap, theirs.gap, rtol=0, atol=1e-5)
 
 
-def test_exact_effects_have_no_residual_and_no_gradient() -> None:
+def test_exact_effects_have_no_gap_and_no_gradient() -> None:
     model = make_model("gpt2")
-    found = node_effects(model, random_dictionaries(model), make_pairs(), estimator="exact")
+    found = node_effects(model, random_dictionaries(model), make_pairs(), estimator=Exact())
     for at in found.submodules.values():
-        assert bool(at.residual.isnan().all())
+        assert bool(at.gap.isnan().all())
         assert not at.gradient.any()
 
 
 @pytest.mark.parametrize(
-    ("options", "label"),
-    [
-        ({}, "ig(midpoint, 10)"),
-        ({"rule": "gauss", "steps": 3}, "ig(gauss, 3)"),
-        ({"estimator": "attribution", "steps": 3}, "attribution"),
-    ],
+    "estimator", [IntegratedGradients(rule="gauss", steps=3), Attribution(), Exact()]
 )
-def test_effects_say_what_estimated_them(options: dict[str, Any], label: str) -> None:
+def test_effects_say_what_estimated_them(estimator: Estimator) -> None:
     model = make_model("gpt2")
     dictionaries = random_dictionaries(model, names=["resid_1"])
-    assert node_effects(model, dictionaries, make_pairs(), **options).estimator == label
+    effects = node_effects(model, dictionaries, make_pairs(), estimator=estimator)
+    assert effects.estimator == estimator

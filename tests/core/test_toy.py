@@ -8,6 +8,7 @@ from torch import Tensor
 
 from core.circuit import find_circuit
 from core.effects import Effects, node_effects
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.evaluate import evaluate_circuit
 from core.types import ERROR, Circuit, Node
 from tests.toy import (
@@ -29,9 +30,9 @@ from tests.toy import (
 EXPECTED = {True: (NODES_PARALLEL, EDGES_PARALLEL), False: (NODES_SEQUENTIAL, EDGES_SEQUENTIAL)}
 
 
-def toy_effects(**options: Any) -> Effects:
+def toy_effects(estimator: Estimator = IntegratedGradients()) -> Effects:
     model = toy_model(parallel=True)
-    return node_effects(model, toy_dictionaries(model), toy_inputs(), **options)
+    return node_effects(model, toy_dictionaries(model), toy_inputs(), estimator=estimator)
 
 
 def toy_circuit(*, parallel: bool = True, **options: Any) -> Circuit:
@@ -57,7 +58,7 @@ def test_the_planted_circuit_is_recovered_exactly(parallel: bool) -> None:
     assert weights(circuit) == pytest.approx(edges, abs=1e-12)
     assert circuit.metric_clean == pytest.approx(sum(M_CLEAN) / 2)
     assert circuit.metric_patch == pytest.approx(sum(M_PATCH) / 2)
-    assert circuit.residuals == pytest.approx(dict.fromkeys(circuit.residuals, 0.0), abs=1e-12)
+    assert circuit.gaps == pytest.approx(dict.fromkeys(circuit.gaps, 0.0), abs=1e-12)
 
 
 def test_by_position_the_noun_is_at_the_first_and_all_else_at_the_last() -> None:
@@ -74,31 +75,34 @@ def at_number(effects: Effects, feature: int) -> list[float]:
 
 @pytest.mark.parametrize("feature", [plus(NUMBER), minus(NUMBER)])
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("estimator", "expected"),
     [
         # Either feature alone brings MOVED to 0, and m with it.
-        ({"estimator": "exact"}, (7, 3)),
+        (Exact(), (7, 3)),
         # The slope at clean, which is 7 in example 1 and 3 in example 2.
-        ({"estimator": "attribution"}, (7, 3)),
+        (Attribution(), (7, 3)),
         # Five steps before the kink, one on it where the slope is 1, four behind it.
-        ({"rule": "left"}, ((5 * 7 + 1 + 4 * 3) / 10, (5 * 3 + 1 + 4 * 7) / 10)),
-        ({"rule": "left", "steps": 1}, (7, 3)),
+        (IntegratedGradients(rule="left"), ((5 * 7 + 1 + 4 * 3) / 10, (5 * 3 + 1 + 4 * 7) / 10)),
+        (IntegratedGradients(rule="left", steps=1), (7, 3)),
         # Three points of five lie before the kink in neither: the third is on it.
-        ({"rule": "midpoint", "steps": 5}, ((2 * 7 + 1 + 2 * 3) / 5, (2 * 3 + 1 + 2 * 7) / 5)),
-        ({"rule": "midpoint"}, (5, 5)),
-        ({"rule": "gauss"}, (5, 5)),
+        (
+            IntegratedGradients(steps=5),
+            ((2 * 7 + 1 + 2 * 3) / 5, (2 * 3 + 1 + 2 * 7) / 5),
+        ),
+        (IntegratedGradients(rule="midpoint"), (5, 5)),
+        (IntegratedGradients(rule="gauss"), (5, 5)),
     ],
 )
 def test_estimators_differ_as_the_kink_of_the_mlp_says(
-    options: dict[str, Any], expected: tuple[float, float], feature: int
+    estimator: Estimator, expected: tuple[float, float], feature: int
 ) -> None:
-    assert at_number(toy_effects(**options), feature) == pytest.approx(expected, abs=1e-12)
+    assert at_number(toy_effects(estimator), feature) == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_completeness_residual_is_what_the_left_rule_misses() -> None:
+def test_the_completeness_gap_is_what_the_left_rule_misses() -> None:
     # Two features, each off by what the test above finds: 2 (4.8 - 5) and 2 (4.4 - 5).
-    residual = toy_effects(rule="left")["embed"].residual
-    assert residual.tolist() == pytest.approx([-0.4, -1.2])
+    gap = toy_effects(IntegratedGradients(rule="left"))["embed"].gap
+    assert gap.tolist() == pytest.approx([-0.4, -1.2])
 
 
 def test_the_tense_that_changes_but_is_never_read_has_no_effect() -> None:
