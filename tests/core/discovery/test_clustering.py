@@ -139,7 +139,7 @@ def test_a_summary_counts_what_a_cluster_holds() -> None:
         ({"k": [2, 50]}, "50 clusters"),
         ({"k": 0}, "at least 1"),
         ({"k": []}, "at least 1"),
-        ({"k": 2, "algorithm": "ward"}, "'ward' is no way to cluster"),
+        ({"k": 2, "algorithm": "ward"}, "algorithm 'ward' is not one of spectral"),
         ({"k": 2, "groups": [1, 2]}, "2 groups were given for 10 samples"),
     ],
 )
