@@ -216,7 +216,7 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
         }.items()
     }
     return TrainingSettings(
-        kind=settings.kind,  # pyright: ignore[reportArgumentType]
+        kind=settings.kind,
         n_features=settings.n_features or (settings.expansion or 1) * d_model,
         n_steps=settings.steps,
         batch_size=settings.batch,
@@ -335,7 +335,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
     rows = [
         {
             "submodule": name,
-            "activation": type(dictionary.activation).__name__,
+            "activation": dictionary.activation.name,
             "n_features": dictionary.n_features,
             "width": dictionary.d,
             "weights": work.store.notes(sae(name))["weights"],
