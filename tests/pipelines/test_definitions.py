@@ -29,15 +29,28 @@ GRAPH = {
         {"filtered_tokens", "cluster_vectors", "cluster_assignments"},
         0,
     ),
-    "circuits": (
-        "circuits",
-        {"filtered_tokens", "cluster_assignments", "dictionary_set"},
+    "cluster_behaviours": ("circuits", {"filtered_tokens", "cluster_assignments", "clusters"}, 0),
+    "circuits": ("circuits", {"cluster_behaviours", "dictionary_set"}, 3),
+    "task_behaviours": ("circuits", set(), 0),
+    "task_circuits": ("circuits", {"task_behaviours", "dictionary_set"}, 1),
+    "circuit_evaluations": (
+        "evaluations",
+        {"cluster_behaviours", "circuits", "dictionary_set"},
         3,
     ),
-    "circuit_evaluations": ("evaluations", {"circuits", "dictionary_set"}, 3),
-    "evaluation_summary": ("evaluations", {"clusters", "circuits", "circuit_evaluations"}, 0),
-    "agreement_circuits": ("agreement", {"dictionary_set"}, 0),
-    "agreement_evaluations": ("agreement", {"dictionary_set", "agreement_circuits"}, 0),
+    "task_evaluations": (
+        "evaluations",
+        {"task_behaviours", "task_circuits", "dictionary_set"},
+        1,
+    ),
+    "evaluation_summary": (
+        "evaluations",
+        {
+            *("cluster_behaviours", "circuits", "circuit_evaluations"),
+            *("task_behaviours", "task_circuits", "task_evaluations"),
+        },
+        0,
+    ),
 }
 BLOCKING = {"contexts", "activation_cache", "dictionary_set", "cluster_assignments"}
 
@@ -68,16 +81,17 @@ def test_the_graph_is_this(definitions: dg.Definitions) -> None:
     assert found == GRAPH
 
 
-def test_comparisons_add_two_assets_and_change_no_other(tmp_path: Path) -> None:
+def test_comparisons_add_three_assets_and_change_no_other(tmp_path: Path) -> None:
     comparisons = {"dense": {"k": 3}, "gradients": {"k": 2}}
     graph = build_definitions(
         [write_experiment(tmp_path, comparisons=comparisons)]
     ).resolve_asset_graph()
     added = {key.path[-1] for key in graph.get_all_asset_keys()} - set(GRAPH)
-    assert added == {"compared_clusterings", "clustering_comparison"}
-    compared = graph.get(dg.AssetKey(["tiny", "compared_clusterings"])).partitions_def
-    assert compared is not None
-    assert compared.get_partition_keys() == ["dense", "gradients"]
+    assert added == {"compared_vectors", "compared_clusterings", "clustering_comparison"}
+    for name in ("compared_vectors", "compared_clusterings"):
+        compared = graph.get(dg.AssetKey(["tiny", name])).partitions_def
+        assert compared is not None
+        assert compared.get_partition_keys() == ["dense", "gradients"]
 
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:

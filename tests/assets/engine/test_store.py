@@ -13,8 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from assets.engine.store import ArtifactStore, Recipe, content_hash, digest, hash_place
+from assets.engine.recipe import Recipe, digest, hash_place
+from assets.engine.store import ArtifactStore, content_hash
 from assets.settings import ExperimentError
+from assets.tables.places import CONTEXTS
 from assets.tables.schemas import TABLES
 
 ROWS = [
@@ -36,15 +38,15 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 
 def test_a_table_comes_back_as_it_was_written(store: ArtifactStore, table: pa.Table) -> None:
-    store.write("contexts", table, RECIPE)
-    assert store.read("contexts").to_pylist() == ROWS
+    store.write(CONTEXTS, table, RECIPE)
+    assert store.read(CONTEXTS).to_pylist() == ROWS
 
 
 def test_the_content_hash_survives_a_round_trip_and_slicing(
     store: ArtifactStore, table: pa.Table
 ) -> None:
-    content = store.write("contexts", table, RECIPE)
-    assert content_hash(store.read("contexts")) == content
+    content = store.write(CONTEXTS, table, RECIPE)
+    assert content_hash(store.read(CONTEXTS)) == content
     longer = pa.concat_tables([TABLES["contexts"].build([ROWS[1]]), table])
     assert content_hash(longer.slice(1)) == content
     assert content_hash(longer) != content
@@ -69,27 +71,27 @@ def test_moving_an_item_to_the_next_row_changes_the_content_hash() -> None:
 
 
 def test_the_same_table_gives_the_same_bytes(store: ArtifactStore, table: pa.Table) -> None:
-    store.write("contexts", table, RECIPE)
-    first = store.path("contexts").read_bytes()
-    store.write("contexts", table, RECIPE)
-    assert store.path("contexts").read_bytes() == first
+    store.write(CONTEXTS, table, RECIPE)
+    first = store.path(CONTEXTS).read_bytes()
+    store.write(CONTEXTS, table, RECIPE)
+    assert store.path(CONTEXTS).read_bytes() == first
 
 
 def test_a_table_is_current_for_its_own_recipe_only(store: ArtifactStore, table: pa.Table) -> None:
-    assert not store.is_current("contexts", RECIPE)
-    store.write("contexts", table, RECIPE)
-    assert store.is_current("contexts", RECIPE)
+    assert not store.is_current(CONTEXTS, RECIPE)
+    store.write(CONTEXTS, table, RECIPE)
+    assert store.is_current(CONTEXTS, RECIPE)
     others = [
         Recipe("contexts", {"corpus": "abd"}, {"n_positions": 3}, "1"),
         Recipe("contexts", {"corpus": "abc"}, {"n_positions": 4}, "1"),
         Recipe("contexts", {"corpus": "abc"}, {"n_positions": 3}, "2"),
     ]
-    assert not any(store.is_current("contexts", other) for other in others)
+    assert not any(store.is_current(CONTEXTS, other) for other in others)
 
 
 def test_the_footer_says_what_it_was_made_from(store: ArtifactStore, table: pa.Table) -> None:
-    store.write("contexts", table, RECIPE, notes={"why": [1, "two"]})
-    notes = store.notes("contexts")
+    store.write(CONTEXTS, table, RECIPE, notes={"why": [1, "two"]})
+    notes = store.notes(CONTEXTS)
     assert notes["inputs"] == {"corpus": "abc"}
     assert notes["settings"] == {"n_positions": 3}
     assert notes["why"] == [1, "two"]
@@ -97,29 +99,29 @@ def test_the_footer_says_what_it_was_made_from(store: ArtifactStore, table: pa.T
 
 def test_a_table_of_the_wrong_columns_is_not_written(store: ArtifactStore) -> None:
     with pytest.raises(KeyError):
-        store.write("contexts", pa.table({"document": [1]}), RECIPE)
-    assert not store.path("contexts").exists()
+        store.write(CONTEXTS, pa.table({"document": [1]}), RECIPE)
+    assert not store.path(CONTEXTS).exists()
 
 
 def test_a_truncated_file_counts_as_not_there(store: ArtifactStore, table: pa.Table) -> None:
-    store.write("contexts", table, RECIPE)
-    path = store.path("contexts")
+    store.write(CONTEXTS, table, RECIPE)
+    path = store.path(CONTEXTS)
     path.write_bytes(path.read_bytes()[:-20])
-    assert store.footer("contexts") is None
+    assert store.footer(CONTEXTS) is None
     with pytest.raises(ExperimentError, match="materialize contexts first"):
-        store.read("contexts")
+        store.read(CONTEXTS)
 
 
 def test_a_foreign_file_counts_as_not_there(store: ArtifactStore) -> None:
     store.root.mkdir()
-    pq.write_table(pa.table({"document": [1]}), store.path("contexts"))
-    assert store.footer("contexts") is None
+    pq.write_table(pa.table({"document": [1]}), store.path(CONTEXTS))
+    assert store.footer(CONTEXTS) is None
 
 
 def test_a_failed_write_leaves_the_old_table(
     store: ArtifactStore, table: pa.Table, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store.write("contexts", table, RECIPE)
+    store.write(CONTEXTS, table, RECIPE)
 
     def fail(_writer: pq.ParquetWriter, _table: pa.Table) -> None:
         assert len(list(store.root.glob(".*.tmp"))) == 1
@@ -127,8 +129,8 @@ def test_a_failed_write_leaves_the_old_table(
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", fail)
     with pytest.raises(OSError, match="disk full"):
-        store.write("contexts", table.slice(1), RECIPE)
-    assert store.read("contexts").num_rows == 3
+        store.write(CONTEXTS, table.slice(1), RECIPE)
+    assert store.read(CONTEXTS).num_rows == 3
     assert not list(store.root.glob(".*"))
 
 
@@ -136,13 +138,13 @@ def test_a_failed_write_leaves_the_old_table(
 def test_pieces_give_the_table_and_the_hash_of_the_whole(
     store: ArtifactStore, table: pa.Table, n: int
 ) -> None:
-    whole = store.write("contexts", table, RECIPE)
+    whole = store.write(CONTEXTS, table, RECIPE)
     pieces = (table.slice(i, n) for i in range(0, 3, n))
-    assert store.write("contexts", pieces, RECIPE, notes={"why": 1}) == whole
-    assert store.open("contexts").metadata.num_row_groups == -(-3 // n)
-    assert store.read("contexts").to_pylist() == ROWS
-    assert (store.n_rows("contexts"), store.content("contexts")) == (3, whole)
-    assert store.notes("contexts")["why"] == 1
+    assert store.write(CONTEXTS, pieces, RECIPE, notes={"why": 1}) == whole
+    assert store.open(CONTEXTS).metadata.num_row_groups == -(-3 // n)
+    assert store.read(CONTEXTS).to_pylist() == ROWS
+    assert (store.n_rows(CONTEXTS), store.content(CONTEXTS)) == (3, whole)
+    assert store.notes(CONTEXTS)["why"] == 1
 
 
 def test_a_table_in_pieces_is_not_there_before_the_last_and_not_after_a_failure(
@@ -150,19 +152,19 @@ def test_a_table_in_pieces_is_not_there_before_the_last_and_not_after_a_failure(
 ) -> None:
     def pieces() -> Iterator[pa.Table]:
         yield table
-        assert not store.path("contexts").exists()
+        assert not store.path(CONTEXTS).exists()
         assert len(list(store.root.glob(".contexts.parquet.*.tmp"))) == 1
         raise ValueError("the source broke")
 
     with pytest.raises(ValueError, match="the source broke"):
-        store.write("contexts", pieces(), RECIPE)
+        store.write(CONTEXTS, pieces(), RECIPE)
     assert not list(store.root.iterdir())
 
 
 def test_no_rows_are_one_content_however_they_come(store: ArtifactStore) -> None:
     empty = TABLES["contexts"].build([])
-    assert store.write("contexts", iter([]), RECIPE) == content_hash(empty)
-    assert content_hash(store.read("contexts")) == content_hash(empty)
+    assert store.write(CONTEXTS, iter([]), RECIPE) == content_hash(empty)
+    assert content_hash(store.read(CONTEXTS)) == content_hash(empty)
 
 
 def test_where_a_null_stands_counts_in_the_content_hash() -> None:
@@ -173,9 +175,9 @@ def test_where_a_null_stands_counts_in_the_content_hash() -> None:
 
 
 def test_an_open_table_stays_as_it_was(store: ArtifactStore, table: pa.Table) -> None:
-    store.write("contexts", table, RECIPE)
-    opened = store.open("contexts")
-    store.write("contexts", table.slice(1), RECIPE)
+    store.write(CONTEXTS, table, RECIPE)
+    opened = store.open(CONTEXTS)
+    store.write(CONTEXTS, table.slice(1), RECIPE)
     assert opened.read_row_group(0).to_pylist() == ROWS
 
 
