@@ -7,17 +7,29 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from functools import partial
 from typing import Any
 
 import dagster as dg
 import numpy as np
 
 from assets.corpus.contexts import read_lengths
-from assets.discovery.stages import vector_values
-from assets.engine.stage import Work
-from assets.evaluations.stages import finite
+from assets.discovery.clusterings import vector_values
+from assets.engine.store import ArtifactStore
+from assets.evaluations.summary import finite, names_of
 from assets.settings import Experiment
+from assets.tables.places import (
+    ACTIVATION_CACHE,
+    DICTIONARY_SET,
+    EVALUATION_SUMMARY,
+    FILTERED_TOKENS,
+    BehaviourSource,
+    assignments,
+    circuit,
+    clusters,
+    evaluation,
+    sae,
+)
 
 
 @dataclass(frozen=True)
@@ -50,14 +62,14 @@ class Check:
     name: str
     asset: str
     description: str
-    look: Callable[[Work], Outcome]
+    look: Callable[[Experiment, ArtifactStore], Outcome]
     blocking: bool = False
     warns: bool = False
 
 
-def contexts_have_text(work: Work) -> Outcome:
+def contexts_have_text(_experiment: Experiment, store: ArtifactStore) -> Outcome:
     """There are contexts, and none is a single token."""
-    lengths = read_lengths(work.store)
+    lengths = read_lengths(store)
     short = int((lengths < 2).sum())
     return Outcome(
         len(lengths) > 0 and not short,
@@ -66,33 +78,33 @@ def contexts_have_text(work: Work) -> Outcome:
     )
 
 
-def cache_is_whole(work: Work) -> Outcome:
+def cache_is_whole(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every submodule has the same tokens in the cache."""
-    rows = work.store.read("activation_cache").to_pylist()
+    rows = store.read(ACTIVATION_CACHE).to_pylist()
     counts = {row["n_rows"] for row in rows}
-    missing = set(work.experiment.submodules) - {row["submodule"] for row in rows}
+    missing = set(experiment.submodules) - {row["submodule"] for row in rows}
     return Outcome(
         len(counts) == 1 and not missing and min(counts) > 0,
         f"{len(rows)} submodules of {sorted(counts)} tokens; missing: {sorted(missing) or 'none'}.",
     )
 
 
-def weights_are_finite(work: Work) -> Outcome:
+def weights_are_finite(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every dictionary written so far has finite directions and biases."""
-    written = [s for s in work.experiment.submodules if work.store.footer(f"saes/{s}")]
+    written = [s for s in experiment.submodules if store.footer(sae(s))]
     broken = []
     for submodule in written:
-        table = work.store.read(f"saes/{submodule}", ["encoder_norm", "decoder_norm"])
+        table = store.read(sae(submodule), ["encoder_norm", "decoder_norm"])
         if not all(math.isfinite(v) for column in table.columns for v in column.to_pylist()):
             broken.append(submodule)
     return Outcome(not broken, f"{len(written)} dictionaries; not finite: {broken or 'none'}.")
 
 
-def set_is_usable(work: Work) -> Outcome:
+def set_is_usable(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every dictionary explains something with some features, and all numbers are finite."""
-    rows = work.store.read("dictionary_set").to_pylist()
+    rows = store.read(DICTIONARY_SET).to_pylist()
     broken = [row["submodule"] for row in rows if not _usable(row)]
-    missing = set(work.experiment.submodules) - {row["submodule"] for row in rows}
+    missing = set(experiment.submodules) - {row["submodule"] for row in rows}
     says = f"{len(rows)} dictionaries; unusable: {broken or 'none'}."
     if broken:
         says += " They reconstruct worse than the mean would, or never fire: train them longer."
@@ -107,10 +119,10 @@ def _usable(row: Mapping[str, Any]) -> bool:
     )
 
 
-def samples_pass_the_filter(work: Work) -> Outcome:
+def samples_pass_the_filter(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every sample's loss is below the threshold and its context is there."""
-    table = work.store.read("filtered_tokens", ["loss", "context"])
-    losses, most = table["loss"].to_numpy(), work.experiment.settings.filter.max_loss
+    table = store.read(FILTERED_TOKENS, ["loss", "context"])
+    losses, most = table["loss"].to_numpy(), experiment.settings.filter.max_loss
     bad = int((~(losses < most)).sum())
     lengths = table["context"].combine_chunks().value_lengths()
     empty = int((lengths.to_numpy() == 0).sum())
@@ -121,10 +133,10 @@ def samples_pass_the_filter(work: Work) -> Outcome:
     )
 
 
-def vectors_are_finite(work: Work) -> Outcome:
+def vectors_are_finite(_experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every sample has a vector, finite and not zero everywhere."""
     rows = broken = zero = 0
-    for values, offsets in vector_values(work):
+    for values, offsets in vector_values(store):
         rows += len(offsets) - 1
         broken += int((_per_row(~np.isfinite(values), offsets) > 0).sum())
         zero += int((_per_row(values != 0, offsets) == 0).sum())
@@ -137,10 +149,10 @@ def _per_row(holds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.diff(before[offsets])
 
 
-def every_sample_is_assigned(work: Work) -> Outcome:
+def every_sample_is_assigned(_experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Each sample is in one cluster, and the largest cluster has more than one."""
-    labels = work.store.read("cluster_assignments")["cluster"].to_pylist()
-    samples = work.store.n_rows("filtered_tokens")
+    labels = store.read(assignments())["cluster"].to_pylist()
+    samples = store.n_rows(FILTERED_TOKENS)
     shared = max(Counter(labels).values(), default=0)
     return Outcome(
         len(labels) == samples and min(labels, default=-1) >= 0 and shared > 1,
@@ -149,38 +161,36 @@ def every_sample_is_assigned(work: Work) -> Outcome:
     )
 
 
-def clusters_add_up(work: Work) -> Outcome:
+def clusters_add_up(_experiment: Experiment, store: ArtifactStore) -> Outcome:
     """The sizes of all clusters add up to the samples."""
-    sizes = work.store.read("clusters", ["size"])["size"].to_pylist()
-    samples = work.store.n_rows("cluster_assignments")
+    sizes = store.read(clusters(), ["size"])["size"].to_pylist()
+    samples = store.n_rows(assignments())
     return Outcome(sum(sizes) == samples, f"{sum(sizes)} samples in clusters, of {samples}.")
 
 
-def circuits_have_nodes(work: Work) -> Outcome:
-    """Most clusters with samples have a circuit with nodes."""
-    heads = [
-        work.store.read(f"circuits/{key}/circuit").to_pylist()
-        for key in work.experiment.clusters
-        if work.store.footer(f"circuits/{key}/circuit")
-    ]
-    found = [rows[0] for rows in heads if rows]
-    without = sum(row["n_nodes"] == 0 for row in found)
+def _circuits_have_nodes(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """Most behaviours with examples have a circuit with nodes."""
+    keys = [circuit(source, name) for name in names_of(experiment)[source]]
+    heads = [store.read(key, ["n_nodes"]).to_pylist() for key in keys if store.footer(key)]
+    sizes = [rows[0]["n_nodes"] for rows in heads if rows]
+    without = sizes.count(0)
     return Outcome(
-        bool(found) and without <= len(found) / 2,
-        f"{len(found)} circuits, {without} without any node: a lower circuits.node_threshold "
-        "keeps more.",
-        {"circuits": len(found), "empty clusters": len(heads) - len(found)},
+        bool(sizes) and without <= len(sizes) / 2,
+        f"{len(sizes)} circuits, {without} without any node: a lower node_threshold keeps more.",
+        {"circuits": len(sizes), "empty clusters": len(heads) - len(sizes)},
     )
 
 
-def evaluations_are_numbers(work: Work) -> Outcome:
+def _evaluations_are_numbers(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
     """Faithfulness is a number for most circuits."""
-    values = [
-        row["faithfulness"]
-        for key in work.experiment.clusters
-        if work.store.footer(f"circuit_evaluations/{key}")
-        for row in work.store.read(f"circuit_evaluations/{key}").to_pylist()
-    ]
+    keys = [evaluation(source, name) for name in names_of(experiment)[source]]
+    columns = ["threshold", "faithfulness"]
+    rows = [r for key in keys if store.footer(key) for r in store.read(key, columns).to_pylist()]
+    values = [row["faithfulness"] for row in rows if row["threshold"] is None]
     usable = len(finite(values))
     return Outcome(
         usable > len(values) / 2,
@@ -189,43 +199,55 @@ def evaluations_are_numbers(work: Work) -> Outcome:
     )
 
 
-def circuits_are_faithful(work: Work) -> Outcome:
-    """The median circuit is as faithful as the experiment expects."""
-    settings = work.experiment.settings.evaluations
-    rows = work.store.read("evaluation_summary").to_pylist()
-    values = finite([r["faithfulness"] for r in rows if r["errors"] == settings.errors[0]])
-    middle = median(values) if values else math.nan
+def circuits_are_faithful(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The median circuit of a cluster is as faithful as the experiment expects."""
+    settings = experiment.settings.evaluations
+    table = store.read(EVALUATION_SUMMARY).to_pandas()
+    judged = (table["source"] == "clusters") & (table["error_nodes"] == settings.error_nodes[0])
+    values = table[judged]["faithfulness"].dropna()
+    middle = float(values.median()) if len(values) else math.nan
     return Outcome(
         middle >= settings.min_faithfulness,
         f"Median faithfulness {middle:.2f} over {len(values)} circuits; at least "
         f"{settings.min_faithfulness} is expected (evaluations.min_faithfulness).",
-        {"median faithfulness": middle} if values else {},
+        {"median faithfulness": middle} if len(values) else {},
     )
 
 
-def pairs_are_predicted(work: Work) -> Outcome:
+def summary_is_current(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Every circuit was found from the examples that its behaviour has now."""
+    n_stale = store.notes(EVALUATION_SUMMARY)["n_stale"]
+    return Outcome(
+        n_stale == 0,
+        f"{n_stale} circuits or evaluations are of earlier examples and left out: materialize "
+        "circuits and circuit_evaluations (task_circuits and task_evaluations for tasks).",
+    )
+
+
+def pairs_are_predicted(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """The model prefers the clean answer on clean inputs and the patch answer on patch inputs."""
-    rows = work.store.read("agreement_circuits").to_pylist()
-    wrong = [row["name"] for row in rows if not row["metric_clean"] < 0 < row["metric_patch"]]
+    names = names_of(experiment)["tasks"]
+    keys = {name: circuit("tasks", name) for name in names if store.footer(circuit("tasks", name))}
+    heads = {name: store.read(key).to_pylist()[0] for name, key in keys.items()}
+    wrong = [name for name, h in heads.items() if not h["metric_clean"] < 0 < h["metric_patch"]]
     return Outcome(
-        bool(rows) and not wrong,
-        f"{len(rows)} structures; answered wrongly on average: {wrong or 'none'}.",
+        bool(heads) and not wrong,
+        f"{len(heads)} tasks; answered wrongly on average: {wrong or 'none'}.",
     )
 
 
-def curves_rise(work: Work) -> Outcome:
-    """With nearly every node kept, circuits of pairs are more faithful than with none."""
-    rows = work.store.read("agreement_evaluations").to_pylist()
-    largest: dict[str, Mapping[str, Any]] = {}
-    for row in rows:
-        if row["errors"] == work.experiment.settings.evaluations.errors[0]:
-            best = largest.get(row["name"])
-            if best is None or row["n_nodes"] > best["n_nodes"]:
-                largest[row["name"]] = row
-    low = [name for name, row in largest.items() if not row["faithfulness"] > 0]
-    return Outcome(
-        bool(largest) and not low, f"{len(largest)} structures; not faithful: {low or 'none'}."
-    )
+def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """With nearly every node kept, circuits of tasks are more faithful than with none."""
+    first, low = experiment.settings.evaluations.error_nodes[0], []
+    names = [
+        name for name in names_of(experiment)["tasks"] if store.footer(evaluation("tasks", name))
+    ]
+    for name in names:
+        table = store.read(evaluation("tasks", name)).to_pandas()
+        curve = table[(table["error_nodes"] == first) & table["threshold"].notna()]
+        if not curve.sort_values("n_nodes")["faithfulness"].iloc[-1] > 0:
+            low.append(name)
+    return Outcome(bool(names) and not low, f"{len(names)} tasks; not faithful: {low or 'none'}.")
 
 
 _CHECKS = (
@@ -244,15 +266,21 @@ _CHECKS = (
           every_sample_is_assigned, blocking=True),
     Check("clusters_add_up", "clusters", "Sizes add up to the samples.", clusters_add_up),
     Check("circuits_have_nodes", "circuits", "At most half of the circuits have no node.",
-          circuits_have_nodes, warns=True),
+          partial(_circuits_have_nodes, "clusters"), warns=True),
+    Check("circuits_have_nodes", "task_circuits", "At most half of the circuits have no node.",
+          partial(_circuits_have_nodes, "tasks"), warns=True),
+    Check("pairs_are_predicted", "task_circuits", "The model answers the pairs rightly.",
+          pairs_are_predicted, warns=True),
     Check("evaluations_are_numbers", "circuit_evaluations", "Most can be judged.",
-          evaluations_are_numbers, warns=True),
+          partial(_evaluations_are_numbers, "clusters"), warns=True),
+    Check("evaluations_are_numbers", "task_evaluations", "Most can be judged.",
+          partial(_evaluations_are_numbers, "tasks"), warns=True),
+    Check("curves_rise", "task_evaluations", "Large circuits are faithful.",
+          curves_rise, warns=True),
     Check("circuits_are_faithful", "evaluation_summary", "The median circuit is faithful enough.",
           circuits_are_faithful, warns=True),
-    Check("pairs_are_predicted", "agreement_circuits", "The model answers the pairs rightly.",
-          pairs_are_predicted, warns=True),
-    Check("curves_rise", "agreement_evaluations", "Large circuits are faithful.",
-          curves_rise, warns=True),
+    Check("summary_is_current", "evaluation_summary", "No circuit is of earlier examples.",
+          summary_is_current, warns=True),
 )  # fmt: skip
 
 
@@ -267,7 +295,7 @@ def asset_check(check: Check, experiment: Experiment) -> dg.AssetChecksDefinitio
         blocking=check.blocking,
     )
     def run(_context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-        found = check.look(Work.on(experiment))
+        found = check.look(experiment, ArtifactStore(experiment.artifacts))
         return dg.AssetCheckResult(
             passed=found.passed,
             severity=severity,
@@ -278,10 +306,11 @@ def asset_check(check: Check, experiment: Experiment) -> dg.AssetChecksDefinitio
     return run
 
 
-def broken_checks(work: Work, asset: str) -> list[str]:
+def broken_checks(experiment: Experiment, asset: str) -> list[str]:
     """What the blocking checks of an asset say that fail now."""
     blocking = [check for check in _CHECKS if check.asset == asset and check.blocking]
-    found = {check.name: check.look(work) for check in blocking}
+    store = ArtifactStore(experiment.artifacts)
+    found = {check.name: check.look(experiment, store) for check in blocking}
     return [f"{name}: {what.says}" for name, what in found.items() if not what.passed]
 
 

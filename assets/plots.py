@@ -9,7 +9,7 @@ from typing import Any
 
 import dagster as dg
 
-BLUE, RED = "#2b6cb0", "#c53030"
+BLUE, RED, GRID = "#2b6cb0", "#c53030", "#dddddd"
 
 
 def picture(png: bytes) -> dg.MetadataValue:
@@ -17,64 +17,67 @@ def picture(png: bytes) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![plot](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def _png(figure: Any) -> bytes:
-    data = io.BytesIO()
-    figure.savefig(data, format="png", dpi=80)
-    return data.getvalue()
-
-
-def _figure(width: float, height: float, n_rows: int = 1) -> tuple[Any, Any]:
+def figure_of(width: float, height: float, n_rows: int = 1, *, dpi: int = 80) -> tuple[Any, Any]:
+    """A figure of so many inches and its axes: one, or `n_rows` with one x axis."""
     # A Figure of its own: pyplot keeps state that several runs in one process would share.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.subplots(n_rows, 1, sharex=True)
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    axes = figure.subplots(n_rows, 1, sharex=True)
+    for axis in figure.axes:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_axisbelow(True)
+    return figure, axes
+
+
+def png_of(figure: Any) -> bytes:
+    """The figure as a PNG, the same bytes each time: the program's version is not written."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", metadata={"Software": None})
+    return data.getvalue()
 
 
 def bars(names: Sequence[str], figures: Mapping[str, Sequence[float]]) -> bytes:
     """One row of bars for each figure, a bar for each name."""
-    figure, axes = _figure(max(4.0, 0.32 * len(names)), 1.9 * len(figures), len(figures))
+    figure, axes = figure_of(max(4.0, 0.32 * len(names)), 1.9 * len(figures), len(figures))
     for axis, (title, values) in zip(
         [axes] if len(figures) == 1 else axes, figures.items(), strict=True
     ):
         axis.bar(range(len(names)), values, color=BLUE)
         axis.set_ylabel(title)
-        axis.spines[["top", "right"]].set_visible(False)
         axis.set_xticks(range(len(names)), names, rotation=90)
-    return _png(figure)
+    return png_of(figure)
 
 
 def histogram(values: Sequence[float], label: str, *, low: float, high: float) -> bytes:
     """How often each value occurs; what lies outside goes into the first and last bar."""
     import numpy as np
 
-    figure, axis = _figure(4.5, 2.4)
+    figure, axis = figure_of(4.5, 2.4)
     finite = np.asarray(values, dtype=float)
     finite = finite[np.isfinite(finite)]
     axis.hist(np.clip(finite, low, high), bins=30, range=(low, high), color=BLUE)
     axis.set_xlabel(label)
     axis.set_ylabel("circuits")
-    axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def density_histogram(densities: Any) -> bytes:
     """How many features are active how often, on a logarithmic axis; dead ones are counted."""
     import numpy as np
 
-    figure, axis = _figure(4.5, 2.4)
+    figure, axis = figure_of(4.5, 2.4)
     alive = np.asarray(densities, dtype=float)
     n_dead = int((alive <= 0).sum())
     axis.hist(np.log10(alive[alive > 0]), bins=40, color=BLUE)
     axis.set_xlabel(f"log10 of the share of tokens; {n_dead:,} features never active")
     axis.set_ylabel("features")
-    axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_of(figure)
 
 
 def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> bytes:
     """Several curves over a logarithmic axis."""
-    figure, axis = _figure(5.5, 3.2)
+    figure, axis = figure_of(5.5, 3.2)
     for name, (xs, ys) in lines.items():
         axis.plot(xs, ys, marker="o", markersize=3, label=name)
     axis.set_xscale("symlog", linthresh=1)
@@ -82,5 +85,4 @@ def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str,
     axis.set_ylabel(y)
     axis.axhline(1.0, color="#999999", linewidth=0.8)
     axis.legend(fontsize=7)
-    axis.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return png_of(figure)

@@ -6,82 +6,226 @@ a relative one from the folder of the YAML file. Nothing here needs torch or a n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    PositiveFloat,
-    PositiveInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from core.options import (
+    Ablation,
+    Algorithm,
+    DictionaryKind,
+    Dtype,
+    ErrorNodes,
+    EstimatorName,
+    Format,
+    Reduction,
+    Representation,
+    Rule,
 )
 
-CHOSEN = "clustering"
+CHOSEN = "chosen"
 """What the clustering whose clusters get circuits is called among those compared with it."""
+
+RENAMED: Mapping[str, str] = {
+    "agreement": "tasks",
+    "tasks.n_train": "tasks.n_examples",
+    "tasks.n_test": "tasks.n_evaluated",
+    "tasks.n_thresholds": "evaluations.n_thresholds",
+    "dictionaries.l1": "dictionaries.sparsity",
+    "evaluations.errors": "evaluations.error_nodes",
+}
+"""New names of keys by what they were called, in the order in which they are replaced."""
 
 
 class ExperimentError(Exception):
     """An experiment that cannot be run as it is written."""
 
 
+# -- scalars --------------------------------------------------------------------------------------
+
+
+class Plain(str):
+    """Text without quotes: a number, true or false where one is meant, and text elsewhere."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+_YES_OR_NO = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def scalar(value: Any) -> Any:
+    """The number, true or false that plain text stands for; anything else as it is."""
+    if not isinstance(value, Plain):
+        return value
+    if value.lower() in _YES_OR_NO:
+        return _YES_OR_NO[value.lower()]
+    for number in (int, float):
+        try:
+            return number(value)
+        except ValueError:
+            continue
+    return str(value)
+
+
+def _whole(value: Any) -> Any:
+    """1e4 is a whole number too."""
+    number = scalar(value)
+    return number if isinstance(number, float) else value
+
+
+def _clash(told: str) -> PydanticCustomError:
+    return PydanticCustomError("clash", "{told}", {"told": told})
+
+
+def _option(value: Any) -> Any:
+    value = scalar(value)
+    is_number = isinstance(value, int | float) and abs(value) <= _MOST
+    if not is_number and not isinstance(value, str):
+        raise _clash(f"an option is text, a number up to {_MOST:g}, true or false.")
+    return value
+
+
+def _name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_]{1,64}", name) or name == CHOSEN:
+        raise _clash(
+            "a name is made of letters, digits and underscores, at most 64 of them, and is not "
+            f"{CHOSEN}."
+        )
+    if re.fullmatch(r"k\d{5,}", name):
+        raise _clash("is what a cluster is called: take another name.")
+    return name
+
+
+def _apart(named: dict[str, Any]) -> dict[str, Any]:
+    if len({name.lower() for name in named}) < len(named):
+        raise _clash("names that differ in upper and lower case alone are one file on some disks.")
+    return named
+
+
+def _device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
+        raise _clash(f"'{device}' is none of auto, cpu, cuda, cuda:1.")
+    return device
+
+
 def _listed(value: Any) -> Any:
-    return (value,) if isinstance(value, int) else value
+    return (value,) if isinstance(value, int | float | str) else value
 
 
 def _all_is_none(value: Any) -> Any:
     return None if value == "all" else value
 
 
+_MOST = 1e9
+Text = Annotated[str, Field(min_length=1, max_length=1_000)]
+Name = Annotated[str, AfterValidator(_name)]
+Whole = Annotated[int, BeforeValidator(_whole)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
+CountOrZero = Annotated[Whole, Field(ge=0, le=1_000_000_000)]
+Clusters = Annotated[Whole, Field(ge=1, le=100_000)]
+Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
+Positive = Annotated[float, Field(gt=0, le=_MOST)]
+PositiveOrZero = Annotated[float, Field(ge=0, le=_MOST)]
+Places = Annotated[
+    tuple[Text, ...] | None,
+    BeforeValidator(_all_is_none, json_schema_input_type=tuple[str, ...] | Literal["all"] | None),
+]
+
+
+# -- sections -------------------------------------------------------------------------------------
+
+Problem = tuple[tuple[str | int, ...], str]
+"""Keys that lead to the place, and what is wrong there."""
+
+
+def refuse(problems: Iterable[Problem]) -> None:
+    """Raise for these problems inside of a validator; pydantic gathers those of all sections."""
+    details: list[InitErrorDetails] = [
+        {
+            "type": PydanticCustomError("clash", "{told}", {"told": told}),
+            "loc": where,
+            "input": None,
+        }
+        for where, told in problems
+    ]
+    if details:
+        raise ValidationError.from_exception_data("experiment", details)
+
+
 class Section(BaseModel):
     """A section of the file: frozen, so that it can key a cache, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def clashes(self) -> Iterator[Problem]:
+        """Keys of this section that are sound alone but not together."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _refuse_clashes(self) -> Self:
+        refuse(self.clashes())
+        return self
 
 
 class ModelSettings(Section):
     """The model that is explained."""
 
-    source: str
+    source: Text
     """Folder written by save_pretrained, or a hub id."""
-    n_layers: PositiveInt
+    n_layers: Annotated[Whole, Field(ge=1, le=1_000)]
     """Decoder layers; says which submodules exist before the model is loaded."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit on the hub."""
-    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Number type of the weights."""
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_device)] = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     attn_input: bool = False
     """Put attn_L at the input of the attention's output projection, as Gemma Scope does."""
-    memory_gb: PositiveFloat = 2.0
+    memory_gb: Positive = 2.0
     """Memory for what one step of the work holds besides the model, in GB."""
 
 
 class CorpusSettings(Section):
     """The text, and how it is cut into contexts."""
 
-    source: str
+    source: Text
     """A .txt, .jsonl, .jsonl.zst or .parquet file, a folder of them, or a hub data set."""
-    text_column: str = "text"
+    text_column: Text = "text"
     """Column that holds the text."""
-    labels_column: str | None = None
+    labels_column: Text | None = None
     """Column with one label per token, where the corpus says what determines each token."""
-    separator: str | None = None
+    separator: Text | None = None
     """What stands between documents of a .txt file."""
-    split: str = "train"
+    split: Text = "train"
     """Split of a hub data set."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a hub data set."""
-    n_documents: PositiveInt | None = None
+    n_documents: Count | None = None
     """Documents to read; all where not given."""
-    n_positions: Annotated[int, Field(ge=2)] = 128
+    n_positions: Annotated[Count, Field(ge=2, le=1_000_000)] = 128
     """Tokens kept of each document, from its beginning."""
-    n_held_out: PositiveInt = 128
+    n_held_out: Count = 128
     """Contexts from its end, a tenth at most, that nothing trains on; dictionaries are measured
     on them."""
     bos: bool = False
@@ -96,43 +240,48 @@ class TrainSettings(Section):
     activations: Literal["cache", "model"] = "cache"
     """Read activations from a cache on disk, or run the model as they are needed, for budgets of
     tokens that no disk holds."""
-    kind: Literal["relu", "topk", "batchtopk", "jumprelu", "gated"] = "relu"
+    kind: DictionaryKind = "relu"
     """The activation; relu is the paper's."""
-    n_features: PositiveInt | None = None
+    n_features: Count | None = None
     """Features of each dictionary; expansion times the model's width where not given."""
-    expansion: PositiveInt = 64
+    expansion: Count = 64
     """Features per dimension of the model."""
-    k: PositiveInt = 32
+    k: Count = 32
     """Active features per token, for topk and batchtopk."""
-    steps: PositiveInt = 120_000
+    steps: Count = 120_000
     """Optimiser steps."""
-    checkpoint_every: PositiveInt = 1_000
+    checkpoint_every: Count = 1_000
     """Steps between checkpoints that a killed training goes on from."""
-    batch: PositiveInt = 16_384
+    batch: Count = 16_384
     """Tokens per step."""
-    lr: PositiveFloat = 1e-4
+    lr: Annotated[Positive, Field(le=10)] = 1e-4
     """Learning rate of Adam."""
-    l1: NonNegativeFloat = 0.1
+    sparsity: PositiveOrZero = 0.1
     """Weight of the sparsity penalty."""
-    warmup: Annotated[int, Field(ge=0)] = 1_000
+    warmup: CountOrZero = 1_000
     """Steps over which the learning rate rises, at the start and after each resampling."""
-    decay: Annotated[int, Field(ge=0)] = 0
+    decay: CountOrZero = 0
     """Steps over which it falls to zero at the end."""
-    sparsity_warmup: Annotated[int, Field(ge=0)] = 0
+    sparsity_warmup: CountOrZero = 0
     """Steps over which the penalty rises at the start."""
-    resample_every: Annotated[int, Field(ge=0)] = 25_000
+    resample_every: CountOrZero = 25_000
     """Steps between resamplings of dead features; 0 for none."""
-    dead_after: PositiveInt = 12_500
+    dead_after: Count = 12_500
     """Steps without activation after which a feature is dead."""
-    seed: int = 0
+    seed: Seed = 0
     """Of initialisation, shuffling and resampling."""
-    buffer_mb: PositiveFloat = 1_024.0
+    buffer_mb: Positive = 1_024.0
     """Memory for the shuffling buffer, in MB."""
-    cache_gb: PositiveFloat = 50.0
+    cache_gb: Positive = 50.0
     """Most disk the activation cache may take, in GB."""
 
-
-_PLACE = r"^(embed|(attn|mlp|resid)(_\d+)?)$"
+    def clashes(self) -> Iterator[Problem]:
+        """Warm-up that never ends, and more active features than there are."""
+        if self.warmup >= self.steps:
+            yield ("warmup",), f"{self.warmup} steps of warm-up leave none of {self.steps}."
+        given = self.n_features
+        if self.kind in ("topk", "batchtopk") and given is not None and self.k > given:
+            yield ("k",), f"there are only {given} features."
 
 
 def _of(named: Mapping[str, str], submodule: str) -> str | None:
@@ -145,25 +294,33 @@ class ImportSettings(Section):
 
     source: Literal["import"]
     """Read them."""
-    format: Literal["sfc", "dictionary_learning", "saelens", "sparsify", "gemma_scope"]
+    format: Format
     """Layout of the files; sfc is this project's own."""
-    repository: str
+    repository: Text
     """A folder, or a hub repository."""
-    repositories: dict[Annotated[str, Field(pattern=_PLACE)], str] = Field(default_factory=dict)
+    repositories: dict[Text, Text] = Field(default_factory=dict)
     """Others for single submodules (attn_3) or kinds (attn), in place of repository."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit on the hub."""
-    archive: str | None = None
+    archive: Text | None = None
     """A .zip in the repository that holds them; unpacked once, into the artifacts folder."""
-    path: str | None = None
+    path: Text | None = None
     """Where a dictionary lies in the repository or archive; {submodule}, {kind}, {layer} and
     {site} (the authors' word for attn_3: attn_out_layer3) are filled in, {l0} and * stand for
     what is there: average_l0_{l0}."""
-    paths: dict[str, str] = Field(default_factory=dict)
+    paths: dict[Text, Text] = Field(default_factory=dict)
     """The same for single submodules (attn_3) or kinds (attn), in place of path."""
-    options: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    options: dict[Text, Annotated[bool | int | float | str, BeforeValidator(_option)]] = Field(
+        default_factory=dict
+    )
     """Passed to the format's reader, e.g. normalize_decoder: false. With l0: 100, of several
     places that fit the path the one whose L0 is nearest is taken."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """Options that are keys of their own."""
+        for name in ("source", "format", "path", "submodule", "revision"):
+            if name in self.options:
+                yield ("options", name), "is no option of the reader: a key beside options says it."
 
     def path_of(self, submodule: str) -> str | None:
         """Where the dictionary of a submodule lies; None if the file does not say."""
@@ -179,128 +336,138 @@ class ImportSettings(Section):
 class FilterSettings(Section):
     """Which tokens are worth explaining: those the model predicts well (section 5)."""
 
-    max_loss: PositiveFloat = 0.3
+    max_loss: Positive = 0.3
     """Keep an answer whose cross-entropy is below this, in nats; 0.1 or 0.3 in the paper."""
-    min_context: PositiveInt = 4
+    min_context: Count = 4
     """Tokens that must stand before an answer."""
-    stride: PositiveInt = 1
+    stride: Count = 1
     """Least distance between two samples of one context, in tokens."""
-    max_per_document: PositiveInt | None = None
+    max_per_document: Count | None = None
     """Most samples from one document."""
-    n_samples: PositiveInt | None = 8_192
+    n_samples: Count | None = 8_192
     """Most samples in all; the whole corpus is read where null."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the draw within a document."""
 
 
 class GroupingSettings(Section):
     """How samples are represented and grouped (section 5, App. H)."""
 
-    representation: Literal[
-        "activations", "features", "linear_effects", "feature_effects", "gradients"
-    ] = "features"
+    representation: Representation = "features"
     """What a sample is: dense or dictionary activations, their linear effects, or gradients."""
-    submodules: Annotated[tuple[str, ...] | None, BeforeValidator(_all_is_none)] = None
+    submodules: Places = None
     """Where activations or effects are read; wherever dictionaries sit where not given."""
-    reduction: Literal["last", "sum"] = "last"
+    reduction: Reduction = "last"
     """The last n_last positions side by side, or the sum over positions."""
-    n_last: PositiveInt = 1
+    n_last: Count = 1
     """Positions kept when reduction is last."""
-    algorithm: Literal["spectral", "kmeans"] = "kmeans"
+    algorithm: Algorithm = "kmeans"
     """Spectral clustering on angular similarity, or k-means."""
-    k: Annotated[tuple[PositiveInt, ...], Field(min_length=1), BeforeValidator(_listed)] = (100,)
+    k: Annotated[
+        tuple[Clusters, ...],
+        Field(min_length=1, max_length=100),
+        BeforeValidator(_listed, json_schema_input_type=Clusters | tuple[Clusters, ...]),
+    ] = (100,)
     """Clusters, or a list of counts to choose from (App. H.3)."""
-    n_projected: PositiveInt = 30_000
+    n_projected: Count = 30_000
     """Dimensions that gradients are projected to."""
-    seed: int = 0
+    seed: Seed = 0
     """Of projection and clustering."""
 
 
 class ClusteringSettings(GroupingSettings):
     """The clustering whose clusters get circuits."""
 
-    max_clusters: PositiveInt | None = None
+    max_clusters: Clusters | None = None
     """Circuits are found for at most this many, largest first; all where not given."""
 
 
 class CircuitSettings(Section):
     """How a circuit is found (sections 2 to 4 of the paper)."""
 
-    estimator: Literal["ig", "attribution", "exact"] = "ig"
+    estimator: EstimatorName = "ig"
     """Integrated gradients (eq. 4), attribution patching (3) or patching itself (2)."""
-    steps: PositiveInt = 10
+    steps: Annotated[Count, Field(le=10_000)] = 10
     """Points of the integral."""
-    rule: Literal["midpoint", "left", "gauss"] = "midpoint"
+    rule: Rule = "midpoint"
     """Quadrature; left is the authors'."""
-    node_threshold: NonNegativeFloat = 0.1
+    tolerance: Positive | None = None
+    """Double the steps of examples whose completeness gap is larger, in the metric's units, until
+    it is not; ig only."""
+    node_threshold: PositiveOrZero = 0.1
     """Keep a node whose effect is larger, in nats (clusters) or logits (pairs)."""
-    edge_threshold: NonNegativeFloat = 0.01
+    edge_threshold: PositiveOrZero = 0.01
     """Keep an edge whose effect is larger."""
-    n_examples: PositiveInt = 20
+    n_examples: Count = 20
     """Most examples of a cluster that its circuit is found from."""
-    n_evaluated: PositiveInt = 20
+    n_evaluated: Count = 20
     """Most examples of it, a third at most, kept back to judge the circuit on."""
-    max_length: PositiveInt | None = None
+    max_length: Count | None = None
     """Most tokens of context before an answer, cut from its beginning; all where not given."""
 
-
-Errors = Literal["circuit", "drop", "drop_but_resid", "remove", "keep"]
+    def clashes(self) -> Iterator[Problem]:
+        """Tolerance without an integral."""
+        if self.tolerance is not None and self.estimator != "ig":
+            yield ("tolerance",), f"{self.estimator} has no integral whose steps could be doubled."
 
 
 class EvaluationSettings(Section):
     """How circuits are judged (section 3.2)."""
 
-    ablation: Literal["mean", "zero", "resample"] = "zero"
+    ablation: Ablation = "zero"
     """What nodes outside the circuit are set to; for pairs it is always the mean."""
-    errors: Annotated[tuple[Errors, ...], Field(min_length=1)] = ("circuit", "drop")
-    """Error nodes: as the circuit has them; none of them in the circuit (drop); only those of
+    error_nodes: Annotated[tuple[ErrorNodes, ...], Field(min_length=1)] = ("circuit", "drop")
+    """As the circuit has them; none of them in the circuit (drop); only those of
     the residual stream (drop_but_resid); all ablated, or all kept, in every run."""
-    start_layer: Annotated[int, Field(ge=0)] = 0
+    start_layer: CountOrZero = 0
     """First layer whose nodes are ablated."""
-    min_faithfulness: float = 0.2
+    n_thresholds: Annotated[Count, Field(ge=2, le=1_000)] = 15
+    """Points of the faithfulness curve of every circuit, thresholds from 1e-4 to 1 by equal
+    ratios."""
+    min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
 
 
 class PairFiles(Section):
     """Contrastive pairs of one structure, JSON lines as the authors write them."""
 
-    train: str
+    train: Text
     """Pairs the circuit is found from."""
-    test: str
+    test: Text
     """Pairs it is judged on; those that also occur in train are left out."""
 
 
-class AgreementSettings(Section):
+class TaskSettings(Section):
     """Circuits of contrastive pairs, by position (section 3)."""
 
-    pairs: Annotated[dict[str, PairFiles], Field(min_length=1)]
+    pairs: Annotated[dict[Name, PairFiles], Field(min_length=1), AfterValidator(_apart)]
     """Files by the name of the structure."""
-    n_train: PositiveInt = 100
+    n_examples: Count = 100
     """Most pairs a circuit is found from."""
-    n_test: PositiveInt = 40
+    n_evaluated: Count = 40
     """Most pairs it is judged on."""
-    node_threshold: NonNegativeFloat = 0.1
+    node_threshold: PositiveOrZero = 0.1
     """Keep a node whose effect is larger, in logits."""
-    edge_threshold: NonNegativeFloat = 0.01
+    edge_threshold: PositiveOrZero = 0.01
     """Keep an edge whose effect is larger."""
-    n_thresholds: Annotated[int, Field(ge=2)] = 15
-    """Points of the faithfulness curve, thresholds from 1e-4 to 1 by equal ratios."""
     by_position: bool = True
     """Make each position a node of its own; pairs of the most frequent length are kept."""
-    start_layer: Annotated[int, Field(ge=0)] = 0
+    start_layer: CountOrZero = 0
     """First layer whose nodes are ablated; the paper takes 2 for Pythia-70M."""
 
 
 class Settings(Section):
     """A whole file."""
 
-    description: str = ""
+    model_config = ConfigDict(validate_default=True)
+
+    description: Annotated[str, Field(max_length=10_000)] = ""
     """What the experiment is about; shown in the UI."""
     model: ModelSettings
-    """The model that is explained."""
+    """The language model."""
     corpus: CorpusSettings
     """The text it reads."""
-    submodules: Annotated[tuple[str, ...] | None, BeforeValidator(_all_is_none)] = None
+    submodules: Places = None
     """Where dictionaries sit: all of embed, attn_L, mlp_L and resid_L, or a list of them."""
     dictionaries: Annotated[TrainSettings | ImportSettings, Field(discriminator="source")]
     """Where they come from."""
@@ -308,16 +475,132 @@ class Settings(Section):
     """Tokens worth explaining."""
     clustering: ClusteringSettings = ClusteringSettings()
     """How they are grouped; the clusters get circuits."""
-    comparisons: dict[str, GroupingSettings] = Field(default_factory=dict)
+    comparisons: Annotated[dict[Name, GroupingSettings], AfterValidator(_apart)] = Field(
+        default_factory=dict
+    )
     """Other clusterings of the same samples, by a name of your own, to compare with that one."""
     circuits: CircuitSettings = CircuitSettings()
     """How a circuit is found for each group."""
     evaluations: EvaluationSettings = EvaluationSettings()
     """How it is judged."""
-    agreement: AgreementSettings | None = None
+    tasks: TaskSettings | None = None
     """Circuits of contrastive pairs; none where not given."""
-    artifacts: str | None = None
+    artifacts: Text | None = None
     """Folder for everything the experiment writes; artifacts/NAME of the checkout by default."""
+
+    # What a section says is held against sections above it, where those are sound.
+
+    @field_validator("submodules")
+    @classmethod
+    def _known_submodules(cls, names: tuple[str, ...] | None, above: ValidationInfo) -> Any:
+        if names is not None and "model" in above.data:
+            n_layers = above.data["model"].n_layers
+            refuse(
+                _unknown(
+                    (), names, submodule_names(n_layers), f"a model of {n_layers} layers has no"
+                )
+            )
+        return names
+
+    @field_validator("dictionaries")
+    @classmethod
+    def _a_path_for_each(
+        cls, section: TrainSettings | ImportSettings, above: ValidationInfo
+    ) -> Any:
+        if isinstance(section, ImportSettings) and {"model", "submodules"} <= above.data.keys():
+            known = submodule_names(above.data["model"].n_layers)
+            refuse(_path_problems(section, known, above.data["submodules"] or known))
+        return section
+
+    @field_validator("clustering", "comparisons")
+    @classmethod
+    def _samples_for_each(cls, section: Any, above: ValidationInfo) -> Any:
+        if {"model", "submodules", "filter"} <= above.data.keys():
+            named = (
+                {(name,): part for name, part in section.items()}
+                if isinstance(section, dict)
+                else {(): section}
+            )
+            refuse(
+                problem
+                for where, grouping in named.items()
+                for problem in _grouping_problems(where, grouping, above.data)
+            )
+        return section
+
+    @field_validator("circuits")
+    @classmethod
+    def _short_enough(cls, section: CircuitSettings, above: ValidationInfo) -> Any:
+        if section.max_length is not None and "corpus" in above.data:
+            n_positions = above.data["corpus"].n_positions
+            if section.max_length > n_positions:
+                told = f"contexts have at most {n_positions} tokens (corpus.n_positions)."
+                refuse([(("max_length",), told)])
+        return section
+
+    @field_validator("evaluations", "tasks")
+    @classmethod
+    def _starts_at_a_layer(cls, section: Any, above: ValidationInfo) -> Any:
+        if section is not None and "model" in above.data:
+            n_layers = above.data["model"].n_layers
+            if section.start_layer >= n_layers:
+                refuse([(("start_layer",), f"the model has layers 0 to {n_layers - 1}.")])
+        return section
+
+
+def _grouping_problems(
+    where: tuple[str, ...], grouping: GroupingSettings, above: Mapping[str, Any]
+) -> Iterator[Problem]:
+    n_samples, most = above["filter"].n_samples, max(grouping.k)
+    if n_samples is not None and n_samples < most:
+        yield (*where, "k"), f"{most} clusters cannot be made of {n_samples} samples (filter)."
+    if n_samples is None and grouping.algorithm == "spectral":
+        yield (
+            (*where, "algorithm"),
+            "spectral clustering compares every sample with every other: give filter.n_samples a "
+            "number, 8192 in the paper, or take kmeans.",
+        )
+    if grouping.submodules is None:
+        return
+    where = (*where, "submodules")
+    if grouping.representation == "gradients":
+        yield where, "gradients are those of all layers' weights: leave submodules out."
+        return
+    n_layers = above["model"].n_layers
+    known, why = submodule_names(n_layers), f"a model of {n_layers} layers has no"
+    if grouping.representation in ("features", "feature_effects"):
+        known, why = above["submodules"] or known, "no dictionary sits at"
+    yield from _unknown(where, grouping.submodules, known, why)
+
+
+def _path_problems(
+    section: ImportSettings, known: Sequence[str], chosen: Sequence[str]
+) -> Iterator[Problem]:
+    for name in chosen:
+        if section.path_of(name) is None:
+            yield ("path",), f"is missing, and paths has none for {name}."
+    for key in ("paths", "repositories"):
+        places = [*known, "attn", "mlp", "resid"]
+        for name in getattr(section, key):
+            if name not in places:
+                yield (key, name), f"names no submodule and no kind.{nearest(name, places)}"
+
+
+def _unknown(
+    where: tuple[str, ...], names: Sequence[str], known: Sequence[str], why: str
+) -> Iterator[Problem]:
+    """Names of submodules that are not among the known ones, or are there twice."""
+    for i, name in enumerate(names):
+        if name not in known:
+            yield (*where, i), f"{why} '{name}'.{nearest(name, known)}"
+        elif name in names[:i]:
+            yield (*where, i), f"'{name}' is there twice."
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question whether the nearest of the known words was meant; empty if none is near."""
+    near = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=cutoff)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def submodule_names(n_layers: int) -> list[str]:
@@ -351,8 +634,8 @@ class Experiment:
 
     def resolve(self, source: str) -> str:
         """`source` as an absolute path if it is written as one or lies beside the YAML file."""
-        place = self.path.parent / Path(source).expanduser()
-        return str(place.resolve()) if is_path(source) or place.exists() else source
+        place = self.path.parent / os.path.expanduser(source)
+        return os.path.realpath(place) if is_path(source) or os.path.exists(place) else source
 
     @property
     def submodules(self) -> list[str]:

@@ -1,6 +1,6 @@
 """Which clustering recovers the behaviours of the test bed, and what each representation costs.
 
-    python -m benchmarks.discovery recovery      # every method of App. H against the truth
+    python -m benchmarks.discovery recovery      # every algorithm of App. H against the truth
     python -m benchmarks.discovery growth        # samples per second, 1,000 to 16,000 samples
     python -m benchmarks.discovery projection    # projected gradients against the full vector
     python -m benchmarks.discovery clustering    # planted clusters of up to 100,000 samples
@@ -27,9 +27,6 @@ from benchmarks.record import append_row, machine
 from core.dictionaries import Dictionary
 from core.dictionaries.files import load_dictionary, save_dictionary
 from core.discovery import (
-    KINDS,
-    METHODS,
-    REDUCTIONS,
     Projection,
     Sample,
     cluster,
@@ -38,6 +35,7 @@ from core.discovery import (
     represent,
 )
 from core.models import LanguageModel, load_model
+from core.options import ALGORITHMS, REDUCTIONS, REPRESENTATIONS, Algorithm, Representation
 from core.training import ModelRows, TrainingSettings, train_dictionaries
 from testbed.grammar import documents
 from testbed.tokenizer import vocabulary
@@ -72,10 +70,19 @@ def get_dictionaries(model: LanguageModel, folder: Path | None) -> dict[str, Dic
     print("training dictionaries")
     contexts = [tokens for _, tokens in corpus(1500, seed=2).contexts]
     settings = TrainingSettings(
-        n_features=512, n_steps=400, batch_size=1024, decay_steps=100, resample_every=0
+        n_features=512,
+        n_steps=400,
+        batch_size=1024,
+        learning_rate=2e-3,
+        sparsity=0.13,
+        warmup_steps=100,
+        sparsity_warmup_steps=100,
+        decay_steps=100,
+        resample_every=0,
     )
     source = ModelRows(model, contexts, model.submodules)
-    dictionaries = train_dictionaries(source, settings, progress=print)
+    trained = train_dictionaries(source, settings, progress=print)
+    dictionaries = {name: one.dictionary for name, one in trained.items()}
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, dictionary in dictionaries.items():
@@ -102,12 +109,12 @@ def get_samples(
     return found.samples, truth
 
 
-def choices(kinds: Sequence[str]) -> list[tuple[str, str]]:
-    """Every (kind, reduction); gradients have no positions to reduce."""
+def choices(representations: Sequence[Representation]) -> list[tuple[Representation, Any]]:
+    """Every (representation, reduction); gradients have no positions to reduce."""
     return [
-        (kind, reduction)
-        for kind in kinds
-        for reduction in (("all",) if kind == "gradients" else REDUCTIONS)
+        (representation, reduction)
+        for representation in representations
+        for reduction in (("all",) if representation == "gradients" else REDUCTIONS)
     ]
 
 
@@ -115,8 +122,8 @@ def vectors_of(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
     samples: Sequence[Sample],
-    kind: str,
-    reduction: str,
+    representation: Representation,
+    reduction: Any,
     options: argparse.Namespace,
 ) -> Any:
     """`represent` with the options of the command line."""
@@ -124,7 +131,7 @@ def vectors_of(
         model,
         dictionaries,
         samples,
-        kind=kind,
+        representation=representation,
         reduction="sum" if reduction == "all" else reduction,
         n_last=options.n_last,
         seed=options.seed,
@@ -133,24 +140,24 @@ def vectors_of(
 
 
 def recovery(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Adjusted mutual information with the truth for every method and number of clusters."""
+    """Adjusted mutual information with the truth for every algorithm and number of clusters."""
     dictionaries = get_dictionaries(model, options.dictionaries)
     samples, truth = get_samples(model, options.samples, options)
     counts = Counter(truth)
     print(f"{len(samples)} samples of {len(counts)} behaviours: {counts.most_common()}")
     rows = [answer_tokens([sample.answer for sample in samples], truth, options.k)]
-    for kind, reduction in choices(options.kinds):
+    for representation, reduction in choices(options.representations):
         started = time.perf_counter()
-        vectors = vectors_of(model, dictionaries, samples, kind, reduction, options)
+        vectors = vectors_of(model, dictionaries, samples, representation, reduction, options)
         of_vectors = time.perf_counter() - started
-        for method in METHODS:
+        for algorithm in ALGORITHMS:
             started = time.perf_counter()
             scores = {}
             for k in options.k:
-                clustering = cluster(vectors, method=method, k=k, seed=options.seed)
+                clustering = cluster(vectors, algorithm=algorithm, k=k, seed=options.seed)
                 scores[k] = compare_with_truth(clustering.labels, truth)
             of_clusters = (time.perf_counter() - started) / len(options.k)
-            row = {"input": kind, "reduction": reduction, "algorithm": method}
+            row = {"input": representation, "reduction": reduction, "algorithm": algorithm}
             row |= {f"k={k}": f"{a.ami:.2f} ({a.purity:.2f})" for k, a in scores.items()}
             row |= {"vectors, s": f"{of_vectors:.1f}", "clusters, s": f"{of_clusters:.1f}"}
             print(" | ".join(row.values()), flush=True)
@@ -175,13 +182,13 @@ def growth(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, 
     dictionaries = get_dictionaries(model, options.dictionaries)
     every, _ = get_samples(model, max(options.sizes), options)
     rows = []
-    for kind, reduction in choices(options.kinds):
-        row = {"input": kind, "reduction": reduction}
+    for representation, reduction in choices(options.representations):
+        row = {"input": representation, "reduction": reduction}
         for size in options.sizes:
             started = time.perf_counter()
             # Spread over the corpus, so that contexts are of the same lengths at every size.
             some = every[:: len(every) // size][:size]
-            vectors_of(model, dictionaries, some, kind, reduction, options)
+            vectors_of(model, dictionaries, some, representation, reduction, options)
             row[f"{size:,} samples"] = f"{size / (time.perf_counter() - started):,.0f}/s"
         row["peak memory, GiB"] = f"{peak_gib():.1f}"
         print(" | ".join(row.values()), flush=True)
@@ -248,7 +255,7 @@ def projection(model: LanguageModel, options: argparse.Namespace) -> list[dict[s
     """Projected gradients from outer products against projecting each full gradient vector."""
     samples, _ = get_samples(model, options.samples, options)
     before, started = peak_gib(), time.perf_counter()
-    ours: Any = represent(model, {}, samples, kind="gradients", seed=options.seed)
+    ours: Any = represent(model, {}, samples, representation="gradients", seed=options.seed)
     rate, added = len(samples) / (time.perf_counter() - started), peak_gib() - before
     plain = FullGradients(model, Projection(30_000, options.seed))
     row = {
@@ -301,13 +308,14 @@ def clustering(_model: LanguageModel, options: argparse.Namespace) -> list[dict[
     from sklearn.metrics import adjusted_mutual_info_score
 
     rows = []
-    for method, sizes in (("spectral", (2048, 8192)), ("kmeans", (8192, 100_000))):
+    sizes_of: dict[Algorithm, Sequence[int]] = {"spectral": (2048, 8192), "kmeans": (8192, 100_000)}
+    for algorithm, sizes in sizes_of.items():
         for size in sizes:
             vectors, truth = planted(size, options.seed)
             started = time.perf_counter()
-            found = cluster(vectors, method=method, k=500, seed=options.seed)
+            found = cluster(vectors, algorithm=algorithm, k=500, seed=options.seed)
             row = {
-                "algorithm": method,
+                "algorithm": algorithm,
                 "samples": f"{size:,}",
                 "k": "500",
                 "seconds": f"{time.perf_counter() - started:.0f}",
@@ -343,7 +351,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 4000, 16_000])
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument(
+        "--representations", nargs="+", choices=REPRESENTATIONS, default=REPRESENTATIONS
+    )
     parser.add_argument("--k", type=int, nargs="+", default=[20, 40, 80])
     parser.add_argument("--n-last", type=int, default=1)
     parser.add_argument("--max-loss", type=float, default=0.3)

@@ -40,6 +40,7 @@ from core.training import (
     RowSource,
     ShuffledBuffer,
     TrainingSettings,
+    rows_within,
     train_dictionaries,
 )
 from core.training.weights import normalise_rows, remove_parallel
@@ -128,7 +129,7 @@ def batches_of(source: RowSource, settings: TrainingSettings) -> Iterator[dict[s
     buffer = ShuffledBuffer(
         source,
         batch_size=settings.batch_size,
-        buffer_bytes=settings.buffer_bytes,
+        buffer_rows=rows_within(settings.buffer_bytes, source.widths),
         seed=settings.seed,
     )
     return islice(buffer.batches(), settings.n_steps)

@@ -27,7 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
         raise
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left in `folder`; only when nobody else writes there."""
-    for file in folder.rglob(".*.tmp"):
+def sweep(folder: Path, name: str = "") -> None:
+    """Remove what killed writers left in `folder`, or only of the file called `name` there.
+
+    Nobody else may be writing at the time: in the folder, or that file.
+    """
+    for file in folder.rglob(f".{name}*.tmp"):
         file.unlink(missing_ok=True)

@@ -30,7 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.budget import Passes, plan_passes
-from core.dictionaries import Dictionary, Linear
+from core.dictionaries import Dictionary
 from core.effects import Effects, feature_dots
 from core.estimators import check_gradients
 from core.models import LanguageModel
@@ -140,9 +140,9 @@ class _Rows:
 def _downstream_places(nodes: _Nodes) -> tuple[Tensor, Tensor, Tensor]:
     """Token, feature and clean value of every place a chosen downstream feature may act."""
     features = nodes.effects.clean.features
-    if not isinstance(nodes.dictionary.activation, Linear):
+    if not nodes.dictionary.activation.acts_at_zero:
         return features.token, features.feature, features.value
-    # Neurons act at every token, at zero too.
+    # Such features, neurons for one, act at every token.
     wanted = (nodes.keys % (nodes.dictionary.n_features + 1)).unique()
     wanted = wanted[wanted < nodes.dictionary.n_features]
     token = nodes.real.repeat_interleave(len(wanted))
@@ -179,9 +179,10 @@ def cotangents(nodes: _Nodes) -> _Rows:
 
 def _passed_by_features(effects: SubmoduleEffects, dictionary: Dictionary, flat: Tensor) -> Tensor:
     """W_e^T (slope . W_d g) at every token, ``(token, d)``."""
-    if isinstance(dictionary.activation, Linear):
-        return flat @ dictionary.decoder.T @ dictionary.encoder
     active = effects.clean.features
+    if dictionary.activation.acts_at_zero:
+        slope = dictionary.activation.slope(active.to_dense().flatten(0, 1))
+        return (slope * (flat @ dictionary.decoder.T)) @ dictionary.encoder
     gain = feature_dots(dictionary, active, effects.gradient)
     gain = gain * dictionary.slope(active.value, active.feature)
     counts = torch.bincount(active.token, minlength=len(flat))

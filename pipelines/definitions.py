@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import dagster as dg
 
 from assets.checks import checks_of
-from assets.circuits.pairs import agreement_stages
 from assets.circuits.stages import circuit_stages
 from assets.corpus.stages import corpus_stages
 from assets.dictionaries.stages import dictionary_stages
+from assets.discovery.clusterings import discovery_stages
 from assets.discovery.comparisons import comparison_stages
-from assets.discovery.stages import discovery_stages
 from assets.engine.automation import automation_sensors
 from assets.engine.stage import Stage, stage_asset
 from assets.evaluations.stages import evaluation_stages
 from assets.settings import Experiment, ExperimentError
-from pipelines.experiment import read_experiment, shipped_experiments
+from pipelines.experiment import read_all, shipped_experiments
 from pipelines.jobs import jobs_of, schedules_of
 
 # Backfill policies are beta in this version of Dagster; each would warn in every process's log.
@@ -34,9 +33,8 @@ _STEPS = (
     comparison_stages,
     circuit_stages,
     evaluation_stages,
-    agreement_stages,
 )
-TOGETHER = ("circuits", "circuit_evaluations")
+TOGETHER = ("circuits", "circuit_evaluations", "task_circuits", "task_evaluations")
 """Stages whose partitions one run brings up to date together."""
 
 
@@ -52,16 +50,24 @@ def build_definitions(
 
     Nothing is read but the files themselves: no network, no model, no environment variable.
 
+    A file that says something impossible is warned about and left out.
+
     Raises:
-        ExperimentError: a file says something impossible, or two have the same name.
+        ExperimentError: no file can be read, though there are some.
     """
-    experiments = [read_experiment(path) for path in paths]
-    for name, n in Counter(experiment.name for experiment in experiments).items():
-        if n > 1:
-            raise ExperimentError(f"{n} experiments are called {name}: names key their assets.")
+    experiments, errors = read_all(paths)
+    if errors and not experiments:
+        raise ExperimentError("\n".join(map(str, errors)))
+    for error in errors:
+        logging.getLogger("dagster").warning("%s", error)
     parts = [_definitions_of(experiment) for experiment in experiments]
     together = dg.AssetSelection.assets(
-        *(dg.AssetKey([e.name, name]) for e in experiments for name in TOGETHER)
+        *(
+            dg.AssetKey([experiment.name, stage.name])
+            for experiment in experiments
+            for stage in stages_of(experiment)
+            if stage.name in TOGETHER
+        )
     )
     automation = dg.Definitions(
         sensors=automation_sensors(dg.AssetSelection.all() - together, together)

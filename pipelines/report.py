@@ -4,25 +4,42 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
+from math import isnan
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from assets.circuits.stages import load_circuit
-from assets.engine.stage import Work
-from assets.evaluations.stages import finite
+from assets.engine.store import ArtifactStore
+from assets.settings import Experiment
+from assets.tables.places import (
+    CLUSTERING_COMPARISON,
+    DICTIONARY_SET,
+    EVALUATION_SUMMARY,
+    circuit,
+    cluster_pages,
+    clusters,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _WIDTH = 100
 _N_CLUSTERS = 8
 _N_CIRCUITS = 3
+_SHARES = ("nodes_half", "nodes_nine_tenths")
 _TRUTH = {"ami": "AMI with truth", "purity": "purity"}
 
 
-def report(work: Work) -> str:
+def report(experiment: Experiment, store: ArtifactStore) -> str:
     """Dictionaries, clusters, three circuits in words, faithfulness, and where everything is."""
-    parts = [_dictionaries(work), _clusters(work), _circuits(work), _faithfulness(work)]
-    if work.experiment.settings.agreement is not None:
-        parts.append(_agreement(work))
-    parts.append(_places(work))
+    summary = store.read(EVALUATION_SUMMARY).to_pandas()
+    parts = [
+        _dictionaries(store),
+        [*_clusters(store), *_comparisons(experiment, store)],
+        _circuits(experiment, store, summary),
+        *(_faithfulness(source, rows) for source, rows in summary.groupby("source", sort=False)),
+        _places(store),
+    ]
     return "\n".join("\n".join(part) + "\n" for part in parts)
 
 
@@ -41,14 +58,14 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
         yield "  ".join([first, *others]).rstrip()
 
 
-def _dictionaries(work: Work) -> list[str]:
-    rows = work.store.read("dictionary_set").to_pylist()
-    columns = ("variance_explained", "l0", "alive", "ce_difference", "ce_recovered")
+def _dictionaries(store: ArtifactStore) -> list[str]:
+    table = store.read(DICTIONARY_SET).to_pandas()
+    columns = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
+    rows = table[["submodule", *columns]].to_dict("records")
     lines = [_metrics_row(row["submodule"], row, columns) for row in rows]
-    mean = {name: sum(row[name] for row in rows) / len(rows) for name in columns}
-    lines.append(_metrics_row("mean", mean, columns))
+    lines.append(_metrics_row("mean", table[columns].mean().to_dict(), columns))
     names = ("submodule", "var. explained", "L0", "alive", "CE diff.", "CE recovered")
-    kind = f"{rows[0]['n_features']:,} features ({rows[0]['activation']})"
+    kind = f"{table['n_features'][0]:,} features ({table['activation'][0]})"
     return [*_heading(f"{len(rows)} dictionaries of {kind}"), *_rows(names, lines)]
 
 
@@ -57,8 +74,8 @@ def _metrics_row(name: str, row: Mapping[str, float], columns: Sequence[str]) ->
     return [name, *(shown.get(column, "{:.3f}").format(row[column]) for column in columns)]
 
 
-def _clusters(work: Work) -> list[str]:
-    rows = work.store.read("clusters").to_pylist()
+def _clusters(store: ArtifactStore) -> list[str]:
+    rows = store.read(clusters()).to_pylist()
     n_samples = sum(row["size"] for row in rows)
     shared = sum(row["n_documents"] > 1 for row in rows)
     lines = _heading(f"{len(rows)} clusters of {n_samples:,} predicted tokens")
@@ -67,20 +84,20 @@ def _clusters(work: Work) -> list[str]:
         behaviour = f"  {row['behaviour']} {row['share']:.0%}" if row["behaviour"] else ""
         begin = f"  k{row['cluster']:05d} {row['size']:5d}"
         lines.append(_fit(f"{begin}  {_end(row['example'], 58)}{behaviour}"))
-    notes = work.store.notes("clusters")
+    notes = store.notes(clusters())
     if "ami" in notes:
         lines.append(
             f"Against the behaviour that generated each token: adjusted mutual information "
             f"{notes['ami']:.2f}, purity {notes['purity']:.2f}."
         )
-    return [*lines, *_comparisons(work)]
+    return lines
 
 
-def _comparisons(work: Work) -> Iterator[str]:
+def _comparisons(experiment: Experiment, store: ArtifactStore) -> Iterator[str]:
     """How the clusterings compare, if the experiment names several."""
-    if not work.experiment.settings.comparisons:
+    if not experiment.settings.comparisons:
         return
-    rows = work.store.read("clustering_comparison").to_pylist()
+    rows = store.read(CLUSTERING_COMPARISON).to_pylist()
     known = [name for name in ("ami", "purity") if rows[0][name] is not None]
     table = [
         [
@@ -105,77 +122,79 @@ def _fit(line: str) -> str:
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
 
 
-def _judged(work: Work) -> list[dict[str, Any]]:
-    """Rows of the summary under the first policy for errors, whose faithfulness is a number."""
-    errors = work.experiment.settings.evaluations.errors[0]
-    rows = work.store.read("evaluation_summary").to_pylist()
-    return [r for r in rows if r["errors"] == errors and finite([r["faithfulness"]])]
-
-
-def _circuits(work: Work) -> list[str]:
+def _circuits(experiment: Experiment, store: ArtifactStore, summary: pd.DataFrame) -> list[str]:
     from core.pictures.describe import describe_in_words
 
     # Of the larger half of the clusters, those whose circuits come closest to the whole model.
-    judged = [row for row in _judged(work) if row["n_nodes"]]
-    larger = sorted(judged, key=lambda row: -row["size"])[: max(_N_CIRCUITS, len(judged) // 2)]
-    best = sorted(larger, key=lambda row: abs(1 - row["faithfulness"]))[:_N_CIRCUITS]
+    first = experiment.settings.evaluations.error_nodes[0]
+    judged = summary[(summary["source"] == "clusters") & (summary["error_nodes"] == first)]
+    judged = judged[judged["faithfulness"].notna() & (judged["n_nodes"] > 0)]
+    larger = judged.sort_values("size", ascending=False, kind="stable")
+    larger = larger.head(max(_N_CIRCUITS, len(judged) // 2))
+    best = larger.loc[(1 - larger["faithfulness"]).abs().sort_values(kind="stable").index]
+    best = best.head(_N_CIRCUITS)
     lines = _heading(f"{len(best)} circuits, of {len(judged)} with nodes")
-    for row in best:
-        key = f"k{row['cluster']:05d}"
-        circuit = load_circuit(work.store, f"circuits/{key}")
-        assert circuit is not None, "the summary lists circuits that are there"
-        about = f" ({row['behaviour']})" if row["behaviour"] else ""
-        lines.append(_fit(f"{key}{about}  {_end(row['example'], 60)}"))
-        words = f"{describe_in_words(circuit)} Faithfulness {row['faithfulness']:.2f}"
+    for row in best.to_dict("records"):
+        found = load_circuit(store, "clusters", row["name"])
+        assert found is not None, "the summary lists circuits that are there"
+        label = f" ({row['label']})" if row["label"] else ""
+        lines.append(_fit(f"{row['name']}{label}  {_end(row['about'], 60)}"))
+        words = f"{describe_in_words(found)} Faithfulness {row['faithfulness']:.2f}"
         words += f", completeness {row['completeness']:.2f}"
         words += " on examples kept back." if row["held_out"] else " on the same examples."
         lines += textwrap.wrap(words, _WIDTH, initial_indent="  ", subsequent_indent="  ")
-        place = work.store.path(f"circuits/{key}/circuit", ".svg")
-        lines.append(f"  {place}")
+        lines.append(f"  {store.path(circuit('clusters', row['name']), '.svg')}")
     return lines
 
 
-def _faithfulness(work: Work) -> list[str]:
-    rows = work.store.read("evaluation_summary").to_pylist()
+def _faithfulness(source: Any, summary: pd.DataFrame) -> list[str]:
+    """Of all circuits of a source; of tasks, which are few, each by itself."""
+    return _by_policy(summary) if source == "clusters" else _by_task(summary)
+
+
+def _by_policy(summary: pd.DataFrame) -> list[str]:
     table = []
-    for errors in work.experiment.settings.evaluations.errors:
-        own = [row for row in rows if row["errors"] == errors]
-        faithful = sorted(finite([row["faithfulness"] for row in own]))
-        complete = finite([row["completeness"] for row in own])
+    for error_nodes, rows in summary.groupby("error_nodes", sort=False):
+        faithful = rows["faithfulness"].dropna().sort_values().tolist()
         if faithful:
             quarter = len(faithful) // 4
             numbers = (median(faithful), faithful[quarter], faithful[-1 - quarter])
-            shown = [f"{value:.2f}" for value in (*numbers, median(complete))]
-            table.append([errors, str(len(faithful)), *shown])
-    sizes = [row["n_nodes"] for row in _judged(work)] or [0]
-    header = ("error nodes", "circuits", "median", "lower q.", "upper q.", "of complement")
-    title = f"Faithfulness of circuits of clusters (median {median(sizes):.0f} nodes)"
+            others = (rows["completeness"].median(), rows["area"].median())
+            shown = [f"{value:.2f}" for value in (*numbers, *others)]
+            table.append([str(error_nodes), str(len(faithful)), *shown])
+    sizes = summary.drop_duplicates("name")["n_nodes"]
+    header = ("error nodes", "circuits", "median", "lower q.", "upper q.", "of complement", "area")
+    title = f"Faithfulness of circuits of clusters (median {sizes.median():.0f} nodes)"
     return [*_heading(title), *_rows(header, table)]
 
 
-def _agreement(work: Work) -> list[str]:
-    rows = work.store.read("agreement_evaluations").to_pylist()
-    circuits = work.store.read("agreement_circuits").to_pylist()
-    errors = work.experiment.settings.evaluations.errors[0]
-    table = []
-    for circuit in circuits:
-        own = [r for r in rows if r["name"] == circuit["name"] and r["errors"] == errors]
-        own = sorted((r for r in own if finite([r["faithfulness"]])), key=lambda r: r["n_nodes"])
-        half = next((str(r["n_nodes"]) for r in own if r["faithfulness"] >= 0.5), "-")
-        nine = next((str(r["n_nodes"]) for r in own if r["faithfulness"] >= 0.9), "-")
-        sizes = [str(circuit[name]) for name in ("n_pairs", "n_nodes", "n_edges")]
-        table.append([circuit["name"], *sizes, half, nine])
-    header = ("structure", "pairs", "nodes", "edges", "nodes for .5", "nodes for .9")
-    title = f"Agreement circuits (faithfulness on unseen pairs, errors: {errors})"
+def _by_task(summary: pd.DataFrame) -> list[str]:
+    first = summary["error_nodes"].iloc[0]
+    table = [
+        [
+            row["name"],
+            str(row["size"]),
+            str(row["n_nodes"]),
+            str(row["n_edges"]),
+            f"{row['faithfulness']:.2f}",
+            f"{row['area']:.2f}",
+            *(
+                "-" if isnan(row[n]) else f"{row[n]:.0f}"
+                for n in ("nodes_half", "nodes_nine_tenths")
+            ),
+        ]
+        for row in summary[summary["error_nodes"] == first].to_dict("records")
+    ]
+    header = ("task", "pairs", "nodes", "edges", "faithful", "area", "nodes for .5", "nodes for .9")
+    title = f"Circuits of tasks (faithfulness on unseen pairs, error nodes: {first})"
     return [*_heading(title), *_rows(header, table)]
 
 
-def _places(work: Work) -> list[str]:
-    store = work.store
+def _places(store: ArtifactStore) -> list[str]:
     places = (
         ("tables", store.root),
-        ("clusters", store.path("clusters/index", ".html")),
-        ("pictures", store.path("circuits/*/circuit", ".svg")),
+        ("clusters", store.path(cluster_pages(), "/index.html")),
+        ("pictures", store.root / "circuits" / "*" / "*" / "circuit.svg"),
         ("what tables hold", "docs/tables.md"),
         ("Dagster UI", "make ui, then http://127.0.0.1:3000"),
     )

@@ -20,7 +20,8 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import broken_checks
-from assets.engine.stage import PartitionedStage, Stage, Work
+from assets.engine.stage import PartitionedStage, Stage
+from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
 from core.errors import CircuitError
 from pipelines.definitions import build_definitions, stages_of
@@ -101,7 +102,7 @@ def run_experiment(
             )
         except dg.DagsterError:
             # Dagster's own error names the check but not what it found.
-            if broken := broken_checks(Work.on(experiment), stage.name):
+            if broken := broken_checks(experiment, stage.name):
                 raise ExperimentError("\n".join(broken)) from None
             raise
         _print_warnings(result)
@@ -111,7 +112,7 @@ def run_experiment(
 def _partition_range(stage: Stage, experiment: Experiment) -> dict[str, str]:
     if not isinstance(stage, PartitionedStage):
         return {}
-    keys = stage.partitions(experiment).get_partition_keys()
+    keys = stage.partitions(experiment)
     return {_RANGE_START: keys[0], _RANGE_END: keys[-1]}
 
 
@@ -176,9 +177,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_and_report(path: Path) -> None:
     experiment = read_experiment(path)
     check_places(experiment)
-    work = Work.on(experiment)
-    work.store.check_writable()
-    work.store.sweep()
+    store = ArtifactStore(experiment.artifacts)
+    store.check_writable()
+    store.sweep()
+    if store.older_layout():
+        print(
+            f"{store.root} was written by an earlier version in another layout: none of it is "
+            "used, and everything is made again beside it. Remove it when you no longer need it.\n"
+        )
     print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
     seconds = 0.0
     with dg.DagsterInstance.get() as instance:
@@ -187,7 +193,7 @@ def _run_and_report(path: Path) -> None:
             took = f"{step.stage:<24}{step.seconds:8.1f} s {step.peak_mib:9,.0f} MiB"
             print(took, flush=True)
     print(f"{'in all':<24}{seconds:8.1f} s\n")
-    print(report(work))
+    print(report(experiment, store))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A circuit on the terminal: `python -m pipelines.show EXPERIMENT.yaml [CIRCUIT ...]`.
 
-CIRCUIT is a cluster (``k00003``) or an agreement structure (``simple``). Without one, the circuits
+CIRCUIT is a cluster (``k00003``) or a task (``simple``). Without one, the circuits
 that exist are listed. Nothing is computed: what is shown lies in the experiment's tables. With
 ``--draw FILE.svg`` the first circuit is also drawn again, with as many nodes as ``--nodes`` says.
 """
@@ -16,26 +16,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assets.circuits.stages import load_circuit
-from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
 from assets.settings import ExperimentError
+from assets.tables.places import BehaviourSource, circuit, evaluation
 from pipelines.experiment import read_experiment
 
 if TYPE_CHECKING:
     from core.types import Circuit
 
-_FOLDERS = ("circuits", "agreement")
+SOURCES: tuple[BehaviourSource, ...] = ("clusters", "tasks")
 
 
-def folder_of(store: ArtifactStore, name: str) -> str:
-    """The folder of the store that holds the circuit `name`.
+def source_of(store: ArtifactStore, name: str) -> BehaviourSource:
+    """Where the circuit `name` comes from.
 
     Raises:
         ExperimentError: there is none; the message says which there are.
     """
-    for folder in _FOLDERS:
-        if store.footer(f"{folder}/{name}/circuit") is not None:
-            return f"{folder}/{name}"
+    for source in SOURCES:
+        if store.footer(circuit(source, name)) is not None:
+            return source
     known = names_of(store)
     raise ExperimentError(
         f"there is no circuit '{name}' in {store.root}: "
@@ -47,46 +47,46 @@ def names_of(store: ArtifactStore) -> list[str]:
     """Circuits that exist, clusters first."""
     return [
         path.parent.name
-        for folder in _FOLDERS
-        for path in sorted((store.root / folder).glob("*/circuit.parquet"))
+        for source in SOURCES
+        for path in sorted((store.root / "circuits" / source).glob("*/circuit.parquet"))
     ]
 
 
-def judged_circuit(store: ArtifactStore, folder: str) -> Circuit:
-    """The circuit in a folder, with its faithfulness in its settings where it was judged.
+def judged_circuit(store: ArtifactStore, name: str) -> Circuit:
+    """A circuit, with its faithfulness in its settings where it was judged.
 
     Raises:
-        ExperimentError: its cluster has no samples.
+        ExperimentError: there is none, or its cluster has no samples.
     """
-    name = Path(folder).name
-    circuit = load_circuit(store, folder)
-    if circuit is None:
+    source = source_of(store, name)
+    found = load_circuit(store, source, name)
+    if found is None:
         raise ExperimentError(f"{name} is empty: its cluster has no samples.")
-    judged = f"circuit_evaluations/{name}"
+    judged = evaluation(source, name)
     if store.footer(judged) is not None:
         rows = store.read(judged).to_pylist()
-        found = {key: rows[0][key] for key in ("faithfulness", "completeness")} if rows else {}
-        circuit = dataclasses.replace(circuit, settings={**circuit.settings, **found})
-    return circuit
+        scores = {key: rows[0][key] for key in ("faithfulness", "completeness")} if rows else {}
+        found = dataclasses.replace(found, settings={**found.settings, **scores})
+    return found
 
 
 def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> str:
     """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
     from core.pictures.describe import describe_circuit
 
-    folder = folder_of(store, name)
-    circuit = judged_circuit(store, folder)
-    text = describe_circuit(circuit, max_nodes=max_nodes, max_edges=max_edges)
-    return f"{text}\n\npicture: {store.path(f'{folder}/circuit', '.svg')}"
+    text = describe_circuit(judged_circuit(store, name), max_nodes=max_nodes, max_edges=max_edges)
+    return f"{text}\n\npicture: {store.path(circuit(source_of(store, name), name), '.svg')}"
 
 
 def draw(store: ArtifactStore, name: str, path: Path, *, max_nodes: int, max_edges: int) -> None:
     """Draw one circuit to a file."""
     from core.pictures.draw import draw_circuit
 
-    circuit = judged_circuit(store, folder_of(store, name))
     picture = draw_circuit(
-        circuit, title=name.replace("_", " "), max_nodes=max_nodes, max_edges=max_edges
+        judged_circuit(store, name),
+        title=name.replace("_", " "),
+        max_nodes=max_nodes,
+        max_edges=max_edges,
     )
     path.write_text(picture, encoding="utf-8")
 
@@ -94,7 +94,7 @@ def draw(store: ArtifactStore, name: str, path: Path, *, max_nodes: int, max_edg
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.show", description=__doc__)
     parser.add_argument("experiment", type=Path, help="a YAML file")
-    parser.add_argument("circuit", nargs="*", help="a cluster or a structure; none lists them")
+    parser.add_argument("circuit", nargs="*", help="a cluster or a task; none lists them")
     parser.add_argument("--nodes", type=int, default=40, help="most nodes to print")
     parser.add_argument("--edges", type=int, default=20, help="most edges to print")
     parser.add_argument("--draw", type=Path, metavar="FILE.svg", help="draw the first one here")
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     options = _parse(arguments)
     try:
-        store = Work.on(read_experiment(options.experiment)).store
+        store = ArtifactStore(read_experiment(options.experiment).artifacts)
         shown = [
             show(store, name, max_nodes=options.nodes, max_edges=options.edges)
             for name in options.circuit

@@ -86,17 +86,16 @@ def settings(**changed: Any) -> dict[str, Any]:
             "steps": 40,
             "batch": 64,
             "lr": 0.03,
-            "l1": 0.001,
+            "sparsity": 0.001,
             "warmup": 2,
             "resample_every": 0,
         },
         "filter": {"max_loss": 30.0, "n_samples": 24, "max_per_document": 2},
         "clustering": {"k": 3, "max_clusters": 4},
         "circuits": {"steps": 2, "node_threshold": 0.01, "edge_threshold": 0.01, "n_examples": 4},
-        "evaluations": {"errors": ["circuit"]},
-        "agreement": {
+        "evaluations": {"error_nodes": ["circuit"], "n_thresholds": 2},
+        "tasks": {
             "pairs": {"simple": {"train": "./train.json", "test": "./test.json"}},
-            "n_thresholds": 2,
         },
         "artifacts": "./artifacts",
     }

@@ -1,4 +1,4 @@
-"""Stage 6, for contrastive pairs: circuits by position and their faithfulness (section 3)."""
+"""Stage 5: behaviours from files of contrastive pairs (section 3), such as agreement of verbs."""
 
 from __future__ import annotations
 
@@ -7,50 +7,56 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import dagster as dg
-
-from assets.circuits.stages import lineage, load_circuit, strongest_nodes, write_circuit
+from assets.circuits.behaviours import Behaviour, Example, behaviours_made, show_behaviours
 from assets.engine.automation import rerun_on_new_data
-from assets.engine.loading import (
-    load_dictionaries_of,
-    load_model_of,
-    load_tokenizer_of,
-    model_identity,
-    tokenizer_identity,
-)
-from assets.engine.stage import MODEL_POOL, Made, Metadata, Stage, TableStage, Work, on
-from assets.engine.store import Recipe, hash_place
-from assets.plots import curves, picture
-from assets.settings import AgreementSettings, Experiment, ExperimentError
-from assets.tables.conversions import circuit_tables, read_nodes
-from assets.tables.schemas import TABLES
-
-if TYPE_CHECKING:
-    from core.circuit import Attributed
-    from core.inputs import Inputs
-    from core.types import Node
-
-_EVALUATION = ("m_full", "m_empty", "m_circuit", "m_complement", "faithfulness", "completeness")
-LOWEST, HIGHEST = 1e-4, 1.0
+from assets.engine.recipe import Source
+from assets.engine.stage import Made, TableStage, Work, always, contents
+from assets.settings import Experiment, ExperimentError, TaskSettings
+from assets.tables.places import behaviours, examples
 
 Pair = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Contrastive pairs ready to run on.
+class Files:
+    """Pairs a circuit is found from, and pairs it is judged on."""
 
-    Attributes:
-        inputs: the pairs.
-        n_unusable: pairs of the file that could not be used.
-        tokens: what stands at each position of the first pair, if all are of one length.
-    """
+    train: Source
+    test: Source
 
-    inputs: Inputs
-    n_unusable: int
-    tokens: tuple[str, ...] | None
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which pairs are taken; see `assets.settings.TaskSettings`."""
+
+    pairs: Mapping[str, Files]
+    n_examples: int
+    n_evaluated: int
+    by_position: bool
+    bos: bool
+
+
+def task_settings(experiment: Experiment) -> TaskSettings:
+    """What the experiment says about tasks; there are some where stages of tasks run."""
+    assert experiment.settings.tasks is not None, "stages of tasks exist only with tasks"
+    return experiment.settings.tasks
+
+
+def _reads(experiment: Experiment) -> Tasks:
+    tasks = task_settings(experiment)
+
+    def source(written: str) -> Source:
+        return Source(written, experiment.resolve(written))
+
+    return Tasks(
+        {n: Files(source(f.train), source(f.test)) for n, f in tasks.pairs.items()},
+        tasks.n_examples,
+        tasks.n_evaluated,
+        tasks.by_position,
+        experiment.settings.corpus.bos,
+    )
 
 
 def read_pairs(path: str) -> list[Pair]:
@@ -84,262 +90,111 @@ def _content(row: Pair) -> tuple[str, ...]:
     return (row["clean_prefix"], row["patch_prefix"], row["clean_answer"], row["patch_answer"])
 
 
-def prepare_pairs(
-    work: Work, rows: Sequence[Pair], n_pairs: int, by_position: bool, path: str
-) -> Pairs:
-    """The first usable pairs of a file; by position, only those of the most frequent length."""
-    import torch
+@dataclass(frozen=True)
+class _Usable:
+    """Pairs of one file that can be run on, the first of them, and how many could not."""
 
+    examples: list[Example]
+    n_dropped: int
+
+
+def _usable(
+    tokenizer: Any, rows: Sequence[Pair], tasks: Tasks, path: str, *, found: bool
+) -> _Usable:
+    """The first usable pairs of a file; by position, only those of the most frequent length."""
     from core.inputs import tokenize_pairs
 
-    tokenizer = load_tokenizer_of(work.experiment)
     if not rows:
         raise ExperimentError(f"{path} has no pairs that are not in the training file too.")
-    bos = tokenizer.bos_token_id if work.experiment.settings.corpus.bos else None
-    inputs, kept = tokenize_pairs(tokenizer, list(rows), bos=bos)
-    lengths = inputs.mask.sum(1)
-    usable = torch.arange(len(kept))
-    if by_position:
-        length, _ = Counter(lengths.tolist()).most_common(1)[0]
-        usable = (lengths == length).nonzero().flatten()
-    chosen = inputs.select(usable[:n_pairs])
-    first = None
-    if bool(chosen.mask.all()):
-        first = tuple(tokenizer.decode([token]) for token in chosen.clean[0].tolist())
-    return Pairs(chosen, len(rows) - len(usable), first)
+    bos = tokenizer.bos_token_id if tasks.bos else None
+    inputs, numbers = tokenize_pairs(tokenizer, list(rows), bos=bos)
+    assert inputs.patch is not None, "pairs have a patch side"
+    lengths = inputs.mask.sum(1).tolist()
+    usable = list(range(len(numbers)))
+    if tasks.by_position:
+        length, _ = Counter(lengths).most_common(1)[0]
+        usable = [i for i in usable if lengths[i] == length]
+    answers = inputs.metric.answers.tolist()
+    chosen = usable[: tasks.n_examples if found else tasks.n_evaluated]
+    return _Usable(
+        [
+            Example(
+                number=numbers[i],
+                found=found,
+                evaluated=not found,
+                clean=tuple(inputs.clean[i, : lengths[i]].tolist()),
+                answer=answers[i][0],
+                patch=tuple(inputs.patch[i, : lengths[i]].tolist()),
+                patch_answer=answers[i][1],
+            )
+            for i in chosen
+        ],
+        len(rows) - len(usable),
+    )
 
 
-def _pairs(work: Work, name: str) -> tuple[Pairs, Pairs]:
-    settings = _settings(work.experiment)
-    files = settings.pairs[name]
-    train_path, test_path = map(work.experiment.resolve, (files.train, files.test))
-    train = read_pairs(train_path)
-    test = without(read_pairs(test_path), train)
-    positions = settings.by_position
-    found = prepare_pairs(work, train, settings.n_train, positions, train_path)
-    judged = prepare_pairs(work, test, settings.n_test, positions, test_path)
-    if positions and found.inputs.clean.shape[1] != judged.inputs.clean.shape[1]:
+def _behaviour(tokenizer: Any, name: str, files: Files, tasks: Tasks) -> Behaviour:
+    train = read_pairs(files.train.place)
+    test = without(read_pairs(files.test.place), train)
+    found = _usable(tokenizer, train, tasks, files.train.place, found=True)
+    judged = _usable(tokenizer, test, tasks, files.test.place, found=False)
+    first = found.examples[0]
+    if tasks.by_position and len(first.clean) != len(judged.examples[0].clean):
         raise ExperimentError(
-            f"pairs of {name} have {found.inputs.clean.shape[1]} tokens for training and "
-            f"{judged.inputs.clean.shape[1]} for testing: a circuit by position needs the same. "
-            "Set agreement.by_position: false, or give files of one template."
+            f"pairs of {name} have {len(first.clean)} tokens for training and "
+            f"{len(judged.examples[0].clean)} for testing: a circuit by position needs the same. "
+            "Set tasks.by_position: false, or give files of one template."
         )
-    return found, judged
-
-
-# -- circuits -------------------------------------------------------------------------------------
-
-
-def make_agreement_circuits(work: Work) -> Made:
-    """The circuit of each structure, from its training pairs."""
-    stage, rows = AGREEMENT_CIRCUITS, []
-    recipe = stage.recipe(work, {"dictionary_set": work.store.content("dictionary_set")})
-    for name in _settings(work.experiment).pairs:
-        pairs, _ = _pairs(work, name)
-        rows.append(_make_circuit(work, name, pairs, recipe))
-        work.say(f"{name}: {rows[-1]['n_nodes']} nodes from {rows[-1]['n_pairs']} pairs")
-    return Made(TABLES["agreement_circuits"].build(rows))
-
-
-def _make_circuit(work: Work, name: str, pairs: Pairs, recipe: Recipe) -> dict[str, Any]:
-    settings = _settings(work.experiment)
-    found = _attribute(work, pairs)
-    circuit = found.circuit(
-        node_threshold=settings.node_threshold,
-        edge_threshold=settings.edge_threshold,
-        edges=work.experiment.settings.circuits.estimator != "exact",
-        settings=lineage(work.experiment, name, recipe.inputs),
-        tokens=pairs.tokens if settings.by_position else None,
-    )
-    # Every node that any threshold of the faithfulness curve keeps.
-    effects = found.circuit(node_threshold=LOWEST, edge_threshold=0.0, edges=False)
-    nodes = circuit_tables(name, effects)["nodes"]
-    work.store.write(f"agreement/{name}/effects", nodes, recipe, like="nodes")
-    title = f"{work.experiment.name}: {name}"
-    write_circuit(work.store, f"agreement/{name}", name, circuit, recipe, title)
-    return {
-        "name": name,
-        "n_pairs": circuit.n_examples,
-        "n_unusable": pairs.n_unusable,
-        "n_nodes": len(circuit.nodes),
-        "n_edges": len(circuit.edges),
-        "metric_clean": circuit.metric_clean,
-        "metric_patch": circuit.metric_patch,
-    }
-
-
-def _attribute(work: Work, pairs: Pairs) -> Attributed:
-    from core.circuit import attribute
-
-    how = work.experiment.settings.circuits
-    return attribute(
-        load_model_of(work.experiment),
-        load_dictionaries_of(work.experiment, work.store),
-        pairs.inputs,
-        estimator=how.estimator,
-        steps=how.steps,
-        rule=how.rule,
-        by_position=_settings(work.experiment).by_position,
-        budget_bytes=work.experiment.budget_bytes,
+    tokens = tuple(tokenizer.decode([token]) for token in first.clean)
+    same_length = len({len(e.clean) for e in found.examples}) == 1
+    row = train[first.number]
+    return Behaviour(
+        name=name,
+        metric="logit_difference",
+        by_position=tasks.by_position,
+        examples=[*found.examples, *judged.examples],
+        size=len(found.examples) + len(judged.examples),
+        n_dropped=found.n_dropped + judged.n_dropped,
+        about=f"{row['clean_prefix']} [{row['clean_answer'].strip()}, not "
+        f"{row['patch_answer'].strip()}]",
+        label=name,
+        tokens=tokens if tasks.by_position and same_length else None,
     )
 
 
-def show_agreement_circuits(work: Work) -> Metadata:
-    """Sizes, and the strongest nodes of each structure."""
-    rows = work.store.read("agreement_circuits").to_pylist()
-    shown: dict[str, Any] = {"circuits": dg.MetadataValue.table([dg.TableRecord(r) for r in rows])}
-    for row in rows:
-        circuit = load_circuit(work.store, f"agreement/{row['name']}")
-        if circuit is not None and circuit.nodes:
-            shown[f"strongest nodes: {row['name']}"] = strongest_nodes(circuit)
-        place = work.store.path(f"agreement/{row['name']}/circuit", ".svg")
-        shown[f"picture: {row['name']}"] = dg.MetadataValue.path(place)
-    return shown
+def make_task_behaviours(work: Work, tasks: Tasks) -> Made:
+    """Read every file of pairs; what is wrong with any of them is said before any circuit."""
+    return behaviours_made("tasks", _each(work, tasks))
 
 
-# -- faithfulness ---------------------------------------------------------------------------------
+def _each(work: Work, tasks: Tasks) -> Iterator[Behaviour]:
+    from core.errors import InputError
+
+    tokenizer, problems = work.load.tokenizer(), []
+    for name, files in tasks.pairs.items():
+        try:
+            yield _behaviour(tokenizer, name, files, tasks)
+        except (ExperimentError, InputError) as error:
+            problems.append(f"tasks.pairs.{name}: {error}")
+    if problems:
+        raise ExperimentError("\n".join(problems))
 
 
-def make_agreement_evaluations(work: Work) -> Made:
-    """Faithfulness over a range of thresholds, on pairs the effects were not measured on."""
-    rows = []
-    for name in _settings(work.experiment).pairs:
-        _, test = _pairs(work, name)
-        nodes = read_nodes(work.store.read(f"agreement/{name}/effects"))
-        for errors in work.experiment.settings.evaluations.errors:
-            rows += _curve(work, name, errors, nodes, test.inputs)
-        work.say(f"{name}: judged on {test.inputs.n_examples} pairs")
-    return Made(TABLES["agreement_evaluations"].build(rows))
-
-
-def _curve(
-    work: Work, name: str, errors: str, nodes: Sequence[Node], inputs: Inputs
-) -> Iterator[dict[str, Any]]:
-    from core.evaluate import Evaluator
-
-    settings = _settings(work.experiment)
-    evaluator = Evaluator(
-        load_model_of(work.experiment),
-        load_dictionaries_of(work.experiment, work.store),
-        inputs,
-        ablation="mean",
-        errors=errors,
-        start_layer=settings.start_layer,
-        budget_bytes=work.experiment.budget_bytes,
-    )
-    for threshold in thresholds(settings.n_thresholds):
-        found = evaluator.evaluate([node for node in nodes if abs(node.effect) > threshold])
-        yield {
-            **{metric: getattr(found, metric) for metric in _EVALUATION},
-            "name": name,
-            "errors": errors,
-            "threshold": threshold,
-            "n_pairs": found.n_examples,
-            "n_nodes": found.n_nodes,
-        }
-
-
-def _evaluation_inputs(work: Work) -> Mapping[str, str]:
-    effects = {
-        name: work.store.content(f"agreement/{name}/effects")
-        for name in _settings(work.experiment).pairs
-    }
-    return {"dictionary_set": work.store.content("dictionary_set"), **effects}
-
-
-def thresholds(n: int) -> list[float]:
-    """`n` thresholds from 1e-4 to 1, neighbours in equal ratios."""
-    return [LOWEST * (HIGHEST / LOWEST) ** (i / (n - 1)) for i in range(n)]
-
-
-def show_agreement_evaluations(work: Work) -> Metadata:
-    """Faithfulness against the number of nodes, a picture for each policy for errors."""
-    rows = work.store.read("agreement_evaluations").to_pylist()
-    shown: dict[str, Any] = {}
-    for errors in work.experiment.settings.evaluations.errors:
-        lines = {}
-        for name in _settings(work.experiment).pairs:
-            own = [r for r in rows if r["name"] == name and r["errors"] == errors]
-            lines[name] = ([r["n_nodes"] for r in own], [r["faithfulness"] for r in own])
-        shown[f"errors: {errors}"] = picture(curves(lines, "nodes", "faithfulness"))
-    return shown
-
-
-def _settings(experiment: Experiment) -> AgreementSettings:
-    assert experiment.settings.agreement is not None, "asked for by agreement_stages"
-    return experiment.settings.agreement
-
-
-def _outside(experiment: Experiment) -> Mapping[str, str]:
-    files = _settings(experiment).pairs
-    hashes = {
-        f"{name} {side}": hash_place(experiment.resolve(getattr(files[name], side)))
-        for name in files
-        for side in ("train", "test")
-    }
-    return {
-        "model": model_identity(experiment),
-        "tokenizer": tokenizer_identity(experiment),
-        **hashes,
-    }
-
-
-def _circuit_settings(experiment: Experiment) -> Mapping[str, object]:
-    how = experiment.settings.circuits.model_dump(
-        mode="json", include={"estimator", "steps", "rule"}
-    )
-    own = _settings(experiment).model_dump(
-        mode="json", exclude={"n_test", "n_thresholds", "start_layer"}
-    )
-    return {**how, **own, "bos": experiment.settings.corpus.bos}
-
-
-def _evaluation_settings(experiment: Experiment) -> Mapping[str, object]:
-    own = _settings(experiment).model_dump(
-        mode="json", exclude={"node_threshold", "edge_threshold", "n_train"}
-    )
-    errors = list(experiment.settings.evaluations.errors)
-    return {**own, "bos": experiment.settings.corpus.bos, "errors": errors}
-
-
-AGREEMENT_CIRCUITS = TableStage(
-    name="agreement_circuits",
-    group="agreement",
+TASK_BEHAVIOURS_STAGE = TableStage(
+    name="task_behaviours",
+    group="circuits",
     description=(
-        "Circuits of subject-verb agreement from contrastive pairs that differ in one noun's "
-        "number; each position is a node of its own."
+        "Contrastive pairs that differ in one thing, such as a noun's number: a behaviour for "
+        "each file, pairs to find a circuit from and others to judge it on."
     ),
-    kinds=frozenset({"pytorch", "parquet"}),
-    deps=on("dictionary_set"),
-    settings=_circuit_settings,
-    outside=_outside,
-    pool=MODEL_POOL,
+    kinds=frozenset({"parquet"}),
+    key=behaviours("tasks"),
+    beside=[examples("tasks")],
+    deps=always(),
+    needs=always("tokenizer"),
     automation=rerun_on_new_data,
-    make=make_agreement_circuits,
-    show=show_agreement_circuits,
+    reads=_reads,
+    inputs=contents(),
+    make=make_task_behaviours,
+    show=lambda work, _tasks: show_behaviours("tasks", work.store),
 )
-
-AGREEMENT_EVALUATIONS = TableStage(
-    name="agreement_evaluations",
-    group="agreement",
-    description=(
-        "Faithfulness and completeness of agreement circuits of every size, on pairs that were "
-        "not used to find them."
-    ),
-    kinds=frozenset({"pytorch", "parquet"}),
-    deps=on("dictionary_set", "agreement_circuits"),
-    settings=_evaluation_settings,
-    outside=_outside,
-    pool=MODEL_POOL,
-    automation=rerun_on_new_data,
-    inputs=_evaluation_inputs,
-    make=make_agreement_evaluations,
-    show=show_agreement_evaluations,
-)
-
-
-def agreement_stages(experiment: Experiment) -> list[Stage]:
-    """The stages of contrastive pairs; none if the experiment names no pair files."""
-    if experiment.settings.agreement is None:
-        return []
-    return [AGREEMENT_CIRCUITS, AGREEMENT_EVALUATIONS]

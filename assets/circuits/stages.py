@@ -1,240 +1,225 @@
-"""Stage 5: a circuit for each cluster, written as soon as it is found."""
+"""Stage 5: the circuit of each behaviour, whatever its source, written as soon as it is found."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-import pyarrow as pa
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 
-from assets.discovery.stages import example
+from assets.circuits.behaviours import (
+    CLUSTER_BEHAVIOURS_STAGE,
+    Behaviour,
+    behaviour_digests,
+    example_lines,
+    read_behaviours,
+)
+from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
 from assets.engine.automation import rerun_on_new_data
-from assets.engine.loading import load_dictionaries_of, load_model_of, load_tokenizer_of
-from assets.engine.partitions import circuits_together, cluster_partitions
-from assets.engine.stage import MODEL_POOL, Metadata, PartitionedStage, Stage, Work, on, the_model
-from assets.engine.store import ArtifactStore, Recipe
-from assets.settings import Experiment
-from assets.tables.conversions import circuit_tables, read_circuit, read_samples
-from assets.tables.schemas import TABLES
+from assets.engine.partitions import circuits_together
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.store import ArtifactStore
+from assets.settings import CircuitSettings, Experiment
+from assets.tables.conversions import circuit_tables, read_circuit
+from assets.tables.places import DICTIONARY_SET, BehaviourSource, behaviours, circuit
 
 if TYPE_CHECKING:
-    from core.discovery import Sample
-    from core.inputs import Inputs
     from core.types import Circuit
 
-CIRCUIT_TABLES = ("circuit", "nodes", "edges")
+FLOOR = 1e-4
+"""Effects above this are kept, so that a circuit can be cut at any threshold above it."""
+
 _SHOWN_NODES = 12
 
 
 @dataclass(frozen=True)
-class Examples:
-    """Samples of one cluster: those a circuit is found from and those it is judged on.
+class Finding:
+    """How a circuit is found; see `assets.settings.CircuitSettings`.
 
-    They are the same where the cluster is too small to keep any back.
+    `lowest` is the least effect of the nodes kept for circuits of other sizes.
     """
 
-    found: Sequence[int]
-    evaluated: Sequence[int]
+    estimator: Estimator
+    node_threshold: float
+    edge_threshold: float
+    lowest: float = FLOOR
 
 
-def choose_examples(members: Sequence[int], *, n_found: int, n_evaluated: int) -> Examples:
-    """Split a cluster's samples; which is in which part depends on their numbers alone."""
-    # A checksum shuffles without a generator, and alike on every machine.
-    shuffled = sorted(members, key=lambda sample: zlib.crc32(str(sample).encode()))
-    n_back = min(n_evaluated, len(shuffled) // 3)
-    evaluated, rest = shuffled[:n_back], shuffled[n_back:]
-    found = rest[:n_found]
-    return Examples(sorted(found), sorted(evaluated or found))
+def estimator_of(settings: CircuitSettings) -> Estimator:
+    """The estimator that an experiment names, as the core takes it."""
+    if settings.estimator == "exact":
+        return Exact()
+    if settings.estimator == "attribution":
+        return Attribution()
+    return IntegratedGradients(settings.steps, settings.rule, settings.tolerance)
 
 
-def examples_table(
-    samples: Mapping[int, Sample], chosen: Examples, max_length: int | None
-) -> pa.Table:
-    """The examples table of a circuit; contexts are cut to their last `max_length` tokens.
-
-    `samples` are those of the cluster, by number.
-    """
-    return TABLES["examples"].build(
-        {
-            "sample": i,
-            "found": i in chosen.found,
-            "evaluated": i in chosen.evaluated,
-            "tokens": list(samples[i].context[-(max_length or 0) :]),
-            "answer": samples[i].answer,
-        }
-        for i in sorted({*chosen.found, *chosen.evaluated})
-    )
-
-
-def single_inputs(rows: Sequence[Mapping[str, Any]]) -> Inputs:
-    """Single inputs from rows of the examples table."""
-    import torch
-
-    from core.inputs import Inputs, pad
-
-    tokens, mask = pad([row["tokens"] for row in rows])
-    return Inputs.single(tokens, torch.tensor([row["answer"] for row in rows]), mask)
-
-
-def make_circuits(work: Work, recipes: Mapping[str, Recipe]) -> None:
-    """Find the circuit of each of these clusters."""
-    samples = read_samples(work.store.read("filtered_tokens"))
-    labels = work.store.read("cluster_assignments", ["cluster"])["cluster"].to_pylist()
-    of_cluster: dict[int, list[int]] = {}
-    for sample, label in enumerate(labels):
-        of_cluster.setdefault(label, []).append(sample)
-    for n, (cluster, recipe) in enumerate(recipes.items(), start=1):
-        members = {i: samples[i] for i in of_cluster.get(int(cluster[1:]), [])}
-        circuit = _make_one(work, cluster, members, recipe)
-        size = "empty" if circuit is None else f"{len(circuit.nodes)} nodes"
-        work.say(f"circuit {n} of {len(recipes)}: {cluster}, {len(members)} samples, {size}")
+def make_circuits_of(
+    source: BehaviourSource, work: Work, jobs: Sequence[Job[Finding]]
+) -> Iterator[tuple[str, Made]]:
+    """Find the circuits of these behaviours."""
+    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
+    for n, job in enumerate(jobs, start=1):
+        behaviour = of_name[job.key]
+        made, size = _make_one(source, work, behaviour, job)
+        work.say(f"circuit {n} of {len(jobs)}: {job.key}, {size}")
+        yield job.key, made
 
 
 def _make_one(
-    work: Work, cluster: str, members: Mapping[int, Sample], recipe: Recipe
-) -> Circuit | None:
-    settings = work.experiment.settings.circuits
-    chosen = choose_examples(
-        list(members), n_found=settings.n_examples, n_evaluated=settings.n_evaluated
-    )
-    table = examples_table(members, chosen, settings.max_length)
-    circuit = None
-    if members:
-        rows = [row for row in table.to_pylist() if row["found"]]
-        circuit = find_one(work, single_inputs(rows), cluster, recipe.inputs)
-    work.store.write(f"circuits/{cluster}/examples", table, recipe)
-    title = f"{work.experiment.name} {cluster}"
-    write_circuit(work.store, f"circuits/{cluster}", cluster, circuit, recipe, title)
-    return circuit
-
-
-def find_one(work: Work, inputs: Inputs, name: str, made_from: Mapping[str, str]) -> Circuit:
-    """The circuit of these inputs, with the experiment's settings."""
-    from core.circuit import find_circuit
-
-    settings = work.experiment.settings.circuits
-    return find_circuit(
-        load_model_of(work.experiment),
-        load_dictionaries_of(work.experiment, work.store),
-        inputs,
-        estimator=settings.estimator,
-        steps=settings.steps,
-        rule=settings.rule,
-        node_threshold=settings.node_threshold,
-        edge_threshold=settings.edge_threshold,
-        edges=settings.estimator != "exact",
-        budget_bytes=work.experiment.budget_bytes,
-        settings=lineage(work.experiment, name, made_from),
-    )
-
-
-def lineage(experiment: Experiment, name: str, made_from: Mapping[str, str]) -> dict[str, object]:
-    """What a circuit says about where it comes from: names, and hashes of what it was made from."""
-    return {
-        "experiment": experiment.name,
-        "name": name,
-        "model": experiment.settings.model.source,
-        "corpus": experiment.settings.corpus.source,
-        "made_from": dict(made_from),
-    }
-
-
-def write_circuit(
-    store: ArtifactStore,
-    folder: str,
-    name: str,
-    circuit: Circuit | None,
-    recipe: Recipe,
-    title: str,
-) -> None:
-    """Picture, edges, nodes, and last the table that says the circuit is complete."""
+    source: BehaviourSource, work: Work, behaviour: Behaviour, job: Job[Finding]
+) -> tuple[Made, str]:
+    """The tables of one circuit, and its size in words."""
+    from core.circuit import attribute
     from core.pictures.draw import draw_circuit
 
-    if circuit is None:
-        store.path(f"{folder}/circuit", ".svg").unlink(missing_ok=True)
-    else:
-        store.write_text(f"{folder}/circuit", ".svg", draw_circuit(circuit, title=title))
-    tables = circuit_tables(name, circuit)
-    for table in reversed(CIRCUIT_TABLES):
-        store.write(f"{folder}/{table}", tables[table], recipe)
+    picture = circuit(source, job.key)
+    if not behaviour.examples:
+        work.store.path(picture, ".svg").unlink(missing_ok=True)
+        return _tables(source, job.key, None, None, []), "empty"
+    how = job.settings
+    effects = attribute(
+        work.load.model(),
+        work.load.dictionaries(),
+        behaviour.inputs("found"),
+        estimator=how.estimator,
+        by_position=behaviour.by_position,
+        budget_bytes=work.budget_bytes,
+    )
+    found = effects.circuit(
+        node_threshold=how.node_threshold,
+        edge_threshold=how.edge_threshold,
+        edges=how.estimator.has_gradients,
+        settings={**work.about, "name": job.key, "made_from": dict(job.recipe.inputs)},
+        tokens=behaviour.tokens,
+    )
+    every = effects.circuit(node_threshold=how.lowest, edge_threshold=0.0, edges=False)
+    title = f"{work.about['experiment']} {job.key}"
+    drawn = work.store.write_text(picture, ".svg", draw_circuit(found, title=title))
+    return _tables(source, job.key, found, every, [drawn]), f"{len(found.nodes)} nodes"
 
 
-def load_circuit(store: ArtifactStore, folder: str) -> Circuit | None:
-    """The circuit in a folder of the store; None for an empty cluster."""
-    return read_circuit({name: store.read(f"{folder}/{name}") for name in CIRCUIT_TABLES})
+def _tables(
+    source: BehaviourSource,
+    name: str,
+    found: Circuit | None,
+    every: Circuit | None,
+    files: Sequence[Any],
+) -> Made:
+    tables = circuit_tables(name, found)
+    beside = {
+        circuit(source, name, "effects"): circuit_tables(name, every)["nodes"],
+        circuit(source, name, "edges"): tables["edges"],
+        circuit(source, name, "nodes"): tables["nodes"],
+    }
+    return Made(tables["circuit"], beside=beside, files=files)
 
 
-def show_circuit(work: Work, cluster: str) -> Metadata:
-    """Size, lineage, the strongest nodes, an example and the picture's place."""
-    folder = f"circuits/{cluster}"
-    circuit = load_circuit(work.store, folder)
-    if circuit is None:
+def load_circuit(store: ArtifactStore, source: BehaviourSource, name: str) -> Circuit | None:
+    """A circuit; None for an empty cluster."""
+    parts = ("circuit", "nodes", "edges")
+    return read_circuit({part: store.read(circuit(source, name, part)) for part in parts})
+
+
+def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
+    """Size, lineage, the strongest nodes, examples and the picture's place."""
+    found = load_circuit(work.store, source, name)
+    if found is None:
         return {"empty": True, "nodes": 0, "edges": 0}
+    behaviour = read_behaviours(work.store, source, [name])[name]
     return {
         "empty": False,
-        "nodes": len(circuit.nodes),
-        "edges": len(circuit.edges),
-        "examples": circuit.n_examples,
-        "metric": circuit.metric_clean,
-        "strongest nodes": strongest_nodes(circuit),
-        "reads": dg.MetadataValue.md(_first_examples(work, folder)),
-        "picture": dg.MetadataValue.path(work.store.path(f"{folder}/circuit", ".svg")),
-        "settings": dg.MetadataValue.json(dict(circuit.settings)),
+        "nodes": len(found.nodes),
+        "edges": len(found.edges),
+        "examples": found.n_examples,
+        "metric": found.metric_clean,
+        "strongest nodes": strongest_nodes(found),
+        "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
+        "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
+        "settings": dg.MetadataValue.json(dict(found.settings)),
     }
 
 
-def strongest_nodes(circuit: Circuit) -> dg.TableMetadataValue:
+def strongest_nodes(found: Circuit) -> dg.TableMetadataValue:
     """The nodes with the largest effects, as a table in the UI."""
-    nodes = sorted(circuit.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
+    nodes = sorted(found.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
     return dg.MetadataValue.table(
         [dg.TableRecord({"node": node.name, "effect": round(node.effect, 4)}) for node in nodes],
         schema=dg.TableSchema([dg.TableColumn("node"), dg.TableColumn("effect", "float")]),
     )
 
 
-def _first_examples(work: Work, folder: str, n: int = 5) -> str:
-    tokenizer = load_tokenizer_of(work.experiment)
-    lines = []
-    for row in work.store.read(f"{folder}/examples").slice(0, n).to_pylist():
-        lines.append(f"- `{example(tokenizer, row['tokens'], row['answer'])}`")
-    return "\n".join(lines)
+def _circuit_stage(
+    source: BehaviourSource,
+    name: str,
+    description: str,
+    *,
+    partitions: Callable[[Experiment], Sequence[str]],
+    reads: Callable[[Experiment, str], Finding],
+) -> PartitionedStage[Finding]:
+    """The stage that finds the circuits of the behaviours of one source."""
+    of_behaviours = behaviours(source).stage
+
+    def inputs(work: Work, settings: Mapping[str, Finding]) -> Mapping[str, Mapping[str, str]]:
+        of_behaviour = behaviour_digests(work.store, source)
+        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
+        return {key: {"behaviour": of_behaviour[key], **dictionaries} for key in settings}
+
+    return PartitionedStage(
+        name=name,
+        group="circuits",
+        description=description,
+        kinds=frozenset({"pytorch", "parquet"}),
+        key=lambda key: circuit(source, key),
+        beside=["nodes", "edges"],
+        partitions=partitions,
+        backfill=circuits_together,
+        deps=always(of_behaviours, "dictionary_set"),
+        needs=always("model", "dictionaries"),
+        automation=rerun_on_new_data,
+        reads=reads,
+        inputs=inputs,
+        make=partial(make_circuits_of, source),
+        show=partial(show_circuit_of, source),
+    )
 
 
-def _inputs(work: Work, _cluster: str) -> Mapping[str, str]:
-    deps = CIRCUITS.deps(work.experiment)
-    return {name: work.store.content(name) for name in deps}
+def _reads_cluster(experiment: Experiment, _name: str) -> Finding:
+    settings = experiment.settings.circuits
+    return Finding(estimator_of(settings), settings.node_threshold, settings.edge_threshold)
 
 
-def _settings(experiment: Experiment) -> Mapping[str, object]:
-    return experiment.settings.circuits.model_dump(mode="json")
+def _reads_task(experiment: Experiment, _name: str) -> Finding:
+    tasks = task_settings(experiment)
+    estimator = estimator_of(experiment.settings.circuits)
+    return Finding(estimator, tasks.node_threshold, tasks.edge_threshold)
 
 
-CIRCUITS = PartitionedStage(
-    name="circuits",
-    group="circuits",
-    description=(
-        "The circuit of each cluster: the features and errors with the largest effect on the "
-        "model's log-probability of the answers, and the edges between them."
-    ),
-    kinds=frozenset({"pytorch", "parquet"}),
-    deps=on("filtered_tokens", "cluster_assignments", "dictionary_set"),
-    settings=_settings,
-    outside=the_model,
-    pool=MODEL_POOL,
-    automation=rerun_on_new_data,
-    partitions=cluster_partitions,
-    backfill=circuits_together,
-    table="circuit",
-    key=lambda cluster: f"circuits/{cluster}/circuit",
-    inputs=_inputs,
-    make=make_circuits,
-    show=show_circuit,
+CIRCUITS_STAGE = _circuit_stage(
+    "clusters",
+    "circuits",
+    "The circuit of each cluster: the features and errors with the largest effect on the model's "
+    "log-probability of the answers, and the edges between them.",
+    partitions=lambda experiment: experiment.clusters,
+    reads=_reads_cluster,
+)
+
+TASK_CIRCUITS_STAGE = _circuit_stage(
+    "tasks",
+    "task_circuits",
+    "The circuit of each task, from contrastive pairs: the features and errors that carry the "
+    "difference between the two sides to the answer, and the edges between them.",
+    partitions=lambda experiment: list(task_settings(experiment).pairs),
+    reads=_reads_task,
 )
 
 
-def circuit_stages(_experiment: Experiment) -> list[Stage]:
-    """The stage that finds circuits."""
-    return [CIRCUITS]
+def circuit_stages(experiment: Experiment) -> list[Stage]:
+    """The stages from behaviours to circuits; those of tasks where the experiment has any."""
+    stages: list[Stage] = [CLUSTER_BEHAVIOURS_STAGE, CIRCUITS_STAGE]
+    if experiment.settings.tasks is not None:
+        stages += [TASK_BEHAVIOURS_STAGE, TASK_CIRCUITS_STAGE]
+    return stages

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from assets.corpus.text import Context
 from assets.engine.store import ArtifactStore
+from assets.tables.places import CONTEXTS
 
 _T = TypeVar("_T")
 _GROUPS_HELD = 4
@@ -147,12 +148,12 @@ def _labels(group: _Group, i: int) -> tuple[str, ...] | None:
 
 def read_contexts(store: ArtifactStore) -> Contexts:
     """The contexts of the contexts table, in order; raises like `ArtifactStore.content`."""
-    return Contexts(ContextRows(store.open("contexts")))
+    return Contexts(ContextRows(store.open(CONTEXTS)))
 
 
 def read_lengths(store: ArtifactStore) -> np.ndarray:
     """Tokens of each context, ``(n,)`` int32; raises like `ArtifactStore.content`."""
-    file, parts = store.open("contexts"), [np.empty(0, np.int32)]
+    file, parts = store.open(CONTEXTS), [np.empty(0, np.int32)]
     for group in range(file.metadata.num_row_groups):
         tokens = file.read_row_group(group, columns=["tokens"])["tokens"]
         parts += [chunk.value_lengths().to_numpy() for chunk in tokens.chunks]

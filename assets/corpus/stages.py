@@ -3,92 +3,138 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import dagster as dg
 
 from assets.corpus.contexts import Contexts, read_contexts, read_lengths, telling
 from assets.engine.automation import rerun_on_new_data
-from assets.engine.loading import (
-    load_model_of,
-    load_tokenizer_of,
-    model_identity,
-    tokenizer_identity,
-)
-from assets.engine.stage import MODEL_POOL, Made, Metadata, Stage, TableStage, Work, on, the_model
-from assets.engine.store import hash_place
+from assets.engine.recipe import Source, aside
+from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
+from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, TrainSettings
 from assets.tables.conversions import contexts_pieces
+from assets.tables.places import ACTIVATION_CACHE, CONTEXTS
 from assets.tables.schemas import TABLES
 
 
-def _text_and_tokenizer(experiment: Experiment) -> Mapping[str, str]:
-    return {
-        "corpus": hash_place(experiment.resolve(experiment.settings.corpus.source)),
-        "tokenizer": tokenizer_identity(experiment),
-    }
+@dataclass(frozen=True)
+class Corpus:
+    """Which text, and how it is cut into contexts; see `assets.settings.CorpusSettings`."""
+
+    source: Source
+    text_column: str
+    label_column: str | None
+    split: str
+    revision: str | None
+    n_documents: int | None
+    separator: str | None
+    n_positions: int
+    bos: bool
 
 
-def make_contexts(work: Work) -> Made:
+def _reads_corpus(experiment: Experiment) -> Corpus:
+    corpus = experiment.settings.corpus
+    return Corpus(
+        source=Source(corpus.source, experiment.resolve(corpus.source)),
+        text_column=corpus.text_column,
+        label_column=corpus.labels_column,
+        split=corpus.split,
+        revision=corpus.revision,
+        n_documents=corpus.n_documents,
+        separator=corpus.separator,
+        n_positions=corpus.n_positions,
+        bos=corpus.bos,
+    )
+
+
+def make_contexts(work: Work, corpus: Corpus) -> Made:
     """Read the corpus and keep the first tokens of each document."""
-    from assets.corpus.text import read_documents, tokenize_documents
+    from assets.corpus.text import Reading, read_documents, tokenize_documents
 
-    settings = work.experiment.settings.corpus
+    reading = Reading(say=work.say)
     documents = read_documents(
-        work.experiment.resolve(settings.source),
-        text_column=settings.text_column,
-        label_column=settings.labels_column,
-        split=settings.split,
-        revision=settings.revision,
-        n_documents=settings.n_documents,
-        separator=settings.separator,
+        corpus.source.place,
+        text_column=corpus.text_column,
+        label_column=corpus.label_column,
+        split=corpus.split,
+        revision=corpus.revision,
+        n_documents=corpus.n_documents,
+        separator=corpus.separator,
+        reading=reading,
     )
-    tokenizer = load_tokenizer_of(work.experiment)
-    found = tokenize_documents(
-        documents, tokenizer, n_positions=settings.n_positions, bos=settings.bos
+    contexts = tokenize_documents(
+        documents,
+        work.load.tokenizer(),
+        n_positions=corpus.n_positions,
+        bos=corpus.bos,
+        reading=reading,
     )
-    return Made(contexts_pieces(telling(found, work.say)))
+    pieces = contexts_pieces(telling(contexts, work.say))
+    return Made(pieces, lambda: {"read": reading.counts()})
 
 
-def show_contexts(work: Work) -> Metadata:
+def show_contexts(work: Work, _corpus: Corpus) -> Metadata:
     """How much text there is, and the beginning of some of it."""
-    tokenizer = load_tokenizer_of(work.experiment)
+    from assets.corpus.text import harmless
+
+    tokenizer = work.load.tokenizer()
     beginnings = [tokenizer.decode(tokens) for tokens in read_contexts(work.store).tokens[:3]]
+    read = work.store.notes(CONTEXTS)["read"]
+    counts = {**read["skipped"], **read["replaced"], **read["notes"]}
     return {
         "tokens": int(read_lengths(work.store).sum()),
-        "text": dg.MetadataValue.md("\n\n".join(f"> {' '.join(t.split())}" for t in beginnings)),
+        "left out or changed": dg.MetadataValue.json(counts),
+        "text": dg.MetadataValue.md(
+            "\n\n".join(f"> {harmless(t, markdown=True)}" for t in beginnings)
+        ),
     }
 
 
-def n_held_out(work: Work) -> int:
-    """How many contexts, the last of the table, nothing trains on."""
-    n_contexts = work.store.n_rows("contexts")
-    return min(work.experiment.settings.corpus.n_held_out, max(1, n_contexts // 10))
+def _n_kept_back(store: ArtifactStore, n_held_out: int) -> int:
+    """How many contexts, the last of the table, nothing trains on: a tenth at most."""
+    return min(n_held_out, max(1, store.n_rows(CONTEXTS) // 10))
 
 
-def training_contexts(work: Work) -> Contexts:
+def training_contexts(store: ArtifactStore, n_held_out: int) -> Contexts:
     """The contexts that dictionaries train on; all of a corpus of one."""
-    contexts = read_contexts(work.store)
-    return contexts[: -n_held_out(work)] or contexts
+    every = read_contexts(store)
+    return every[: -_n_kept_back(store, n_held_out)] or every
 
 
-def held_out_contexts(work: Work) -> Contexts:
+def held_out_contexts(store: ArtifactStore, n_held_out: int) -> Contexts:
     """The contexts that dictionaries are measured on."""
-    return read_contexts(work.store)[-n_held_out(work) :]
+    return read_contexts(store)[-_n_kept_back(store, n_held_out) :]
 
 
-def make_activation_cache(work: Work) -> Made:
+@dataclass(frozen=True)
+class Cached:
+    """Whose activations are kept, and how many contexts are kept back."""
+
+    submodules: tuple[str, ...]
+    n_held_out: int
+    budget_gb: float = aside(0.0)
+
+
+def _reads_cached(experiment: Experiment) -> Cached:
+    dictionaries = experiment.settings.dictionaries
+    assert isinstance(dictionaries, TrainSettings), "asked for by corpus_stages"
+    n_held_out = experiment.settings.corpus.n_held_out
+    return Cached(tuple(experiment.submodules), n_held_out, dictionaries.cache_gb)
+
+
+def make_activation_cache(work: Work, cached: Cached) -> Made:
     """Run the model over all contexts once and write every submodule's output."""
     from assets.corpus.writing import write_cache
 
-    settings = work.experiment.settings.dictionaries
-    assert isinstance(settings, TrainSettings)
+    folder = work.store.path(ACTIVATION_CACHE, "")
     manifest = write_cache(
-        work.store.path("activation_cache", ""),
-        load_model_of(work.experiment),
-        training_contexts(work),
-        work.experiment.submodules,
-        model_fingerprint=model_identity(work.experiment),
-        budget_bytes=int(settings.cache_gb * 1e9),
+        folder,
+        work.load.model(),
+        training_contexts(work.store, cached.n_held_out),
+        cached.submodules,
+        model_fingerprint=work.load.identity("model") or "",
+        budget_bytes=int(cached.budget_gb * 1e9),
         progress=work.say,
     )
     rows = [
@@ -102,34 +148,36 @@ def make_activation_cache(work: Work) -> Made:
         }
         for submodule, width in manifest.widths.items()
     ]
-    return Made(TABLES["activation_cache"].build(rows))
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return Made(TABLES["activation_cache"].build(rows), files=files)
 
 
-def show_activation_cache(work: Work) -> Metadata:
+def show_activation_cache(work: Work, _cached: Cached) -> Metadata:
     """How many rows there are and how much disk they take."""
-    folder = work.store.path("activation_cache", "")
-    n_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    rows = work.store.read("activation_cache").to_pylist()
+    files: Mapping[str, int] = work.store.notes(ACTIVATION_CACHE)["files"]
+    rows = work.store.read(ACTIVATION_CACHE, ["n_rows"]).to_pylist()
     return {
         "tokens": rows[0]["n_rows"],
-        "MiB on disk": n_bytes / 2**20,
-        "folder": dg.MetadataValue.path(folder),
+        "MiB on disk": sum(files.values()) / 2**20,
+        "folder": dg.MetadataValue.path(work.store.path(ACTIVATION_CACHE, "")),
     }
 
 
-CONTEXTS = TableStage(
+CONTEXTS_STAGE = TableStage(
     name="contexts",
     group="corpus",
     description="The corpus as token ids: the first tokens of each document.",
     kinds=frozenset({"huggingface", "parquet"}),
-    deps=on(),
-    settings=lambda experiment: experiment.settings.corpus.model_dump(mode="json"),
-    outside=_text_and_tokenizer,
+    key=CONTEXTS,
+    deps=always(),
+    needs=always("tokenizer"),
+    reads=_reads_corpus,
+    inputs=contents(),
     make=make_contexts,
     show=show_contexts,
 )
 
-ACTIVATION_CACHE = TableStage(
+ACTIVATION_CACHE_STAGE = TableStage(
     name="activation_cache",
     group="corpus",
     description=(
@@ -137,14 +185,12 @@ ACTIVATION_CACHE = TableStage(
         "one pass of the model. Dictionaries train from it."
     ),
     kinds=frozenset({"pytorch", "parquet"}),
-    deps=on("contexts"),
-    settings=lambda experiment: {
-        "submodules": experiment.submodules,
-        "n_held_out": experiment.settings.corpus.n_held_out,
-    },
-    outside=the_model,
-    pool=MODEL_POOL,
+    key=ACTIVATION_CACHE,
+    deps=always("contexts"),
+    needs=always("model"),
     automation=rerun_on_new_data,
+    reads=_reads_cached,
+    inputs=contents(CONTEXTS),
     make=make_activation_cache,
     show=show_activation_cache,
 )
@@ -158,4 +204,5 @@ def uses_cache(experiment: Experiment) -> bool:
 
 def corpus_stages(experiment: Experiment) -> list[Stage]:
     """The stages from text to activations."""
-    return [CONTEXTS, ACTIVATION_CACHE] if uses_cache(experiment) else [CONTEXTS]
+    stages: list[Stage] = [CONTEXTS_STAGE]
+    return [*stages, ACTIVATION_CACHE_STAGE] if uses_cache(experiment) else stages

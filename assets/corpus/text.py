@@ -6,25 +6,28 @@ Sources, told apart by name:
     corpus.jsonl, .jsonl.zst    one JSON object per line
     corpus.txt                  one document per file, or per `separator`
     corpus.parquet              one document per row
-    a folder                    all such files in it, by name
+    a folder                    all such files in it, by name; no hidden ones
 
-As in the paper (App. B), a document gives one context: its first `n_positions` tokens.
+As in the paper (App. B), a document gives one context: its first `n_positions` tokens. Whatever
+is left out or changed on the way is counted in a `Reading`.
 """
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from assets.corpus.rows import Reading, Row, read_rows
 from core.errors import InputError
 
-SUFFIXES = (".jsonl", ".jsonl.zst", ".txt", ".parquet")
 _TOKENIZE_AT_ONCE = 256
+_NAMES = {bool: "true or false", float: "a number", dict: "an object", list: "a list"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+\-.!|~&$])")
 
 
 @dataclass(frozen=True)
@@ -32,14 +35,16 @@ class Document:
     """One text of a corpus.
 
     Attributes:
-        index: its place in the corpus, from 0.
+        index: its place among the documents of the corpus, from 0.
         text: the text.
         labels: what determines each of its tokens, where the corpus says so (the test bed does).
+        where: file and line it was read from, for messages.
     """
 
     index: int
     text: str
     labels: tuple[str, ...] | None = None
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,33 @@ class Context:
     labels: tuple[str, ...] | None = None
 
 
+def harmless(text: str, *, markdown: bool = False) -> str:
+    r"""Text of a corpus on one line, with nothing in it that acts on a terminal.
+
+    Line ends become ``↵``, other control characters their symbols (``␛``), and whatever else
+    is not seen (marks of direction, zero-width characters, lone surrogates) escapes such as
+    ``\u202e``. Letters of all scripts, signs and spaces stay as they are.
+
+    Args:
+        markdown: put a backslash before what Markdown or HTML would take for markup.
+    """
+    shown = "".join(
+        char if char.isprintable() or unicodedata.category(char) == "Zs" else _symbol(char)
+        for char in text
+    )
+    return _MARKDOWN.sub(r"\\\1", shown) if markdown else shown
+
+
+def _symbol(char: str) -> str:
+    if char == "\n":
+        return "\u21b5"
+    if char == "\x7f":
+        return "\u2421"
+    if char < " ":
+        return chr(0x2400 + ord(char))
+    return char.encode("unicode_escape").decode("ascii")
+
+
 def read_documents(
     source: str | Path,
     *,
@@ -66,6 +98,7 @@ def read_documents(
     revision: str | None = None,
     n_documents: int | None = None,
     separator: str | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[Document]:
     """The documents of a corpus, in order, those without any text left out.
 
@@ -77,147 +110,89 @@ def read_documents(
         n_documents: stop after so many.
         separator: what stands between the documents of a text file, e.g. ``<|endoftext|>``;
             None where each file is one document.
+        reading: counts what is left out and what is changed, while the documents are taken.
 
     Raises:
-        InputError: the source is missing or of no known kind, a line is not JSON, a column is
-            missing, or there is not one document with text.
+        InputError: the source is missing or not of the kind its name says, a line is not UTF-8
+            or not JSON, a column is missing or of another type, or there is not one document
+            with text. Says which file, line and byte.
     """
-    columns = (text_column, label_column)
-    rows = _rows(str(source), columns, split=split, revision=revision, separator=separator)
+    reading = reading or Reading()
+    columns = [text_column] if label_column is None else [text_column, label_column]
+    rows = read_rows(
+        str(source),
+        columns,
+        split=split,
+        revision=revision,
+        separator=separator,
+        reading=reading,
+    )
     found = False
-    for document in islice(_documents(rows, columns, source), n_documents):
+    for document in islice(_documents(rows, text_column, label_column, reading), n_documents):
         found = True
+        reading.n_read += 1
         yield document
     if not found:
-        raise InputError(f"the corpus '{source}' holds no text at all: nothing to read.")
+        left_out = ", ".join(f"{n} x {reason}" for reason, n in reading.skipped.items())
+        raise InputError(
+            f"the corpus '{source}' holds no text at all: nothing to read"
+            f"{f' (left out: {left_out})' if left_out else ''}."
+        )
 
 
 def _documents(
-    rows: Iterator[Mapping[str, Any]], columns: tuple[str, str | None], source: str | Path
+    rows: Iterable[Row], text_column: str, label_column: str | None, reading: Reading
 ) -> Iterator[Document]:
     index = 0
     for row in rows:
-        text, labels = _cell(row, columns[0], source), None
-        if not isinstance(text, str):
-            raise InputError(
-                f"column '{columns[0]}' of '{source}' holds {type(text).__name__}, not text."
-            )
-        if columns[1] is not None:
-            labels = tuple(_cell(row, columns[1], source))
-        if text.strip():
-            yield Document(index, text, labels)
-            index += 1
-
-
-def _cell(row: Mapping[str, Any], column: str, source: str | Path) -> Any:
-    if column not in row:
-        raise InputError(
-            f"'{source}' has no column '{column}', only {', '.join(sorted(map(str, row)))}: "
-            "set text_column (or label_column) to one of these."
-        )
-    return row[column]
-
-
-def _rows(
-    source: str,
-    columns: tuple[str, str | None],
-    *,
-    split: str,
-    revision: str | None,
-    separator: str | None,
-) -> Iterator[Mapping[str, Any]]:
-    path = Path(source).expanduser()
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.name.endswith(SUFFIXES))
-        if not files:
-            raise InputError(f"folder '{source}' has no file ending in {', '.join(SUFFIXES)}.")
-    elif path.is_file():
-        files = [path]
-    elif source.endswith(SUFFIXES) or source.startswith((".", "/", "~")):
-        raise InputError(f"corpus '{source}' does not exist.")
-    else:
-        yield from _hub_rows(source, split, revision)
-        return
-    for file in files:
-        yield from _file_rows(file, columns, separator)
-
-
-def _file_rows(
-    file: Path, columns: tuple[str, str | None], separator: str | None
-) -> Iterator[Mapping[str, Any]]:
-    if file.name.endswith(".parquet"):
-        yield from _parquet_rows(file, [c for c in columns if c is not None])
-    elif file.name.endswith(".txt"):
-        text = file.read_text(encoding="utf-8")
-        for part in text.split(separator) if separator else [text]:
-            yield {columns[0]: part.strip()}
-    elif file.name.endswith(".jsonl"):
-        with file.open(encoding="utf-8") as lines:
-            yield from _json_rows(lines, file)
-    elif file.name.endswith(".jsonl.zst"):
-        with _decompressed(file) as lines:
-            yield from _json_rows(lines, file)
-    else:
-        raise InputError(f"'{file}' is of no known kind: {', '.join(SUFFIXES)}.")
-
-
-def _json_rows(lines: Iterable[str], file: Path) -> Iterator[Mapping[str, Any]]:
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
+        text = _cell(row, text_column)
+        if text is None:
+            reading.skip("text is null", row.where)
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise InputError(f"line {number} of '{file}' is not JSON: {error}.") from error
-        if not isinstance(row, dict):
-            raise InputError(f"line {number} of '{file}' is not a JSON object.")
-        yield row
+        if not isinstance(text, str):
+            kind = _NAMES.get(type(text), type(text).__name__)
+            raise InputError(
+                f"{row.where}: '{text_column}' holds {kind}, not text. Set text_column to a "
+                "field of text; rows in which it is null are left out."
+            )
+        if not text.strip():
+            reading.skip("text is blank", row.where)
+            continue
+        labels = None if label_column is None else _labels_of(row, label_column)
+        whole = _without_surrogates(text)
+        if whole != text:
+            reading.replace("lone surrogates, now U+FFFD", row.where)
+        yield Document(index, whole, labels, row.where)
+        index += 1
 
 
-def _decompressed(file: Path) -> io.TextIOWrapper:
-    try:
-        import zstandard
-    except ImportError as error:
+def _labels_of(row: Row, column: str) -> tuple[str, ...]:
+    labels = _cell(row, column)
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise InputError(
-            f"'{file}' is compressed and zstandard is not installed: install this project with "
-            "the extra 'hub', or decompress the file."
-        ) from error
-    # A .zst file may hold several frames, as those written by parallel compressors do.
-    reader = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True)
-    return io.TextIOWrapper(reader, encoding="utf-8")
+            f"{row.where}: '{column}' is not a list of texts, one label for each token: mend the "
+            "row, or name no column of labels."
+        )
+    return tuple(map(_without_surrogates, labels))
 
 
-def _parquet_rows(file: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"'{file}' is not a Parquet file: {error}.") from error
-    with parquet:
-        known = parquet.schema_arrow.names
-        # A missing column is reported from the first row, with the others' names.
-        wanted = columns if set(columns) <= set(known) else known
-        for batch in parquet.iter_batches(columns=wanted, batch_size=1024):
-            yield from batch.to_pylist()
-
-
-def _hub_rows(source: str, split: str, revision: str | None) -> Iterator[Mapping[str, Any]]:
-    from datasets import load_dataset
-
-    try:
-        rows = iter(load_dataset(source, split=split, revision=revision, streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # datasets raises whatever its file systems raise
+def _cell(row: Row, column: str) -> Any:
+    if column not in row.values:
+        names = ", ".join(sorted(harmless(str(name)) for name in row.values))
         raise InputError(
-            f"the dataset '{source}' could not be read from the Hugging Face hub: "
-            f"{type(error).__name__}: {error}. Check its name, split and the network; without a "
-            "network, give a local .jsonl, .txt or .parquet file."
-        ) from error
-    if first is not None:
-        yield first
-        yield from rows
+            f"{row.where} has no column '{column}', only {names}: set text_column (or "
+            "labels_column) to one of these."
+        )
+    return row.values[column]
+
+
+def _without_surrogates(text: str) -> str:
+    """The text with U+FFFD for halves of surrogate pairs, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    return text
 
 
 def tokenize_documents(
@@ -227,6 +202,7 @@ def tokenize_documents(
     n_positions: int = 128,
     bos: bool = False,
     n_vocab: int | None = None,
+    reading: Reading | None = None,
 ) -> Iterator[Context]:
     """The first tokens of each document.
 
@@ -238,6 +214,7 @@ def tokenize_documents(
         n_positions: tokens kept of each document, BOS included.
         bos: put the tokenizer's BOS token first.
         n_vocab: size of the model's vocabulary, to refuse another model's tokenizer at once.
+        reading: counts the documents left out.
 
     Raises:
         InputError: no BOS token although asked for, a token id the model does not have, labels
@@ -246,6 +223,7 @@ def tokenize_documents(
     if bos and tokenizer.bos_token_id is None:
         raise InputError("the tokenizer has no BOS token: set bos to false.")
     prefix = [tokenizer.bos_token_id] if bos else []
+    reading = reading or Reading()
     found = False
     documents = iter(documents)
     while group := list(islice(documents, _TOKENIZE_AT_ONCE)):
@@ -254,6 +232,7 @@ def tokenize_documents(
         for document, own in zip(group, ids, strict=True):
             tokens = (prefix + own)[:n_positions]
             if len(tokens) < 2:
+                reading.skip("fewer than two tokens", _place(document))
                 continue
             _check_vocabulary(tokens, n_vocab)
             found = True
@@ -266,13 +245,17 @@ def tokenize_documents(
         )
 
 
+def _place(document: Document) -> str:
+    return document.where or f"document {document.index}"
+
+
 def _labels(document: Document, n_tokens: int, n_prefix: int) -> tuple[str, ...] | None:
     if document.labels is None:
         return None
     if len(document.labels) != n_tokens:
         raise InputError(
-            f"document {document.index} has {len(document.labels)} labels but {n_tokens} tokens: "
-            "its labels were made for another tokenizer."
+            f"{_place(document)} has {len(document.labels)} labels but {n_tokens} tokens: its "
+            "labels were made for another tokenizer."
         )
     return ("",) * n_prefix + document.labels
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import pyarrow as pa
 
-from assets.corpus.stages import held_out_contexts, training_contexts, uses_cache
-from assets.dictionaries.imports import import_inputs, imported
+from assets.corpus.stages import held_out_contexts, training_contexts
+from assets.dictionaries.imports import Imported, import_dictionary, import_inputs, reads_imported
 from assets.engine.automation import rerun_on_new_data
-from assets.engine.loading import load_model_of, model_identity
-from assets.engine.partitions import submodule_partitions, train_together
+from assets.engine.loading import Need
+from assets.engine.partitions import train_together
+from assets.engine.recipe import aside
 from assets.engine.stage import (
-    MODEL_POOL,
+    Job,
     Made,
     Metadata,
     PartitionedStage,
     Stage,
     TableStage,
     Work,
-    the_model,
+    always,
 )
-from assets.engine.store import ArtifactStore, Recipe, digest, hash_place
+from assets.engine.store import ArtifactStore
 from assets.plots import bars, density_histogram, picture
-from assets.settings import Experiment, ImportSettings, TrainSettings
+from assets.settings import Experiment, ImportSettings
+from assets.tables.places import (
+    ACTIVATION_CACHE,
+    CONTEXTS,
+    DICTIONARY_SET,
+    FEATURE_DENSITIES,
+    Key,
+    sae,
+)
 from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
@@ -44,131 +54,201 @@ METRICS = (
     "ce_difference",
     "ce_recovered",
 )
-_NOT_SHAPING = {"cache_gb", "checkpoint_every"}
-
-
-def weights_file(submodule: str) -> tuple[str, str]:
-    """Key and suffix of a dictionary's weights in the store."""
-    return f"saes/{submodule}", ".safetensors"
+_WEIGHTS = ".safetensors"
 
 
 def load_own(store: ArtifactStore, submodule: str) -> Dictionary:
     """The dictionary that the saes stage wrote for a submodule."""
     from core.dictionaries.files import load_dictionary
 
-    return load_dictionary(store.path(*weights_file(submodule)))
+    return load_dictionary(store.path(sae(submodule), _WEIGHTS))
 
 
 # -- saes -----------------------------------------------------------------------------------------
 
 
-def _sae_settings(experiment: Experiment) -> Mapping[str, object]:
-    return experiment.settings.dictionaries.model_dump(mode="json", exclude=_NOT_SHAPING)
+@dataclass(frozen=True)
+class Training:
+    """How dictionaries are trained; see `assets.settings.TrainSettings`.
+
+    What the kind of dictionary makes no use of is None. `submodules` are all that train together:
+    the memory of the shuffling buffer is shared out among them.
+    """
+
+    activations: str
+    n_held_out: int | None
+    submodules: tuple[str, ...]
+    kind: str
+    n_features: int | None
+    expansion: int | None
+    k: int | None
+    steps: int
+    batch: int
+    lr: float
+    sparsity: float | None
+    warmup: int
+    decay: int
+    sparsity_warmup: int | None
+    resample_every: int
+    dead_after: int | None
+    seed: int
+    buffer_mb: float
+    checkpoint_every: int = aside(1)
 
 
-def _sae_inputs(work: Work, submodule: str) -> Mapping[str, str]:
-    if isinstance(work.experiment.settings.dictionaries, ImportSettings):
-        return import_inputs(work, submodule, _sae_settings(work.experiment))
-    return {name: work.store.content(name) for name in _sae_deps(work.experiment)}
-
-
-def _sae_deps(experiment: Experiment) -> tuple[str, ...]:
-    if isinstance(experiment.settings.dictionaries, ImportSettings):
-        return ()
-    return ("activation_cache",) if uses_cache(experiment) else ("contexts",)
-
-
-def _sae_source(experiment: Experiment) -> Mapping[str, str]:
+def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Imported:
     settings = experiment.settings.dictionaries
     if isinstance(settings, ImportSettings):
-        places = {"repository": settings.repository, **settings.repositories}
-        return {name: hash_place(experiment.resolve(place)) for name, place in places.items()}
-    return the_model(experiment)
+        return reads_imported(experiment, settings, submodule)
+    chosen_k = settings.kind in ("topk", "batchtopk")
+    from_model = settings.activations == "model"
+    return Training(
+        activations=settings.activations,
+        n_held_out=experiment.settings.corpus.n_held_out if from_model else None,
+        submodules=tuple(experiment.submodules),
+        kind=settings.kind,
+        n_features=settings.n_features,
+        expansion=None if settings.n_features else settings.expansion,
+        k=settings.k if chosen_k else None,
+        steps=settings.steps,
+        batch=settings.batch,
+        lr=settings.lr,
+        sparsity=None if chosen_k else settings.sparsity,
+        warmup=settings.warmup,
+        decay=settings.decay,
+        sparsity_warmup=None if chosen_k else settings.sparsity_warmup,
+        resample_every=settings.resample_every,
+        # The top-k kinds revive dead features in their loss; the others only by resampling.
+        dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
+        seed=settings.seed,
+        buffer_mb=settings.buffer_mb,
+        checkpoint_every=settings.checkpoint_every,
+    )
 
 
-def make_saes(work: Work, recipes: Mapping[str, Recipe]) -> None:
-    """Train or import the dictionaries of these submodules and write each as it is ready."""
-    settings = work.experiment.settings.dictionaries
-    if isinstance(settings, ImportSettings):
-        found = imported(work, recipes)
-    else:
-        found = _trained(work, settings, recipes)
-    for submodule, dictionary in found:
-        _write(work, submodule, dictionary, recipes[submodule])
-        work.say(f"{submodule}: {dictionary.n_features} features written")
+def _dictionary_deps(settings: Training | Imported) -> Sequence[str]:
+    if isinstance(settings, Imported):
+        return ()
+    return ("activation_cache",) if settings.activations == "cache" else ("contexts",)
 
 
-def _trained(
-    work: Work, settings: TrainSettings, recipes: Mapping[str, Recipe]
-) -> Iterator[tuple[str, Dictionary]]:
+def _dictionary_needs(_settings: Training | Imported) -> Sequence[Need]:
+    return ("model",)
+
+
+def _dictionary_inputs(
+    work: Work, settings: Mapping[str, Training | Imported]
+) -> Mapping[str, Mapping[str, str]]:
+    return {name: _one_input(work, one) for name, one in settings.items()}
+
+
+def _one_input(work: Work, settings: Training | Imported) -> Mapping[str, str]:
+    if isinstance(settings, Imported):
+        return import_inputs(work, settings)
+    key = ACTIVATION_CACHE if settings.activations == "cache" else CONTEXTS
+    return {key.path: work.store.content(key)}
+
+
+def make_saes(work: Work, jobs: Sequence[Job[Training | Imported]]) -> Iterator[tuple[str, Made]]:
+    """Train or import the dictionaries of these submodules, each written as it is ready."""
+    trained: list[Job[Training]] = []
+    for job in jobs:
+        if isinstance(job.settings, Imported):
+            dictionary = import_dictionary(work, job.settings, job.recipe.inputs)
+            yield job.key, _written(work, job.key, dictionary, job.recipe.fingerprint, {})
+        else:
+            trained.append(Job(job.key, job.settings, job.recipe))
+    if trained:
+        yield from _train(work, trained)
+
+
+def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Made]]:
     """All of these together, from one read of the activations; a killed training goes on."""
     from core.training import train_dictionaries
 
-    model = load_model_of(work.experiment)
-    which = digest({name: recipe.fingerprint for name, recipe in recipes.items()})
-    state = work.store.path(f"saes/training-{which}", "")
+    # One recipe for all: what a dictionary becomes does not depend on which train with it.
+    model, settings, recipe = work.load.model(), jobs[0].settings, jobs[0].recipe
+    state = work.store.path(Key(f"saes/training-{recipe.fingerprint}", "saes", "saes"), "")
     trained = train_dictionaries(
-        _activations(work, settings, list(recipes)),
+        _activations(work, settings, [job.key for job in jobs]),
         _training_settings(settings, model.d_model),
+        all_widths={name: model.width(name) for name in settings.submodules},
         checkpoint=state,
         device=model.device,
         progress=work.say,
     )
-    yield from trained.items()
-    shutil.rmtree(state)
+    for name, result in trained.items():
+        yield name, _written(work, name, result.dictionary, recipe.fingerprint, {"l0": result.l0})
+        (state / f"{name}.safetensors").unlink()
+    # With this one, states of trainings by other settings are of no use any more.
+    for left in state.parent.glob("training-*"):
+        if left != state or not any(left.iterdir()):
+            shutil.rmtree(left)
 
 
-def _activations(work: Work, settings: TrainSettings, submodules: list[str]) -> RowSource:
+def _activations(work: Work, settings: Training, submodules: list[str]) -> RowSource:
     from assets.corpus.writing import open_cache
     from core.training import ModelRows
 
     if settings.activations == "cache":
-        return open_cache(work.store.path("activation_cache", ""), submodules)
+        return open_cache(work.store.path(ACTIVATION_CACHE, ""), submodules)
     return ModelRows(
-        load_model_of(work.experiment),
-        training_contexts(work).tokens,
+        work.load.model(),
+        training_contexts(work.store, settings.n_held_out or 0).tokens,
         submodules,
-        model_fingerprint=model_identity(work.experiment),
+        model_fingerprint=work.load.identity("model") or "",
         progress=work.say,
     )
 
 
-def _training_settings(settings: TrainSettings, d_model: int) -> TrainingSettings:
+def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
     from core.training import TrainingSettings
 
+    unused = TrainingSettings()
+    chosen = {
+        name: getattr(unused, name) if value is None else value
+        for name, value in {
+            "k": settings.k,
+            "sparsity": settings.sparsity,
+            "sparsity_warmup_steps": settings.sparsity_warmup,
+            "dead_after": settings.dead_after,
+        }.items()
+    }
     return TrainingSettings(
-        kind=settings.kind,
-        n_features=settings.n_features or settings.expansion * d_model,
+        kind=settings.kind,  # pyright: ignore[reportArgumentType]
+        n_features=settings.n_features or (settings.expansion or 1) * d_model,
         n_steps=settings.steps,
         batch_size=settings.batch,
         learning_rate=settings.lr,
-        sparsity=settings.l1,
-        k=settings.k,
         warmup_steps=settings.warmup,
         decay_steps=settings.decay,
-        sparsity_warmup_steps=settings.sparsity_warmup,
         resample_every=settings.resample_every,
-        dead_after=settings.dead_after,
         buffer_bytes=int(settings.buffer_mb * 1e6),
         checkpoint_every=settings.checkpoint_every,
         seed=settings.seed,
+        **chosen,
     )
 
 
-def _write(work: Work, submodule: str, dictionary: Dictionary, recipe: Recipe) -> None:
+def _written(
+    work: Work,
+    submodule: str,
+    dictionary: Dictionary,
+    fingerprint: str,
+    notes: Mapping[str, object],
+) -> Made:
     """Weights first: the table beside them says that they are whole."""
-    from core.dictionaries.files import fingerprint, save_dictionary
+    from core.dictionaries.files import fingerprint as hash_weights
+    from core.dictionaries.files import save_dictionary
 
-    weights = fingerprint(dictionary)
-    path = work.store.path(*weights_file(submodule))
+    path = work.store.path(sae(submodule), _WEIGHTS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_dictionary(dictionary, path, {"submodule": submodule, "made_by": recipe.fingerprint})
-    work.store.write(
-        f"saes/{submodule}",
+    save_dictionary(dictionary, path, {"submodule": submodule, "made_by": fingerprint})
+    work.say(f"{submodule}: {dictionary.n_features} features written")
+    return Made(
         features_table(dictionary),
-        recipe,
-        like="saes",
-        notes={"weights": weights, "submodule": submodule, "d": dictionary.d},
+        notes={**notes, "weights": hash_weights(dictionary), "d": dictionary.d},
+        files=[path],
     )
 
 
@@ -188,12 +268,12 @@ def features_table(dictionary: Dictionary) -> pa.Table:
 
 def show_sae(work: Work, submodule: str) -> Metadata:
     """Where the weights lie, and where in the repository imported ones come from."""
-    notes = work.store.notes(f"saes/{submodule}")
+    notes = work.store.notes(sae(submodule))
     path = notes["inputs"].get("path")
     return {
         **({} if path is None else {"imported from": path}),
         "width": notes["d"],
-        "weights": dg.MetadataValue.path(work.store.path(*weights_file(submodule))),
+        "weights": dg.MetadataValue.path(work.store.path(sae(submodule), _WEIGHTS)),
         "weights hash": notes["weights"],
     }
 
@@ -206,15 +286,13 @@ SAES = PartitionedStage(
         "activations, or imported from a published set."
     ),
     kinds=frozenset({"pytorch", "parquet"}),
-    deps=_sae_deps,
-    settings=_sae_settings,
-    outside=_sae_source,
-    pool=MODEL_POOL,
-    partitions=submodule_partitions,
+    key=sae,
+    partitions=lambda experiment: experiment.submodules,
     backfill=train_together,
-    table="saes",
-    key=lambda submodule: f"saes/{submodule}",
-    inputs=_sae_inputs,
+    deps=_dictionary_deps,
+    needs=_dictionary_needs,
+    reads=_reads_dictionary,
+    inputs=_dictionary_inputs,
     make=make_saes,
     show=show_sae,
 )
@@ -223,68 +301,76 @@ SAES = PartitionedStage(
 # -- the set --------------------------------------------------------------------------------------
 
 
-def _set_inputs(work: Work) -> dict[str, str]:
-    weights = {
-        name: work.store.notes(f"saes/{name}")["weights"] for name in work.experiment.submodules
-    }
-    return {"contexts": work.store.content("contexts"), **weights}
+@dataclass(frozen=True)
+class Measured:
+    """Which dictionaries are measured, and on how many contexts of the corpus's end."""
+
+    submodules: tuple[str, ...]
+    n_held_out: int
 
 
-def make_dictionary_set(work: Work) -> Made:
+def _reads_measured(experiment: Experiment) -> Measured:
+    return Measured(tuple(experiment.submodules), experiment.settings.corpus.n_held_out)
+
+
+def _set_inputs(work: Work, measured: Measured) -> dict[str, str]:
+    weights = {name: work.store.notes(sae(name))["weights"] for name in measured.submodules}
+    return {CONTEXTS.path: work.store.content(CONTEXTS), **weights}
+
+
+def make_dictionary_set(work: Work, measured: Measured) -> Made:
     """Measure every dictionary on held-out text (App. B.3)."""
     from core.dictionaries import check_widths
     from core.dictionaries.quality import measure_dictionaries
     from core.inputs import pad
 
-    model = load_model_of(work.experiment)
+    model = work.load.model()
     dictionaries = {
-        name: load_own(work.store, name).to(model.device) for name in work.experiment.submodules
+        name: load_own(work.store, name).to(model.device) for name in measured.submodules
     }
     check_widths(dictionaries, model.width)
-    tokens, mask = pad(list(held_out_contexts(work).tokens))
-    measured = measure_dictionaries(model, dictionaries, tokens, mask, progress=work.say)
+    tokens, mask = pad(list(held_out_contexts(work.store, measured.n_held_out).tokens))
+    metrics = measure_dictionaries(model, dictionaries, tokens, mask, progress=work.say)
     rows = [
         {
             "submodule": name,
             "activation": type(dictionary.activation).__name__,
             "n_features": dictionary.n_features,
             "width": dictionary.d,
-            "weights": work.store.notes(f"saes/{name}")["weights"],
-            "n_tokens": measured[name].n_tokens,
-            **{metric: getattr(measured[name], metric) for metric in METRICS},
+            "weights": work.store.notes(sae(name))["weights"],
+            "n_tokens": metrics[name].n_tokens,
+            **{metric: getattr(metrics[name], metric) for metric in METRICS},
         }
         for name, dictionary in dictionaries.items()
     ]
     densities = [
         {"submodule": name, "feature": feature, "density": density}
-        for name, found in measured.items()
-        for feature, density in enumerate(found.density.tolist())
+        for name, metric in metrics.items()
+        for feature, density in enumerate(metric.density.tolist())
     ]
     return Made(
         TABLES["dictionary_set"].build(rows),
-        beside={"feature_densities": TABLES["feature_densities"].build(densities)},
+        beside={FEATURE_DENSITIES: TABLES["feature_densities"].build(densities)},
     )
 
 
-def show_dictionary_set(work: Work) -> Metadata:
+def show_dictionary_set(work: Work, _measured: Measured) -> Metadata:
     """The metrics as a table, and two of them as a picture."""
-    rows = work.store.read("dictionary_set").to_pylist()
-    shown = ("submodule", "variance_explained", "l0", "alive", "ce_difference", "ce_recovered")
-    mean = {name: sum(row[name] for row in rows) / len(rows) for name in shown[1:]}
-    names = [row["submodule"] for row in rows]
-    figures = {name: [row[name] for row in rows] for name in ("variance_explained", "l0")}
-    densities = work.store.read("feature_densities", ["density"])["density"].to_numpy()
+    shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
+    metrics = work.store.read(DICTIONARY_SET, ["submodule", *shown]).to_pandas()
+    figures = {name: metrics[name].tolist() for name in shown[:2]}
+    densities = work.store.read(FEATURE_DENSITIES, ["density"])["density"].to_numpy()
     return {
         "metrics": dg.MetadataValue.table(
-            [dg.TableRecord({name: row[name] for name in shown}) for row in rows]
+            [dg.TableRecord(row) for row in metrics.to_dict("records")]
         ),
-        **{f"mean {name}": value for name, value in mean.items()},
-        "plot": picture(bars(names, figures)),
+        **{f"mean {name}": value for name, value in metrics[shown].mean().items()},
+        "plot": picture(bars(metrics["submodule"].tolist(), figures)),
         "densities": picture(density_histogram(densities)),
     }
 
 
-DICTIONARY_SET = TableStage(
+DICTIONARY_SET_STAGE = TableStage(
     name="dictionary_set",
     group="dictionaries",
     description=(
@@ -292,11 +378,12 @@ DICTIONARY_SET = TableStage(
         "Everything after this reads the whole set."
     ),
     kinds=frozenset({"pytorch", "parquet"}),
-    deps=lambda _experiment: ("contexts", "saes"),
-    settings=lambda experiment: {"n_held_out": experiment.settings.corpus.n_held_out},
-    outside=the_model,
-    pool=MODEL_POOL,
+    key=DICTIONARY_SET,
+    beside=[FEATURE_DENSITIES],
+    deps=always("contexts", "saes"),
+    needs=always("model"),
     automation=rerun_on_new_data,
+    reads=_reads_measured,
     inputs=_set_inputs,
     make=make_dictionary_set,
     show=show_dictionary_set,
@@ -305,4 +392,4 @@ DICTIONARY_SET = TableStage(
 
 def dictionary_stages(_experiment: Experiment) -> list[Stage]:
     """The stages from activations to a measured set of dictionaries."""
-    return [SAES, DICTIONARY_SET]
+    return [SAES, DICTIONARY_SET_STAGE]

@@ -1,58 +1,129 @@
 """Models, tokenizers and dictionaries of an experiment, loaded once in a process.
 
 Stages of one run share them. What is kept is keyed by identity, so that a changed file is loaded
-again.
+again. A stage gets a `Loader` that loads what the stage declares, and nothing else.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from assets.engine.store import ArtifactStore, digest, hash_place
+from assets.engine.code import Name
+from assets.engine.recipe import digest, hash_place, plain
+from assets.engine.store import ArtifactStore, Undeclared
 from assets.settings import Experiment, ExperimentError
+from assets.tables.places import DICTIONARY_SET, sae
 
 if TYPE_CHECKING:
     from core.dictionaries import Dictionary
     from core.models import LanguageModel
 
+Need = Literal["model", "tokenizer", "dictionaries"]
+"""What a stage may load; dictionaries are those of the `dictionary_set` that it reads."""
 
-def model_identity(experiment: Experiment) -> str:
-    """Hash of what the model computes: weights in a folder or id and revision, dtype, site.
+CODE: dict[Need, Name] = {
+    "model": ("core.models.load", "load_model"),
+    "tokenizer": ("core.models.load", "load_tokenizer"),
+    "dictionaries": ("core.dictionaries.files", "load_dictionary"),
+}
+"""The code behind each, which counts for whoever loads it."""
 
-    The device is not part of it: results differ there by rounding only.
+
+class Loader:
+    """Loads the model, the tokenizer and the dictionaries of one experiment.
+
+    Args:
+        experiment: which.
+        needs: what may be loaded; everything where None.
     """
-    model = experiment.settings.model
-    source = hash_place(experiment.resolve(model.source))
-    return digest([source, model.revision, model.dtype, model.attn_input])
 
+    def __init__(self, experiment: Experiment, needs: frozenset[Need] | None = None) -> None:
+        self._experiment = experiment
+        self._settings = experiment.settings.model
+        self._source = experiment.resolve(self._settings.source)
+        self._needs = needs
 
-def tokenizer_identity(experiment: Experiment) -> str:
-    """Hash of the tokenizer's files in a model folder, or of the hub id and revision."""
-    model = experiment.settings.model
-    folder = Path(experiment.resolve(model.source))
-    files = sorted(folder.glob("*token*")) if folder.is_dir() else []
-    return digest([model.revision, [hash_place(str(p)) for p in files] or model.source])
+    def only(self, needs: Iterable[Need]) -> Loader:
+        """The same, for a stage that declares these."""
+        return Loader(self._experiment, frozenset(needs))
 
+    def _declared(self, need: Need) -> None:
+        if self._needs is not None and need not in self._needs:
+            raise Undeclared(
+                f"the stage loads the {need} without declaring it: its recipe would miss a change."
+            )
 
-def load_model_of(experiment: Experiment) -> LanguageModel:
-    """The experiment's model.
+    def identity(self, need: Need) -> str | None:
+        """Hash of what is loaded; None for dictionaries, which the dictionary_set stands for."""
+        if need == "model":
+            return self._model_identity()
+        return self._tokenizer_identity() if need == "tokenizer" else None
 
-    Raises:
-        ExperimentError: it has another number of layers than the experiment says.
-        ModelError, InputError: it cannot be loaded, or not on that device.
-    """
-    settings = experiment.settings.model
-    source = experiment.resolve(settings.source)
-    where = (settings.revision, settings.dtype, settings.device, settings.attn_input)
-    model = _load_model(source, *where, model_identity(experiment))
-    if model.n_layers != settings.n_layers:
-        raise ExperimentError(
-            f"{experiment.path}: model.n_layers is {settings.n_layers}, but {settings.source} has "
-            f"{model.n_layers} layers. The number says which submodules there are: correct it."
+    def as_written(self, need: Need) -> object:
+        """What the experiment's file says about it, without a look at any file."""
+        if need == "dictionaries":
+            return None
+        names = ("source", "revision") if need == "tokenizer" else _IDENTITY
+        return {name: plain(getattr(self._settings, name)) for name in names}
+
+    def _model_identity(self) -> str:
+        """Weights in a folder or id and revision, dtype and site.
+
+        The device is not part of it: results differ there by rounding only.
+        """
+        rest = [getattr(self._settings, name) for name in _IDENTITY[1:]]
+        return digest([hash_place(self._source), *rest])
+
+    def _tokenizer_identity(self) -> str:
+        """The tokenizer's files in a model folder, or the hub id and revision."""
+        folder = Path(self._source)
+        files = sorted(folder.glob("*token*")) if folder.is_dir() else []
+        contents = [hash_place(str(file)) for file in files]
+        return digest([self._settings.revision, contents or self._settings.source])
+
+    def model(self) -> LanguageModel:
+        """The experiment's model.
+
+        Raises:
+            ExperimentError: it has another number of layers than the experiment says.
+            ModelError, InputError: it cannot be loaded, or not on that device.
+        """
+        self._declared("model")
+        settings = self._settings
+        model = _load_model(
+            self._source,
+            settings.revision,
+            settings.dtype,
+            settings.device,
+            settings.attn_input,
+            self._model_identity(),
         )
-    return model
+        if model.n_layers != settings.n_layers:
+            raise ExperimentError(
+                f"{self._experiment.path}: model.n_layers is {settings.n_layers}, but "
+                f"{settings.source} has {model.n_layers} layers. The number says which submodules "
+                "there are: correct it."
+            )
+        return model
+
+    def tokenizer(self) -> Any:
+        """The tokenizer that belongs to the experiment's model; raises `ModelError`."""
+        self._declared("tokenizer")
+        return _load_tokenizer(self._source, self._settings.revision, self._tokenizer_identity())
+
+    def dictionaries(self) -> dict[str, Dictionary]:
+        """The dictionaries of the experiment's dictionary_set, in causal order, on its device."""
+        self._declared("dictionaries")
+        store = ArtifactStore(self._experiment.artifacts)
+        rows = store.read(DICTIONARY_SET, ["submodule", "weights"]).to_pylist()
+        weights = tuple((row["submodule"], row["weights"]) for row in rows)
+        return dict(_load_dictionaries(store.root, weights, str(self.model().device)))
+
+
+_IDENTITY = ("source", "revision", "dtype", "attn_input")
 
 
 @lru_cache(maxsize=1)
@@ -68,26 +139,11 @@ def _load_model(
     return load_model(source, revision=revision, dtype=dtype, device=device, attn_input=attn_input)
 
 
-def load_tokenizer_of(experiment: Experiment) -> Any:
-    """The tokenizer that belongs to the experiment's model; raises `ModelError`."""
-    settings = experiment.settings.model
-    source = experiment.resolve(settings.source)
-    return _load_tokenizer(source, settings.revision, tokenizer_identity(experiment))
-
-
 @lru_cache(maxsize=2)
 def _load_tokenizer(source: str, revision: str | None, _identity: str) -> Any:
     from core.models import load_tokenizer
 
     return load_tokenizer(source, revision=revision)
-
-
-def load_dictionaries_of(experiment: Experiment, store: ArtifactStore) -> dict[str, Dictionary]:
-    """The dictionaries of the experiment's dictionary_set, in causal order, on its device."""
-    rows = store.read("dictionary_set", ["submodule", "weights"]).to_pylist()
-    weights = tuple((row["submodule"], row["weights"]) for row in rows)
-    device = str(load_model_of(experiment).device)
-    return dict(_load_dictionaries(store.root, weights, device))
 
 
 @lru_cache(maxsize=1)
@@ -98,7 +154,7 @@ def _load_dictionaries(
 
     loaded = {}
     for submodule, expected in weights:
-        path = ArtifactStore(root).path(f"saes/{submodule}", ".safetensors")
+        path = ArtifactStore(root).path(sae(submodule), ".safetensors")
         dictionary = load_dictionary(path)
         if fingerprint(dictionary) != expected:
             raise ExperimentError(

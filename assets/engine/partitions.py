@@ -1,32 +1,15 @@
-"""Partitions of an experiment, from its file alone, and how runs over many of them are cut."""
+"""How runs over many partitions are cut. Which partitions there are, the experiment's file says.
+
+Partitions are static: ids of clusters are 0..k-1 anyway, and Dagster 1.13 cannot backfill two
+assets with dynamic partitions that are requested in one tick.
+"""
 
 from __future__ import annotations
 
 import dagster as dg
 
-from assets.settings import Experiment
-
 CIRCUITS_PER_RUN = 256
-"""Clusters in one run: small enough to retry, large enough that starting a run is nothing."""
-
-
-def submodule_partitions(experiment: Experiment) -> dg.StaticPartitionsDefinition:
-    """One partition for each submodule with a dictionary, in causal order."""
-    return dg.StaticPartitionsDefinition(experiment.submodules)
-
-
-def cluster_partitions(experiment: Experiment) -> dg.StaticPartitionsDefinition:
-    """One partition for each cluster that gets a circuit.
-
-    Static, not dynamic: ids are 0..k-1 anyway, and Dagster 1.13 cannot backfill two assets with
-    dynamic partitions requested in one tick.
-    """
-    return dg.StaticPartitionsDefinition(experiment.clusters)
-
-
-def comparison_partitions(experiment: Experiment) -> dg.StaticPartitionsDefinition:
-    """One partition for each clustering that is compared with the chosen one."""
-    return dg.StaticPartitionsDefinition(list(experiment.settings.comparisons))
+"""Circuits in one run: small enough to retry, large enough that starting a run is nothing."""
 
 
 def one_by_one() -> dg.BackfillPolicy:

@@ -1,50 +1,81 @@
 """What every stage has in common: skip what is done, work, write, say what was written.
 
-A stage is a value: which tables it reads, which settings shape its result, a function that makes
-the result and one that shows it. `table_asset` and `partitioned_asset` turn it into a Dagster
-asset of one experiment.
+A stage is a value. `reads` takes from the experiment what shapes the stage's result, one frozen
+settings value with every default resolved. The stage's function gets that value and a `Work` that
+opens nothing but the tables of its deps and what it says it loads. So a change of anything that the
+function can see changes the recipe of what it makes (`assets.engine.recipe`), and nothing else.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Self
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import dagster as dg
 import pyarrow as pa
 
-from assets.engine.loading import model_identity
-from assets.engine.store import ArtifactStore, Recipe, digest
+from assets.engine.code import Name, installed
+from assets.engine.loading import CODE, Loader, Need
+from assets.engine.recipe import Recipe, digest, plain, sources
+from assets.engine.store import ArtifactStore
 from assets.settings import Experiment
+from assets.tables.places import Key
 from assets.tables.schemas import TABLES
 
 OWNERS = ["team:circuits"]
 MODEL_POOL = "model"
 """Stages that hold a model in memory; dagster.yaml lets one run of them go at a time."""
 
+GROUPS = ("corpus", "dictionaries", "tokens", "clusters", "circuits", "evaluations")
+"""The steps of the method, in order."""
+
+S = TypeVar("S")
+Say = Callable[[str], None]
 Metadata = Mapping[str, Any]
+
+
+def _quiet(_text: str) -> None:
+    """Nobody listens."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a stage works with: the experiment, its tables, and someone to tell.
+    """What a stage works with besides its settings; nothing here shapes a result.
 
     Attributes:
-        experiment: read once, when the process began; it does not change under a running job.
         store: the experiment's tables.
+        load: its model, tokenizer and dictionaries.
+        budget_bytes: memory for what one step of the work holds.
+        about: names for people: experiment, model, corpus.
         say: told how far the work is.
     """
 
-    experiment: Experiment
     store: ArtifactStore
-    say: Callable[[str], None] = lambda _text: None
+    load: Loader
+    budget_bytes: int
+    about: Mapping[str, str]
+    say: Say = _quiet
 
     @classmethod
-    def on(cls, experiment: Experiment, say: Callable[[str], None] | None = None) -> Self:
-        """Work on an experiment's own artifacts."""
-        store = ArtifactStore(experiment.artifacts)
-        return cls(experiment, store) if say is None else cls(experiment, store, say)
+    def on(cls, experiment: Experiment, say: Say = _quiet) -> Self:
+        """Work on an experiment's own artifacts, with everything open."""
+        settings = experiment.settings
+        return cls(
+            store=ArtifactStore(experiment.artifacts),
+            load=Loader(experiment),
+            budget_bytes=int(settings.model.memory_gb * 1e9),
+            about={
+                "experiment": experiment.name,
+                "model": settings.model.source,
+                "corpus": settings.corpus.source,
+            },
+            say=say,
+        )
+
+    def only(self, stages: Iterable[str], needs: Iterable[Need]) -> "Work":
+        """The same work with nothing open but the tables of these stages and what is needed."""
+        return replace(self, store=self.store.only(stages), load=self.load.only(needs))
 
 
 @dataclass(frozen=True)
@@ -53,29 +84,36 @@ class Made:
 
     Attributes:
         table: its table, or the pieces of one too large for memory, made while it is written.
-        notes: what the table's footer should note.
-        beside: tables that go beside it, by name.
+        notes: what the table's footer should note, known at the latest when it is written.
+        beside: what goes beside it, written before it.
+        files: what else was written with it; the table is current while these are there.
     """
 
     table: pa.Table | Iterator[pa.Table]
-    notes: Mapping[str, Any] = field(default_factory=dict)
-    beside: Mapping[str, pa.Table] = field(default_factory=dict)
+    notes: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(default_factory=dict)
+    beside: Mapping[Key, "pa.Table | Made"] = field(default_factory=dict)
+    files: Sequence[Path] = ()
 
 
-@dataclass(frozen=True)
-class Stage:
+class Job(NamedTuple, Generic[S]):
+    """One partition to make: its key, its settings, and the recipe it is made by."""
+
+    key: str
+    settings: S
+    recipe: Recipe
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Stage(Generic[S]):
     """What all stages say about themselves.
 
     Attributes:
-        name: the asset's name and its table's.
-        group: the step of the method it belongs to.
+        name: the asset's name.
+        group: the step of the method it belongs to, one of `GROUPS`.
         description: what a person reads in the UI.
         kinds: icons in the UI.
-        deps: assets it reads.
-        settings: what in the experiment shapes the result, as plain values.
-        outside: hashes of what shapes it and is no asset: the model, the corpus, pair files.
-        code: raised by hand when the same inputs give another result.
-        pool: `MODEL_POOL` if it holds a model in memory.
+        deps: stages whose tables it reads, given its settings.
+        needs: what it loads, given its settings.
         automation: when Dagster reruns it by itself; by hand or schedule only where None.
     """
 
@@ -83,105 +121,225 @@ class Stage:
     group: str
     description: str
     kinds: frozenset[str]
-    deps: Callable[[Experiment], Sequence[str]]
-    settings: Callable[[Experiment], Mapping[str, object]]
-    outside: Callable[[Experiment], Mapping[str, str]] = lambda _experiment: {}
-    code: str = "1"
-    pool: str | None = None
+    deps: Callable[[S], Sequence[str]]
+    needs: Callable[[S], Sequence[Need]] = lambda _settings: ()
     automation: Callable[[], dg.AutomationCondition[Any]] | None = None
 
-    def recipe(self, work: Work, inputs: Mapping[str, str]) -> Recipe:
-        """The recipe for `inputs`, to which what is no asset is added."""
-        outside = self.outside(work.experiment)
-        settings = self.settings(work.experiment)
-        return Recipe(self.name, {**inputs, **outside}, settings, self.code)
+    def _work(self, work: Work, settings: S) -> Work:
+        return work.only({self.name, *self.deps(settings)}, self.needs(settings))
+
+    def _recipe(self, work: Work, settings: S, inputs: Mapping[str, str]) -> Recipe:
+        loaded = {need: work.load.identity(need) for need in self.needs(settings)}
+        contents = {name: source.content for name, source in sources(settings) if source.whole}
+        known = {name: value for name, value in loaded.items() if value is not None}
+        return Recipe(
+            self.name, {**inputs, **known, **contents}, plain(settings), self._code(settings)
+        )
+
+    def _code(self, settings: S) -> str:
+        """Digest of the code that makes the result."""
+        entries = [self._entry(), *(CODE[need] for need in self.needs(settings))]
+        schemas = [
+            [(column.name, str(column.type)) for column in TABLES[table].schema]
+            for table in sorted(self._tables())
+        ]
+        return digest([installed().digest(entries), schemas])
+
+    def _as_written(self, experiment: Experiment, settings: S) -> object:
+        """What shapes the result as far as the experiment's file tells, without a look at files."""
+        loader = Loader(experiment)
+        return [
+            plain(settings),
+            {name: source.written for name, source in sources(settings)},
+            {need: loader.as_written(need) for need in self.needs(settings)},
+            self._code(settings),
+        ]
+
+    def _entry(self) -> Name:
+        raise NotImplementedError
+
+    def _tables(self) -> Iterable[str]:
+        raise NotImplementedError
+
+    def _every(self, experiment: Experiment) -> Sequence[S]:
+        """The settings of everything it makes."""
+        raise NotImplementedError
+
+    def version(self, experiment: Experiment) -> str:
+        """Changes with every setting and line of code that shapes the result."""
+        written = {digest(self._as_written(experiment, s)) for s in self._every(experiment)}
+        return digest(sorted(written))
+
+    def upstream(self, experiment: Experiment) -> list[str]:
+        """The stages it reads, in this experiment."""
+        return list(dict.fromkeys(d for s in self._every(experiment) for d in self.deps(s)))
 
     def declaration(self, experiment: Experiment) -> dict[str, Any]:
         """Arguments of `dg.asset` that do not depend on how it is partitioned."""
+        loads_model = any("model" in self.needs(s) for s in self._every(experiment))
+        number = GROUPS.index(self.group) + 1
         return {
             "key": [experiment.name, self.name],
-            "deps": [dg.AssetKey([experiment.name, name]) for name in self.deps(experiment)],
-            "group_name": f"{experiment.group}_{self.group}",
+            "deps": [dg.AssetKey([experiment.name, name]) for name in self.upstream(experiment)],
+            "group_name": f"{experiment.group}_{number}_{self.group}",
             "description": self.description,
             "kinds": set(self.kinds),
             "owners": OWNERS,
             "tags": {"experiment": experiment.group, "stage": self.group},
-            # Settings are part of the version: Dagster then marks exactly what a changed one
-            # concerns as out of date.
-            "code_version": f"{self.code}-{digest(self.settings(experiment))[:8]}",
+            # Dagster then marks exactly what a changed setting or algorithm concerns.
+            "code_version": self.version(experiment),
             "automation_condition": self.automation() if self.automation else None,
-            "pool": self.pool,
+            "pool": MODEL_POOL if loads_model else None,
         }
 
 
-@dataclass(frozen=True)
-class TableStage(Stage):
-    """A stage that writes one table.
+def _name_of(make: Any) -> Name:
+    """Where a stage's function is defined, whatever of it is filled in."""
+    function = getattr(make, "func", make)
+    return function.__module__, function.__qualname__
+
+
+def _write(store: ArtifactStore, key: Key, made: Made, recipe: Recipe) -> list[Path]:
+    """What was made, the table that says so last; where all of it lies."""
+    files = list(made.files)
+    for place, beside in made.beside.items():
+        whole = Made(beside) if isinstance(beside, pa.Table) else beside
+        files += _write(store, place, whole, recipe)
+    store.write(key, made.table, recipe, notes=made.notes, files=files)
+    return [*files, store.path(key)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableStage(_Stage[S]):
+    """A stage that writes one table, and perhaps others beside it.
 
     Attributes:
+        key: where its table lies.
+        beside: where the others lie.
+        reads: what shapes the result.
         make: does the work.
         show: metadata for the UI, from what lies in the store.
-        inputs: contents of what it is made from; of the tables of all deps where None.
+        inputs: contents of what it is made from, by name; never needed where every dep writes one
+            table, `content_of` gives those.
     """
 
-    make: Callable[[Work], Made] = field(kw_only=True)
-    show: Callable[[Work], Metadata] = lambda _work: {}
-    inputs: Callable[[Work], Mapping[str, str]] | None = None
+    key: Key
+    beside: Sequence[Key] = ()
+    reads: Callable[[Experiment], S]
+    make: Callable[[Work, S], Made]
+    inputs: Callable[[Work, S], Mapping[str, str]]
+    show: Callable[[Work, S], Metadata] = lambda _work, _settings: {}
 
-    def _inputs(self, work: Work) -> Mapping[str, str]:
-        if self.inputs is not None:
-            return self.inputs(work)
-        return {name: work.store.content(name) for name in self.deps(work.experiment)}
+    def _entry(self) -> Name:
+        return _name_of(self.make)
 
-    def run(self, work: Work) -> bool:
+    def _tables(self) -> Iterable[str]:
+        return [key.table for key in (self.key, *self.beside)]
+
+    def _every(self, experiment: Experiment) -> Sequence[S]:
+        return [self.reads(experiment)]
+
+    def recipe(self, experiment: Experiment) -> Recipe:
+        """What the table would be made from now; raises where an input is missing."""
+        settings = self.reads(experiment)
+        work = self._work(Work.on(experiment), settings)
+        return self._recipe(work, settings, self.inputs(work, settings))
+
+    def run(self, experiment: Experiment, say: Say = _quiet) -> bool:
         """Bring the table up to date; whether there was anything to do."""
+        settings = self.reads(experiment)
+        work = self._work(Work.on(experiment, say), settings)
         work.store.check_writable()
-        recipe = self.recipe(work, self._inputs(work))
-        if work.store.is_current(self.name, recipe):
-            work.say(f"{self.name} is up to date")
+        recipe = self._recipe(work, settings, self.inputs(work, settings))
+        if work.store.is_current(self.key, recipe):
+            say(f"{self.name} is up to date")
             return False
-        made = self.make(work)
-        for name, table in made.beside.items():
-            work.store.write(name, table, recipe)
-        work.store.write(self.name, made.table, recipe, notes=made.notes)
+        _write(work.store, self.key, self.make(work, settings), recipe)
         return True
 
+    def shown(self, experiment: Experiment) -> Metadata:
+        """What the UI shows of the table."""
+        settings = self.reads(experiment)
+        # What is only shown may be read from anywhere.
+        return self.show(Work.on(experiment), settings)
 
-@dataclass(frozen=True)
-class PartitionedStage(Stage):
-    """A stage that writes a table (and perhaps more) for each partition.
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionedStage(_Stage[S]):
+    """A stage that writes a table, and perhaps others beside it, for each partition.
 
     Attributes:
-        partitions: its partitions.
+        partitions: names of its partitions.
         backfill: how a run over many is cut.
-        table: name of the table whose footer says that a partition is done.
-        key: where that table lies for a partition.
-        inputs: contents of what a partition is made from.
-        make: does the work for those partitions that need it, and writes it.
+        key: where the table that says that a partition is done lies.
+        beside: names of the other tables' schemas.
+        reads: what shapes a partition's result.
+        make: does the work for those partitions that need it; gives each as it is ready.
+        inputs: contents of what each partition is made from.
         show: metadata of one partition, from what lies in the store.
     """
 
-    partitions: Callable[[Experiment], dg.PartitionsDefinition] = field(kw_only=True)
-    backfill: Callable[[], dg.BackfillPolicy] = field(kw_only=True)
-    table: str = field(kw_only=True)
-    key: Callable[[str], str] = field(kw_only=True)
-    inputs: Callable[[Work, str], Mapping[str, str]] = field(kw_only=True)
-    make: Callable[[Work, Mapping[str, Recipe]], None] = field(kw_only=True)
+    partitions: Callable[[Experiment], Sequence[str]]
+    backfill: Callable[[], dg.BackfillPolicy]
+    key: Callable[[str], Key]
+    beside: Sequence[str] = ()
+    reads: Callable[[Experiment, str], S]
+    make: Callable[[Work, Sequence[Job[S]]], Iterator[tuple[str, Made]]]
+    inputs: Callable[[Work, Mapping[str, S]], Mapping[str, Mapping[str, str]]]
     show: Callable[[Work, str], Metadata] = lambda _work, _key: {}
 
-    def run(self, work: Work, keys: Sequence[str]) -> int:
+    def _entry(self) -> Name:
+        return _name_of(self.make)
+
+    def _tables(self) -> Iterable[str]:
+        return [self.key("").table, *self.beside]
+
+    def _every(self, experiment: Experiment) -> Sequence[S]:
+        return [self.reads(experiment, key) for key in self.partitions(experiment)]
+
+    def recipes(self, experiment: Experiment, keys: Sequence[str]) -> dict[str, Recipe]:
+        """What these partitions would be made from now; raises where an input is missing."""
+        return {job.key: job.recipe for job in self._jobs(Work.on(experiment), experiment, keys)}
+
+    def _jobs(self, work: Work, experiment: Experiment, keys: Sequence[str]) -> list[Job[S]]:
+        settings = {key: self.reads(experiment, key) for key in keys}
+        inputs = self.inputs(self._open(work, settings.values()), settings)
+        return [
+            Job(key, value, self._recipe(work, value, inputs[key]))
+            for key, value in settings.items()
+        ]
+
+    def _open(self, work: Work, settings: Iterable[S]) -> Work:
+        """The work with what any of these partitions declares."""
+        every = list(settings)
+        deps = {dep for value in every for dep in self.deps(value)}
+        return work.only({self.name, *deps}, {need for v in every for need in self.needs(v)})
+
+    def run(self, experiment: Experiment, keys: Sequence[str], say: Say = _quiet) -> int:
         """Bring these partitions up to date; how many had anything to do."""
+        work = Work.on(experiment, say)
         work.store.check_writable()
-        recipes = {key: self.recipe(work, self.inputs(work, key)) for key in keys}
-        wanted = {
-            key: recipe
-            for key, recipe in recipes.items()
-            if not work.store.is_current(self.key(key), recipe)
-        }
-        work.say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
+        jobs = self._jobs(work, experiment, keys)
+        wanted = [job for job in jobs if not work.store.is_current(self.key(job.key), job.recipe)]
+        say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
         if wanted:
-            self.make(work, wanted)
+            recipes = {job.key: job.recipe for job in wanted}
+            for key, made in self.make(self._open(work, [job.settings for job in wanted]), wanted):
+                _write(work.store, self.key(key), made, recipes[key])
         return len(wanted)
+
+
+def always(*names: Any) -> Callable[[Any], Sequence[Any]]:
+    """Deps or needs that are the same whatever the settings."""
+    return lambda _settings: names
+
+
+def contents(*keys: Key) -> Callable[[Work, Any], Mapping[str, str]]:
+    """Inputs of a stage that is made from these tables."""
+    return lambda work, _settings: {key.path: work.store.content(key) for key in keys}
+
+
+# -- as Dagster assets -----------------------------------------------------------------------------
 
 
 def column_schema(table: str) -> dg.TableSchema:
@@ -199,56 +357,53 @@ def column_schema(table: str) -> dg.TableSchema:
     )
 
 
-def table_metadata(work: Work, key: str, table: str) -> dict[str, Any]:
+def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
     """Rows, columns, place and fingerprints of a table."""
-    footer = work.store.footer(key)
+    footer = store.footer(key)
     assert footer is not None, "shown after it was written"
     return {
         "dagster/row_count": footer.n_rows,
-        "dagster/column_schema": column_schema(table),
-        "path": dg.MetadataValue.path(work.store.path(key)),
+        "dagster/column_schema": column_schema(key.table),
+        "path": dg.MetadataValue.path(store.path(key)),
         "fingerprint": footer.fingerprint,
         "made from": dg.MetadataValue.json(dict(footer.notes["inputs"])),
     }
 
 
-def table_asset(stage: TableStage, experiment: Experiment) -> dg.AssetsDefinition:
+def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
     """The asset of a stage that writes one table."""
 
     def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        work = Work.on(experiment, say=context.log.info)
         began = time.perf_counter()
-        stage.run(work)
+        stage.run(experiment, context.log.info)
+        store = ArtifactStore(experiment.artifacts)
         return dg.MaterializeResult(
             metadata={
-                **table_metadata(work, stage.name, stage.name),
-                **stage.show(work),
+                **table_metadata(store, stage.key),
+                **stage.shown(experiment),
                 "seconds": time.perf_counter() - began,
             },
-            data_version=dg.DataVersion(work.store.content(stage.name)),
+            data_version=dg.DataVersion(store.content(stage.key)),
         )
 
     return _asset(materialize, **stage.declaration(experiment))
 
 
-def partitioned_asset(stage: PartitionedStage, experiment: Experiment) -> dg.AssetsDefinition:
+def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
     """The asset of a partitioned stage; one run may bring many partitions up to date."""
 
     def materialize(context: dg.AssetExecutionContext) -> None:
-        work = Work.on(experiment, say=context.log.info)
         keys = list(context.partition_keys)
-        stage.run(work, keys)
+        stage.run(experiment, keys, context.log.info)
+        work = Work.on(experiment)
         for key in keys:
-            shown = {
-                **table_metadata(work, stage.key(key), stage.table),
-                **stage.show(work, key),
-            }
+            shown = {**table_metadata(work.store, stage.key(key)), **stage.show(work, key)}
             context.add_asset_metadata(shown, partition_key=key)
 
     return _asset(
         materialize,
         **stage.declaration(experiment),
-        partitions_def=stage.partitions(experiment),
+        partitions_def=dg.StaticPartitionsDefinition(list(stage.partitions(experiment))),
         backfill_policy=stage.backfill(),
     )
 
@@ -258,23 +413,11 @@ def _asset(compute: Callable[..., Any], **declaration: Any) -> dg.AssetsDefiniti
     return made
 
 
+Stage = TableStage[Any] | PartitionedStage[Any]
+
+
 def stage_asset(stage: Stage, experiment: Experiment) -> dg.AssetsDefinition:
     """The asset of any stage."""
     if isinstance(stage, TableStage):
         return table_asset(stage, experiment)
-    assert isinstance(stage, PartitionedStage)
     return partitioned_asset(stage, experiment)
-
-
-def the_model(experiment: Experiment) -> Mapping[str, str]:
-    """The model, as something outside that shapes a result."""
-    return {"model": model_identity(experiment)}
-
-
-def on(*names: str) -> Callable[[Experiment], Sequence[str]]:
-    """Deps that are the same for every experiment."""
-    return partial(_same, names)
-
-
-def _same(names: Sequence[str], _experiment: Experiment) -> Sequence[str]:
-    return names

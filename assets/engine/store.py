@@ -11,9 +11,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,38 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from assets.engine.recipe import LAYOUT, Recipe
 from assets.settings import ExperimentError
+from assets.tables.places import Key
 from assets.tables.schemas import TABLES
 
 PREFIX = "sfc."
-
-
-def digest(value: object) -> str:
-    """SHA-256 of a plain value, whatever the order of its keys, as 16 hexadecimal digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a table is made from: together these decide its contents.
-
-    Attributes:
-        stage: the asset that makes it.
-        inputs: hash of the contents of each input, by name.
-        settings: the settings that matter here, plain values.
-        code: version of the stage's code, raised by hand when its results change.
-    """
-
-    stage: str
-    inputs: Mapping[str, str]
-    settings: Mapping[str, object]
-    code: str
-
-    @property
-    def fingerprint(self) -> str:
-        """The same for the same inputs, settings and code."""
-        return digest([self.stage, dict(self.inputs), dict(self.settings), self.code])
 
 
 @dataclass(frozen=True)
@@ -139,40 +112,38 @@ def content_hash(table: pa.Table) -> str:
     return hashed.hexdigest()
 
 
-@lru_cache(maxsize=512)
-def _file_hash(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-
-
-def hash_place(source: str) -> str:
-    """Hash of the contents of a file, or of the files directly in a folder; `source` if neither.
-
-    A file is read once in a process as long as its size and time of change stay.
-    """
-    place = Path(source)
-    if place.is_dir():
-        files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
-        return digest([(p.name, hash_place(str(p))) for p in files])
-    if not place.is_file():
-        return source
-    status = place.stat()
-    return _file_hash(place, status.st_size, status.st_mtime_ns)
+class Undeclared(Exception):
+    """A stage reads what it does not declare: a fault of the stage, not of the experiment."""
 
 
 class ArtifactStore:
-    """The folder of one experiment's tables and other files.
+    """The folder of one experiment's tables and other files; `assets.tables.places` has its keys.
 
-    A table's key is its path without ``.parquet``: ``circuits/k00003/nodes``. What may stand in
-    it is the table of that name in `assets.tables.schemas`.
+    Args:
+        root: the folder.
+        declared: names of the stages whose tables may be read or written; all where None.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, declared: frozenset[str] | None = None) -> None:
         self.root = root
+        self.declared = declared
 
-    def path(self, key: str, suffix: str = ".parquet") -> Path:
-        """Where the table (or another file) with this key lies."""
-        return self.root / f"{key}{suffix}"
+    def only(self, stages: Iterable[str]) -> ArtifactStore:
+        """The same folder, but nothing of other stages."""
+        return ArtifactStore(self.root, frozenset(stages))
+
+    def path(self, key: Key, suffix: str = ".parquet") -> Path:
+        """Where the table (or another file) with this key lies.
+
+        Raises:
+            Undeclared: this store is of a stage that does not declare the one which writes it.
+        """
+        if self.declared is not None and key.stage not in self.declared:
+            raise Undeclared(
+                f"{key.path} is made by {key.stage}, which is not among {sorted(self.declared)}: "
+                "a stage reads the tables of its deps only, or a change would not reach it."
+            )
+        return self.root / f"{key.path}{suffix}"
 
     def check_writable(self) -> None:
         """Raise before any work if nothing can be written here.
@@ -190,31 +161,50 @@ class ArtifactStore:
                 "give another with artifacts: in the experiment's file, or change its rights."
             ) from None
 
-    def footer(self, key: str) -> Footer | None:
+    def older_layout(self) -> bool:
+        """Whether the folder holds tables of another layout, which count as not there."""
+        for file in self.root.rglob("*.parquet"):
+            try:
+                metadata = pq.read_metadata(file).metadata or {}
+            except (pa.ArrowInvalid, OSError):
+                continue
+            if f"{PREFIX}fingerprint".encode() in metadata:
+                return metadata.get(f"{PREFIX}layout".encode()) != str(LAYOUT).encode()
+        return False
+
+    def footer(self, key: Key) -> Footer | None:
         """What the table with this key says about itself; None if there is no such table.
 
-        A file that is no table of ours, truncated for example, counts as none.
+        A file that is no table of this layout, or truncated, counts as none.
         """
         try:
-            found = pq.read_metadata(self.path(key))
-        except (FileNotFoundError, pa.ArrowInvalid):
+            metadata = pq.read_metadata(self.path(key))
+        except FileNotFoundError:
             return None
-        raw = cast("dict[bytes, bytes]", found.metadata or {})
+        except (pa.ArrowException, OSError):
+            return None
+        raw = cast("dict[bytes, bytes]", metadata.metadata or {})
         notes = {
             name.decode().removeprefix(PREFIX): json.loads(value)
             for name, value in raw.items()
             if name.startswith(PREFIX.encode())
         }
-        if "fingerprint" not in notes or "content" not in notes:
+        if notes.get("layout") != LAYOUT or not {"fingerprint", "content"} <= notes.keys():
             return None
-        return Footer(notes.pop("fingerprint"), notes.pop("content"), found.num_rows, notes)
+        return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes)
 
-    def is_current(self, key: str, recipe: Recipe) -> bool:
-        """Whether the table with this key was made by this recipe."""
+    def is_current(self, key: Key, recipe: Recipe) -> bool:
+        """Whether the table was made by this recipe, and all that was written with it is there."""
         footer = self.footer(key)
-        return footer is not None and footer.fingerprint == recipe.fingerprint
+        if footer is None or footer.fingerprint != recipe.fingerprint:
+            return False
+        return all(self._has(*file) for file in footer.notes.get("files", {}).items())
 
-    def content(self, key: str) -> str:
+    def _has(self, file: str, n_bytes: int) -> bool:
+        path = self.root / file
+        return path.is_file() and path.stat().st_size == n_bytes
+
+    def content(self, key: Key) -> str:
         """Hash of the values of the table with this key.
 
         Raises:
@@ -222,25 +212,24 @@ class ArtifactStore:
         """
         return self._needed(key).content
 
-    def notes(self, key: str) -> Mapping[str, Any]:
+    def notes(self, key: Key) -> Mapping[str, Any]:
         """What was noted in the footer of the table with this key; raises like `content`."""
         return self._needed(key).notes
 
-    def _needed(self, key: str) -> Footer:
+    def _needed(self, key: Key) -> Footer:
         footer = self.footer(key)
         if footer is None:
             raise ExperimentError(
-                f"{self.path(key)} is not there or not complete: materialize "
-                f"{key.split('/')[0]} first."
+                f"{self.path(key)} is not there or not complete: materialize {key.stage} first."
             )
         return footer
 
-    def read(self, key: str, columns: list[str] | None = None) -> pa.Table:
+    def read(self, key: Key, columns: list[str] | None = None) -> pa.Table:
         """The table with this key; raises like `content`."""
         self._needed(key)
         return pq.read_table(self.path(key), columns=columns)
 
-    def open(self, key: str) -> pq.ParquetFile:
+    def open(self, key: Key) -> pq.ParquetFile:
         """The table with this key, to be read in pieces; raises like `content`.
 
         What was opened stays as it was even if the table is written again.
@@ -248,40 +237,41 @@ class ArtifactStore:
         self._needed(key)
         return pq.ParquetFile(self.path(key))
 
-    def n_rows(self, key: str) -> int:
+    def n_rows(self, key: Key) -> int:
         """Rows of the table with this key; raises like `content`."""
         return self._needed(key).n_rows
 
     def write(
         self,
-        key: str,
+        key: Key,
         table: pa.Table | Iterable[pa.Table],
         recipe: Recipe,
         *,
-        like: str | None = None,
-        notes: Mapping[str, Any] | None = None,
+        notes: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
+        files: Iterable[Path] = (),
     ) -> str:
         """Write a table whole, with its footer; the hash of its values.
 
         Args:
             key: where it goes.
-            table: must have the columns of the table called `like`, by default the key's last part.
-                Pieces of a table that is too large for memory are written as they come, each as
-                row groups of its own.
+            table: must have the columns of the key's table. Pieces of a table that is too large
+                for memory are written as they come, each as row groups of its own.
             recipe: what it was made from.
-            notes: further plain values for the footer.
+            notes: further plain values for the footer, or what gives them after the last piece.
+            files: what was written with it; without one of them it is not current.
         """
         from core.atomic import replacing
 
-        schema = TABLES[like or key.rsplit("/", 1)[-1]].schema
+        schema = TABLES[key.table].schema
         hashed = ContentHash(schema)
         footer = {
+            "layout": LAYOUT,
             "fingerprint": recipe.fingerprint,
             "stage": recipe.stage,
             "inputs": dict(recipe.inputs),
-            "settings": dict(recipe.settings),
+            "settings": recipe.settings,
             "code": recipe.code,
-            **(notes or {}),
+            "files": {str(f.relative_to(self.root)): f.stat().st_size for f in files},
         }
         with (
             replacing(self.path(key)) as temporary,
@@ -293,15 +283,16 @@ class ArtifactStore:
                 hashed.update(rows)
                 writer.write_table(rows)
             content = hashed.hexdigest()
+            footer |= {**((notes() if callable(notes) else notes) or {}), "content": content}
             writer.add_key_value_metadata(
                 {
                     f"{PREFIX}{name}": json.dumps(value, default=str)
-                    for name, value in {**footer, "content": content}.items()
+                    for name, value in footer.items()
                 }
             )
         return content
 
-    def write_text(self, key: str, suffix: str, text: str) -> Path:
+    def write_text(self, key: Key, suffix: str, text: str) -> Path:
         """Write a text file whole; where it lies."""
         from core.atomic import replacing
 

@@ -1,197 +1,216 @@
-"""Stage 6: how much of its behaviour each circuit explains, and a summary over all of them."""
+"""Stage 6: how much of its behaviour each circuit explains, at every size."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from statistics import median
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import dagster as dg
-
-from assets.circuits.stages import load_circuit, single_inputs
-from assets.engine.automation import rerun_when_all_are_done, together_with_parent
-from assets.engine.loading import load_dictionaries_of, load_model_of
-from assets.engine.partitions import circuits_together, cluster_partitions
-from assets.engine.stage import (
-    MODEL_POOL,
-    Made,
-    Metadata,
-    PartitionedStage,
-    Stage,
-    TableStage,
-    Work,
-    on,
-    the_model,
+from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
+from assets.circuits.pairs import task_settings
+from assets.circuits.stages import FLOOR, load_circuit
+from assets.engine.automation import together_with_parent
+from assets.engine.partitions import circuits_together
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.store import ArtifactStore
+from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
+from assets.plots import curves, picture
+from assets.settings import Experiment, ExperimentError
+from assets.tables.conversions import read_nodes
+from assets.tables.places import (
+    DICTIONARY_SET,
+    BehaviourSource,
+    behaviours,
+    circuit,
+    evaluation,
 )
-from assets.engine.store import Recipe, digest
-from assets.plots import histogram, picture
-from assets.settings import Experiment
 from assets.tables.schemas import TABLES
+from core.options import Ablation, ErrorNodes
 
 if TYPE_CHECKING:
+    from core.evaluate import Evaluation
     from core.types import Circuit
 
-_EVALUATION = ("m_full", "m_empty", "m_circuit", "m_complement", "faithfulness", "completeness")
+HIGHEST = 1.0
 
 
-# -- of each circuit ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Judging:
+    """How circuits are judged; see `assets.settings.EvaluationSettings`."""
+
+    ablation: Ablation
+    error_nodes: tuple[ErrorNodes, ...]
+    start_layer: int
+    n_thresholds: int
 
 
-def make_circuit_evaluations(work: Work, recipes: Mapping[str, Recipe]) -> None:
-    """Judge the circuits of these clusters on examples kept back."""
-    for n, (cluster, recipe) in enumerate(recipes.items(), start=1):
-        circuit = load_circuit(work.store, f"circuits/{cluster}")
-        rows = [] if circuit is None else list(_judge(work, cluster, circuit))
-        table = TABLES["circuit_evaluations"].build(rows)
-        work.store.write(
-            f"circuit_evaluations/{cluster}", table, recipe, like="circuit_evaluations"
-        )
+def thresholds(n: int) -> list[float]:
+    """`n` thresholds from 1e-4 to 1, neighbours in equal ratios."""
+    return [FLOOR * (HIGHEST / FLOOR) ** (i / (n - 1)) for i in range(n)]
+
+
+def make_evaluations_of(
+    source: BehaviourSource, work: Work, jobs: Sequence[Job[Judging]]
+) -> Iterator[tuple[str, Made]]:
+    """Judge the circuits of these behaviours on examples kept back."""
+    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
+    for n, job in enumerate(jobs, start=1):
+        found = load_circuit(work.store, source, job.key)
+        rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
         said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else "empty"
-        work.say(f"evaluation {n} of {len(recipes)}: {cluster}, {said}")
+        work.say(f"evaluation {n} of {len(jobs)}: {job.key}, {said}")
+        yield job.key, Made(TABLES["circuit_evaluations"].build(rows))
 
 
-def _judge(work: Work, cluster: str, circuit: Circuit) -> Iterator[dict[str, Any]]:
+def _judge(
+    source: BehaviourSource, work: Work, behaviour: Behaviour, found: Circuit, job: Job[Judging]
+) -> Iterator[dict[str, Any]]:
+    """The circuit itself and then circuits of every size, under each policy for error nodes."""
     from core.evaluate import Evaluator
 
-    settings = work.experiment.settings.evaluations
-    examples = work.store.read(f"circuits/{cluster}/examples").to_pylist()
-    judged = [row for row in examples if row["evaluated"]]
-    inputs = single_inputs(judged)
-    for errors in settings.errors:
-        evaluator = Evaluator(
-            load_model_of(work.experiment),
-            load_dictionaries_of(work.experiment, work.store),
-            inputs,
-            ablation=settings.ablation,
-            errors=errors,
-            start_layer=settings.start_layer,
-            budget_bytes=work.experiment.budget_bytes,
-        )
-        found = asdict(evaluator.evaluate(circuit))
-        yield {
-            **{name: found[name] for name in _EVALUATION},
-            "name": cluster,
-            "errors": errors,
-            "ablation": settings.ablation,
-            "n_examples": found["n_examples"],
-            "held_out": not any(row["found"] for row in judged),
-            "n_nodes": found["n_nodes"],
-        }
-
-
-def show_circuit_evaluation(work: Work, cluster: str) -> Metadata:
-    """Faithfulness and completeness under each policy for errors."""
-    shown: dict[str, Any] = {}
-    for row in work.store.read(f"circuit_evaluations/{cluster}").to_pylist():
-        for name in ("faithfulness", "completeness"):
-            if math.isfinite(row[name]):
-                shown[f"{name} ({row['errors']})"] = row[name]
-    return shown
-
-
-def _inputs(work: Work, cluster: str) -> Mapping[str, str]:
-    # Edges do not enter: the same nodes and examples give the same numbers.
-    circuit = {
-        name: work.store.content(f"circuits/{cluster}/{name}") for name in ("nodes", "examples")
-    }
-    return {"dictionary_set": work.store.content("dictionary_set"), **circuit}
-
-
-def _settings(experiment: Experiment) -> Mapping[str, object]:
-    return experiment.settings.evaluations.model_dump(mode="json", exclude={"min_faithfulness"})
-
-
-# -- of all of them -------------------------------------------------------------------------------
-
-
-def make_evaluation_summary(work: Work) -> Made:
-    """One row for each circuit and policy, with what its cluster is about."""
-    clusters = {row["cluster"]: row for row in work.store.read("clusters").to_pylist()}
-    rows = []
-    for key in work.experiment.clusters:
-        cluster = clusters.get(int(key[1:]))
-        heads = work.store.read(f"circuits/{key}/circuit").to_pylist()
-        if cluster is None or not heads:
-            continue
-        about = {name: cluster[name] for name in ("cluster", "size", "example", "behaviour")}
-        for row in work.store.read(f"circuit_evaluations/{key}").to_pylist():
-            # Nodes of the circuit itself, also those that this policy leaves out.
-            rows.append({**row, **about, **{n: heads[0][n] for n in ("n_nodes", "n_edges")}})
-    return Made(TABLES["evaluation_summary"].build(rows))
-
-
-def show_evaluation_summary(work: Work) -> Metadata:
-    """How faithful the circuits are, as numbers, a picture and a table."""
-    rows = work.store.read("evaluation_summary").to_pylist()
-    shown: dict[str, Any] = {}
-    for errors in work.experiment.settings.evaluations.errors:
-        values = finite([row["faithfulness"] for row in rows if row["errors"] == errors])
-        if values:
-            shown[f"median faithfulness ({errors})"] = median(values)
-            shown[f"faithfulness ({errors})"] = picture(
-                histogram(values, f"faithfulness, errors: {errors}", low=-0.5, high=1.5)
-            )
-    columns = ("cluster", "size", "n_nodes", "n_edges", "faithfulness", "example")
-    first = work.experiment.settings.evaluations.errors[0]
-    largest = [row for row in rows if row["errors"] == first][:25]
-    shown["largest clusters"] = dg.MetadataValue.table(
-        [dg.TableRecord({name: row[name] for name in columns}) for row in largest]
+    how = job.settings
+    evaluator = Evaluator(
+        work.load.model(),
+        work.load.dictionaries(),
+        behaviour.inputs("evaluated"),
+        ablation=how.ablation,
+        start_layer=how.start_layer,
+        budget_bytes=work.budget_bytes,
     )
-    return shown
+    effects = read_nodes(work.store.read(circuit(source, job.key, "effects")))
+    points = thresholds(how.n_thresholds)
+    for error_nodes in how.error_nodes:
+        common = {
+            "name": job.key,
+            "error_nodes": error_nodes,
+            "ablation": how.ablation,
+            "start_layer": how.start_layer,
+            "held_out": behaviour.held_out,
+        }
+        own = evaluator.evaluate(found, error_nodes)
+        yield {**common, "threshold": None, **_columns(own)}
+        curve = evaluator.curve(effects, points, error_nodes)
+        for threshold, point in zip(points, curve, strict=True):
+            yield {**common, "threshold": threshold, **_columns(point)}
 
 
-def finite(values: Sequence[float]) -> list[float]:
-    """Those values that are numbers: faithfulness is not where ablation changes nothing."""
-    return [value for value in values if math.isfinite(value)]
+def _columns(point: Evaluation) -> dict[str, Any]:
+    return asdict(point)
 
 
-def _summary_inputs(work: Work) -> Mapping[str, str]:
-    keys, content = work.experiment.clusters, work.store.content
-    return {
-        "clusters": content("clusters"),
-        "circuits": digest([content(f"circuits/{key}/circuit") for key in keys]),
-        "circuit_evaluations": digest([content(f"circuit_evaluations/{key}") for key in keys]),
+def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
+    """Faithfulness and completeness of the circuit, and faithfulness at every size."""
+    table = work.store.read(evaluation(source, name)).to_pandas()
+    shown: dict[str, Any] = {}
+    for error_nodes, rows in table.groupby("error_nodes", sort=False):
+        own = rows[rows["threshold"].isna()].iloc[0]
+        for column in ("faithfulness", "completeness"):
+            if math.isfinite(own[column]):
+                shown[f"{column} ({error_nodes})"] = float(own[column])
+    lines = {
+        str(error_nodes): (rows["n_nodes"].tolist(), rows["faithfulness"].tolist())
+        for error_nodes, rows in table.dropna(subset="threshold").groupby("error_nodes", sort=False)
     }
+    return {**shown, "curve": picture(curves(lines, "nodes", "faithfulness"))} if lines else shown
 
 
-CIRCUIT_EVALUATIONS = PartitionedStage(
-    name="circuit_evaluations",
-    group="evaluations",
-    description=(
-        "Faithfulness and completeness of each circuit: what of the model's behaviour is left "
-        "when everything outside the circuit, or the circuit itself, is ablated."
-    ),
-    kinds=frozenset({"pytorch", "parquet"}),
-    deps=on("circuits", "dictionary_set"),
-    settings=_settings,
-    outside=the_model,
-    pool=MODEL_POOL,
-    automation=together_with_parent,
-    partitions=cluster_partitions,
-    backfill=circuits_together,
-    table="circuit_evaluations",
-    key=lambda cluster: f"circuit_evaluations/{cluster}",
-    inputs=_inputs,
-    make=make_circuit_evaluations,
-    show=show_circuit_evaluation,
+def _check_fresh(
+    store: ArtifactStore, source: BehaviourSource, wanted: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Raise if a circuit was found from other examples or dictionaries than there are now."""
+    stale = []
+    for name, inputs in wanted.items():
+        made_from = store.notes(circuit(source, name))["inputs"]
+        if any(made_from[key] != inputs[key] for key in ("behaviour", DICTIONARY_SET.path)):
+            stale.append(name)
+    if stale:
+        stage = circuit(source, stale[0]).stage
+        raise ExperimentError(
+            f"{stage}: {', '.join(stale[:8])}{' and others' if len(stale) > 8 else ''} of "
+            f"{len(wanted)} were found from earlier examples or dictionaries, so judging them now "
+            f"would mix the two. Materialize {stage} first."
+        )
+
+
+def _evaluation_stage(
+    source: BehaviourSource,
+    name: str,
+    description: str,
+    *,
+    partitions: Callable[[Experiment], Sequence[str]],
+    reads: Callable[[Experiment, str], Judging],
+) -> PartitionedStage[Judging]:
+    """The stage that judges the circuits of the behaviours of one source."""
+
+    def inputs(work: Work, settings: Mapping[str, Judging]) -> Mapping[str, Mapping[str, str]]:
+        of_behaviour = behaviour_digests(work.store, source)
+        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
+        # Edges do not enter: the same nodes and examples give the same numbers.
+        every = {
+            key: {
+                "behaviour": of_behaviour[key],
+                "nodes": work.store.content(circuit(source, key, "nodes")),
+                "effects": work.store.content(circuit(source, key, "effects")),
+                **dictionaries,
+            }
+            for key in settings
+        }
+        _check_fresh(work.store, source, every)
+        return every
+
+    return PartitionedStage(
+        name=name,
+        group="evaluations",
+        description=description,
+        kinds=frozenset({"pytorch", "parquet"}),
+        key=lambda key: evaluation(source, key),
+        partitions=partitions,
+        backfill=circuits_together,
+        deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
+        needs=always("model", "dictionaries"),
+        automation=together_with_parent,
+        reads=reads,
+        inputs=inputs,
+        make=partial(make_evaluations_of, source),
+        show=partial(show_evaluation_of, source),
+    )
+
+
+def _reads_cluster(experiment: Experiment, _name: str) -> Judging:
+    how = experiment.settings.evaluations
+    return Judging(how.ablation, how.error_nodes, how.start_layer, how.n_thresholds)
+
+
+def _reads_task(experiment: Experiment, _name: str) -> Judging:
+    how = experiment.settings.evaluations
+    start_layer = task_settings(experiment).start_layer
+    return Judging("mean", how.error_nodes, start_layer, how.n_thresholds)
+
+
+CIRCUIT_EVALUATIONS_STAGE = _evaluation_stage(
+    "clusters",
+    "circuit_evaluations",
+    "Faithfulness and completeness of each cluster's circuit, at every size: what of the model's "
+    "behaviour is left when everything outside the circuit, or the circuit itself, is ablated.",
+    partitions=lambda experiment: experiment.clusters,
+    reads=_reads_cluster,
 )
 
-EVALUATION_SUMMARY = TableStage(
-    name="evaluation_summary",
-    group="evaluations",
-    description="All circuits in one table: what each is about, its size, how faithful it is.",
-    kinds=frozenset({"parquet"}),
-    deps=on("clusters", "circuits", "circuit_evaluations"),
-    settings=lambda experiment: {"clusters": experiment.clusters},
-    automation=rerun_when_all_are_done,
-    inputs=_summary_inputs,
-    make=make_evaluation_summary,
-    show=show_evaluation_summary,
+TASK_EVALUATIONS_STAGE = _evaluation_stage(
+    "tasks",
+    "task_evaluations",
+    "Faithfulness and completeness of each task's circuit, at every size, on pairs that were not "
+    "used to find it.",
+    partitions=lambda experiment: list(task_settings(experiment).pairs),
+    reads=_reads_task,
 )
 
 
-def evaluation_stages(_experiment: Experiment) -> list[Stage]:
-    """The stages that judge the circuits of clusters."""
-    return [CIRCUIT_EVALUATIONS, EVALUATION_SUMMARY]
+def evaluation_stages(experiment: Experiment) -> list[Stage]:
+    """The stages that judge circuits, and the summary over all of them."""
+    stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
+    if experiment.settings.tasks is not None:
+        stages.append(TASK_EVALUATIONS_STAGE)
+    return [*stages, EVALUATION_SUMMARY_STAGE]

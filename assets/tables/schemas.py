@@ -49,10 +49,12 @@ _INTS, _FLOATS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
 
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
+_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
+_ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
 # What every evaluation of a circuit says.
-_JUDGED = (
+_EVALUATED = (
     _column("m_full", _DOUBLE, "mean metric of the model"),
     _column("m_empty", _DOUBLE, "with every node ablated"),
     _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
@@ -173,7 +175,7 @@ _ALL = (
     ),
     Table(
         "cluster_vectors",
-        "cluster_vectors.parquet",
+        "clusterings/NAME/vectors.parquet; NAME is chosen, or a comparison's",
         "one sample as the clustering sees it",
         pa.schema(
             [
@@ -185,7 +187,7 @@ _ALL = (
     ),
     Table(
         "cluster_assignments",
-        "cluster_assignments.parquet",
+        "clusterings/NAME/assignments.parquet",
         "one sample",
         pa.schema(
             [
@@ -199,7 +201,7 @@ _ALL = (
     ),
     Table(
         "clusters",
-        "clusters.parquet; a page for each in clusters/index.html",
+        "clusterings/NAME/clusters.parquet; a page for each in clusterings/NAME/pages/",
         "one cluster",
         pa.schema(
             [
@@ -218,8 +220,7 @@ _ALL = (
     ),
     Table(
         "clustering_score",
-        "comparisons/NAME/clustering_score.parquet; beside it the cluster_vectors, "
-        "cluster_assignments, clusters and pages of that clustering",
+        "clusterings/NAME/score.parquet",
         "one clustering that is compared with the chosen one",
         pa.schema(_CLUSTERING),
     ),
@@ -229,11 +230,11 @@ _ALL = (
         "one clustering: the chosen one, those compared with it, one cluster per answer token",
         pa.schema(
             [
-                _column("name", _TEXT, "clustering, the name of a comparison, or answer token"),
+                _column("name", _TEXT, "chosen, the name of a comparison, or answer token"),
                 *_CLUSTERING,
                 _column("ami", _DOUBLE, "adjusted mutual information with the labels", null=True),
                 _column("purity", _DOUBLE, "share of samples of their cluster's label", null=True),
-                _column("ami_with_chosen", _DOUBLE, "adjusted mutual information with clustering"),
+                _column("ami_with_chosen", _DOUBLE, "the same with the chosen clustering"),
             ]
         ),
     ),
@@ -253,18 +254,56 @@ _ALL = (
         ),
     ),
     Table(
+        "behaviours",
+        "behaviours/SOURCE.parquet; SOURCE is clusters or tasks",
+        "one behaviour: what a circuit explains",
+        pa.schema(
+            [
+                _NAME,
+                _column("metric", _TEXT, "log_prob of answers, or logit_difference of pairs"),
+                _column("by_position", _BOOL, "each position of a node is a node of its own"),
+                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("n_found", _INT, "examples a circuit is found from"),
+                _column("n_evaluated", _INT, "examples it is judged on"),
+                _column("n_dropped", _INT, "pairs of the files that could not be used"),
+                _column("held_out", _BOOL, "no example is used for both"),
+                _column("about", _TEXT, "an example and its answer"),
+                _column("label", _TEXT, "what is known to be behind it", null=True),
+                _column("tokens", _TEXTS, "column labels, by position only", null=True),
+                _column("digest", _TEXT, "hash of metric, positions and examples"),
+            ]
+        ),
+    ),
+    Table(
+        "examples",
+        "behaviours/SOURCE_examples.parquet",
+        "one example of one behaviour",
+        pa.schema(
+            [
+                _NAME,
+                _column("number", _INT, "number of the sample, or of the pair in its file"),
+                _column("found", _BOOL, "the circuit is found from it"),
+                _column("evaluated", _BOOL, "the circuit is judged on it"),
+                _column("clean", _INTS, "token ids before the answer, as used"),
+                _column("answer", _INT, "token id of the answer"),
+                _column("patch", _INTS, "the other side of a pair", null=True),
+                _column("patch_answer", _INT, "and its answer", null=True),
+            ]
+        ),
+    ),
+    Table(
         "circuit",
-        "circuits/CLUSTER/circuit.parquet, agreement/NAME/circuit.parquet",
+        "circuits/SOURCE/NAME/circuit.parquet; the picture beside it in circuit.svg",
         "the circuit itself (none for an empty cluster)",
         pa.schema(
             [
-                _column("name", _TEXT, "cluster or pair file it explains"),
+                _NAME,
                 _column("n_nodes", _INT, "nodes"),
                 _column("n_edges", _INT, "edges"),
                 _column("n_examples", _INT, "examples its effects are means over"),
                 _column("metric_clean", _DOUBLE, "mean metric on the clean inputs"),
                 _column("metric_patch", _DOUBLE, "mean metric on the patch inputs", null=True),
-                _column("residuals", _TEXT, "JSON: mean absolute completeness residual by name"),
+                _column("gaps", _TEXT, "JSON: mean absolute completeness gap by submodule"),
                 _column("settings", _TEXT, "JSON: model, metric, estimator, thresholds"),
                 _column("tokens", _TEXTS, "column labels, by position only", null=True),
             ]
@@ -272,8 +311,8 @@ _ALL = (
     ),
     Table(
         "nodes",
-        "circuits/CLUSTER/nodes.parquet, agreement/NAME/nodes.parquet; every node of pairs with "
-        "an effect above 1e-4 in agreement/NAME/effects.parquet",
+        "circuits/SOURCE/NAME/nodes.parquet; beside it effects.parquet, the same of every node "
+        "with an effect above 1e-4",
         "one node of the circuit",
         pa.schema(
             [
@@ -287,7 +326,7 @@ _ALL = (
     ),
     Table(
         "edges",
-        "circuits/CLUSTER/edges.parquet, agreement/NAME/edges.parquet",
+        "circuits/SOURCE/NAME/edges.parquet",
         "one edge of the circuit",
         pa.schema(
             [
@@ -298,32 +337,25 @@ _ALL = (
         ),
     ),
     Table(
-        "examples",
-        "circuits/CLUSTER/examples.parquet",
-        "one example a circuit was found from or judged on",
-        pa.schema(
-            [
-                _SAMPLE,
-                _column("found", _BOOL, "the circuit was found from it"),
-                _column("evaluated", _BOOL, "the circuit is judged on it"),
-                _column("tokens", _INTS, "token ids before the answer, as used"),
-                _column("answer", _INT, "token id of the answer"),
-            ]
-        ),
-    ),
-    Table(
         "circuit_evaluations",
-        "circuit_evaluations/CLUSTER.parquet",
-        "one circuit judged under one policy for error nodes",
+        "evaluations/SOURCE/NAME.parquet",
+        "a circuit, or one of another size, judged under one policy for error nodes",
         pa.schema(
             [
-                _column("name", _TEXT, "cluster it explains"),
-                _column("errors", _TEXT, "policy for error nodes"),
+                _NAME,
+                _ERROR_NODES,
+                _column(
+                    "threshold",
+                    _DOUBLE,
+                    "nodes with a larger effect are the circuit; null for the circuit as found",
+                    null=True,
+                ),
                 _column("ablation", _TEXT, "what other nodes are set to"),
+                _column("start_layer", _INT, "first layer whose nodes are ablated"),
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("n_nodes", _INT, "nodes left in"),
-                *_JUDGED,
+                *_EVALUATED,
             ]
         ),
     ),
@@ -333,11 +365,12 @@ _ALL = (
         "one circuit judged under one policy for error nodes",
         pa.schema(
             [
-                _CLUSTER,
-                _column("size", _INT, "samples in the cluster"),
-                _column("example", _TEXT, "the end of its most typical context and the answer"),
-                _column("behaviour", _TEXT, "most frequent label, if known", null=True),
-                _column("errors", _TEXT, "policy for error nodes"),
+                _column("source", _TEXT, "clusters or tasks"),
+                _NAME,
+                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("about", _TEXT, "an example and its answer"),
+                _column("label", _TEXT, "what is known to be behind it", null=True),
+                _ERROR_NODES,
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),
                 _column("n_examples", _INT, "examples it is judged on"),
@@ -346,37 +379,13 @@ _ALL = (
                 _column("m_empty", _DOUBLE, "with every node ablated"),
                 _column("faithfulness", _DOUBLE, "faithfulness of the circuit"),
                 _column("completeness", _DOUBLE, "faithfulness of its complement"),
-            ]
-        ),
-    ),
-    Table(
-        "agreement_circuits",
-        "agreement_circuits.parquet",
-        "one circuit of contrastive pairs, found by position",
-        pa.schema(
-            [
-                _column("name", _TEXT, "structure, as the experiment names it"),
-                _column("n_pairs", _INT, "pairs it was found from"),
-                _column("n_unusable", _INT, "pairs of the file that could not be used"),
-                _column("n_nodes", _INT, "nodes"),
-                _column("n_edges", _INT, "edges"),
-                _column("metric_clean", _DOUBLE, "mean metric on the clean inputs"),
-                _column("metric_patch", _DOUBLE, "mean metric on the patch inputs"),
-            ]
-        ),
-    ),
-    Table(
-        "agreement_evaluations",
-        "agreement_evaluations.parquet",
-        "one threshold of one structure under one policy for error nodes",
-        pa.schema(
-            [
-                _column("name", _TEXT, "structure, as the experiment names it"),
-                _column("errors", _TEXT, "policy for error nodes"),
-                _column("threshold", _DOUBLE, "nodes with a larger effect are the circuit"),
-                _column("n_pairs", _INT, "pairs it is judged on, none of them used to find it"),
-                _column("n_nodes", _INT, "nodes left in"),
-                *_JUDGED,
+                _column(
+                    "area",
+                    _DOUBLE,
+                    "area under faithfulness against the kept share of nodes with an effect",
+                ),
+                _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),
+                _column("nodes_nine_tenths", _INT, "fewest nodes with faithfulness .9", null=True),
             ]
         ),
     ),

@@ -4,21 +4,21 @@
     f   = activation(pre)
     x_hat = f decoder + bias
 
-All kinds share these tensors and differ in the activation. Effects and edges need encode, decode
-and the activation's slope at the clean point, nothing else. Decoding is affine for every kind: that
-makes the shortcuts of `core.effects` exact.
+All kinds share these tensors and differ in the activation: see `core.dictionaries.activations`.
+Effects and edges need encode, decode and the activation's slope at the clean point, nothing else.
+Decoding is affine for every kind: that makes the shortcuts of `core.effects` exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Protocol
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.dictionaries.activations import Activation, Index, Linear
 from core.errors import NotFinite, WidthMismatch
 from core.sparse import true_places
 from core.types import SparseAct, SparseFeatures
@@ -26,125 +26,7 @@ from core.types import SparseAct, SparseFeatures
 _TOKENS, _FEATURES = 512, 4096
 """Tokens and features encoded at a time: a block stays in the processor's cache."""
 
-Index = Tensor | slice
-
-
-class Activation(Protocol):
-    """How pre-activations become features.
-
-    `slope` is the derivative of a feature with respect to its own pre-activation where the feature
-    has the value `value`; `index` says which feature each value is of (None: the last axis is all).
-    `elementwise` says whether a feature depends on its own pre-activation alone.
-    """
-
-    elementwise: bool
-
-    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
-        """Features of pre-activations ``(..., feature)``."""
-        ...
-
-    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
-        """Derivatives, of the shape of `value`."""
-        ...
-
-
-def _at(tensor: Tensor, index: Index | None) -> Tensor:
-    return tensor if index is None else tensor[index]
-
-
-@dataclass(frozen=True)
-class ReLU:
-    """f = max(pre, 0) (App. B.1)."""
-
-    elementwise = True
-
-    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
-        """Features of pre-activations ``(..., feature)``."""
-        return F.relu(pre)
-
-    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
-        """1 where the feature is active."""
-        return (value > 0).to(value.dtype)
-
-
-@dataclass(frozen=True)
-class Linear:
-    """f = pre: with identity weights, the neurons themselves."""
-
-    elementwise = True
-
-    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
-        """Features of pre-activations ``(..., feature)``."""
-        return pre
-
-    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
-        """1 everywhere, at zero too."""
-        return torch.ones_like(value)
-
-
-@dataclass(frozen=True)
-class JumpReLU:
-    """f = pre where pre > threshold, else 0 (Rajamanoharan et al. 2024b); BatchTopK at inference.
-
-    Attributes:
-        threshold: ``(feature,)``, not negative.
-    """
-
-    threshold: Tensor
-    elementwise = True
-
-    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
-        """Features of pre-activations ``(..., feature)``."""
-        return F.relu(pre * (pre > _at(self.threshold, index)))
-
-    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
-        """1 where the feature is active; the jump itself has no derivative."""
-        return (value > 0).to(value.dtype)
-
-
-@dataclass(frozen=True)
-class TopK:
-    """ReLU, then only the k largest of each token (Gao et al. 2024).
-
-    Attributes:
-        k: features kept per token.
-    """
-
-    k: int
-    elementwise = False
-
-    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
-        """Features of pre-activations ``(..., feature)``: all of them, or which are largest?"""
-        assert index is None, "the k largest are chosen among all features"
-        value, kept = F.relu(pre).topk(min(self.k, pre.shape[-1]), dim=-1)
-        return torch.zeros_like(pre).scatter(-1, kept, value)
-
-    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
-        """1 where the feature is active; which are kept is held fixed."""
-        return (value > 0).to(value.dtype)
-
-
-@dataclass(frozen=True)
-class Gated:
-    """f = [pre + gate_bias > 0] relu(scale * pre + magnitude_bias) (Rajamanoharan et al. 2024a).
-
-    Attributes:
-        gate_bias, scale, magnitude_bias: ``(feature,)``; scale is exp(r_mag).
-    """
-
-    gate_bias: Tensor
-    scale: Tensor
-    magnitude_bias: Tensor
-    elementwise = True
-
-    def __call__(self, pre: Tensor, index: Index | None = None) -> Tensor:
-        """Features of pre-activations ``(..., feature)``."""
-        magnitude = pre * _at(self.scale, index) + _at(self.magnitude_bias, index)
-        return F.relu(magnitude) * (pre + _at(self.gate_bias, index) > 0)
-
-    def slope(self, value: Tensor, index: Index | None = None) -> Tensor:
-        """Scale where the feature is active; the gate is held fixed."""
-        return (value > 0) * _at(self.scale, index)
+WEIGHTS = ("encoder", "encoder_bias", "decoder", "bias", "input_bias")
 
 
 @dataclass(frozen=True)
@@ -176,11 +58,11 @@ class Dictionary:
             "input_bias": (d,),
         }
         for name, shape in wanted.items():
-            found = tuple(getattr(self, name).shape)
-            if found != shape:
+            given = tuple(getattr(self, name).shape)
+            if given != shape:
                 raise WidthMismatch(
                     f"the encoder is {n_features} features x {d}, so {name} must be {shape}, "
-                    f"not {found}. Is a matrix transposed?"
+                    f"not {given}. Is a matrix transposed?"
                 )
 
     @property
@@ -193,24 +75,25 @@ class Dictionary:
         """Number of features."""
         return self.encoder.shape[0]
 
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that every kind has, by name."""
+        return {name: getattr(self, name) for name in WEIGHTS}
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by name, the activation's as ``activation.NAME``."""
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "activation"}
-        inner = vars(self.activation)
-        return own | {f"activation.{k}": v for k, v in inner.items() if isinstance(v, Tensor)}
+        of_activation = self.activation.tensors().items()
+        return self.weights() | {f"activation.{name}": value for name, value in of_activation}
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Dictionary:
         """The same dictionary elsewhere or in another number type."""
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device=device, dtype=dtype)
+        def moved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {k: tensor.to(device=device, dtype=dtype) for k, tensor in tensors.items()}
 
-        own = {k: move(v) for k, v in self.tensors().items() if "." not in k}
-        inner = {k: move(v) for k, v in vars(self.activation).items() if isinstance(v, Tensor)}
-        activation: Any = self.activation
-        return Dictionary(**own, activation=replace(activation, **inner) if inner else activation)
+        activation = self.activation.with_tensors(moved(self.activation.tensors()))
+        return Dictionary(**moved(self.weights()), activation=activation)
 
     def encode(self, x: Tensor, index: Index | None = None) -> Tensor:
         """Features of x, ``(..., d)`` to ``(..., feature)``, or only the features `index`.
@@ -247,9 +130,9 @@ class Dictionary:
         width = _FEATURES if self.activation.elementwise else self.n_features
         parts = []
         for first in range(0, max(1, batch * pos), _TOKENS):
-            some = flat[first : first + _TOKENS]
+            block = flat[first : first + _TOKENS]
             for start in range(0, self.n_features, width):
-                dense = self.encode(some, slice(start, start + width))
+                dense = self.encode(block, slice(start, start + width))
                 place = true_places(dense != 0)
                 token = torch.div(place, dense.shape[1], rounding_mode="floor")
                 feature = place - token * dense.shape[1]

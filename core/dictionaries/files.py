@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,46 +14,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.atomic import replacing
-from core.dictionaries.dictionary import (
-    Activation,
-    Dictionary,
-    Gated,
-    JumpReLU,
-    Linear,
-    ReLU,
-    TopK,
-)
+from core.dictionaries.activations import activation_named
+from core.dictionaries.dictionary import WEIGHTS, Dictionary
 from core.errors import FormatError
 
 _HEADER = "sfc"
-_ACTIVATIONS: Mapping[str, type] = {
-    "relu": ReLU,
-    "linear": Linear,
-    "jumprelu": JumpReLU,
-    "topk": TopK,
-    "gated": Gated,
-}
-
-
-def kind_name(activation: Activation) -> str:
-    """The name of an activation in files: relu, linear, jumprelu, topk, gated."""
-    for name, kind in _ACTIVATIONS.items():
-        if type(activation) is kind:
-            return name
-    raise FormatError(
-        f"a dictionary with the activation {type(activation).__name__} cannot be saved: only "
-        f"{', '.join(_ACTIVATIONS)} can."
-    )
-
-
-def _numbers(activation: Activation) -> dict[str, Any]:
-    """What an activation holds besides tensors."""
-    return {k: v for k, v in vars(activation).items() if not isinstance(v, Tensor)}
+_OF_ACTIVATION = "activation."
 
 
 def _description(dictionary: Dictionary) -> dict[str, Any]:
     activation = dictionary.activation
-    return {"kind": kind_name(activation), "numbers": _numbers(activation)}
+    return {"kind": activation.name, "numbers": activation.numbers()}
 
 
 def save_dictionary(
@@ -66,9 +36,6 @@ def save_dictionary(
         dictionary: what to write.
         path: the file, usually ``.safetensors``.
         metadata: plain JSON values, read back by `read_metadata`.
-
-    Raises:
-        FormatError: an activation that has no name in the file.
     """
     header = {**_description(dictionary), "metadata": dict(metadata or {})}
     # Copies, for tensors that share memory (a bias also subtracted from the input) are refused.
@@ -79,15 +46,23 @@ def save_dictionary(
 
 
 def load_dictionary(path: Path, *, device: torch.device | str = "cpu") -> Dictionary:
-    """The dictionary that `save_dictionary` wrote; raises `FormatError` for any other file."""
+    """The dictionary that `save_dictionary` wrote.
+
+    Raises:
+        FormatError: any other file, or a kind that nothing imported so far defines.
+    """
     header, tensors = _read(path, device)
     try:
-        inner = {k.split(".")[1]: v for k, v in tensors.items() if k.startswith("activation.")}
-        activation = _ACTIVATIONS[header["kind"]](**inner, **header["numbers"])
-        own = {f.name: tensors[f.name] for f in fields(Dictionary) if f.name != "activation"}
+        parameters = {
+            name.removeprefix(_OF_ACTIVATION): value
+            for name, value in tensors.items()
+            if name.startswith(_OF_ACTIVATION)
+        }
+        activation = activation_named(header["kind"])(**parameters, **header["numbers"])
+        weights = {name: tensors[name] for name in WEIGHTS}
     except (KeyError, TypeError) as error:
         raise FormatError(f"'{path}' is incomplete: {error} is missing or unknown.") from error
-    return Dictionary(**own, activation=activation)
+    return Dictionary(**weights, activation=activation)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Behaviour discovery (section 5, App. H): tokens a model predicts, represented and clustered."""
 
 from core.discovery.clustering import (
-    METHODS,
     Clustering,
     ClusterSummary,
     CurvePoint,
@@ -11,21 +10,18 @@ from core.discovery.clustering import (
 )
 from core.discovery.filter import DROPPED, FilterResult, Sample, filter_tokens
 from core.discovery.projection import Projection, projected_gradients
-from core.discovery.representations import KINDS, REDUCTIONS, represent
-from core.discovery.truth import Agreement, BehaviourShare, compare_with_truth
+from core.discovery.representations import represent
+from core.discovery.truth import BehaviourShare, Recovery, compare_with_truth
 
 __all__ = [
     "DROPPED",
-    "KINDS",
-    "METHODS",
-    "REDUCTIONS",
-    "Agreement",
     "BehaviourShare",
     "ClusterSummary",
     "Clustering",
     "CurvePoint",
     "FilterResult",
     "Projection",
+    "Recovery",
     "Sample",
     "angular_similarity",
     "cluster",

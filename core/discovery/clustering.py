@@ -10,7 +10,7 @@ all numbers of clusters tried, which scikit-learn's own class cannot; a test hol
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -18,14 +18,14 @@ import numpy as np
 
 from core.discovery.filter import Sample
 from core.errors import InputError, NotFinite, OutOfBudget
+from core.options import ALGORITHMS, Algorithm
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
     Vectors: TypeAlias = np.ndarray | csr_array
 
-METHODS = ("spectral", "kmeans")
-_N_INIT = {"spectral": 10, "kmeans": 3}
+_N_INIT: Mapping[Algorithm, int] = {"spectral": 10, "kmeans": 3}
 _DENSE_EIGEN = 2500
 _FULL_BATCH = 10_000
 
@@ -47,14 +47,14 @@ class Clustering:
             it is the only one.
         k: number of clusters asked for, the best of those tried; some may have come out empty.
         curve: every number tried.
-        method: ``spectral`` or ``kmeans``.
+        algorithm: ``spectral`` or ``kmeans``.
     """
 
     labels: np.ndarray
     similarity: np.ndarray
     k: int
     curve: list[CurvePoint]
-    method: str
+    algorithm: Algorithm
 
 
 class ClusterSummary(NamedTuple):
@@ -133,7 +133,7 @@ def angular_similarity(vectors: Vectors, *, budget_bytes: int = 4 << 30) -> np.n
 def cluster(
     vectors: Vectors,
     *,
-    method: str = "spectral",
+    algorithm: Algorithm = "spectral",
     k: int | Sequence[int],
     groups: Sequence[int] | None = None,
     seed: int = 0,
@@ -144,7 +144,7 @@ def cluster(
 
     Args:
         vectors: ``(sample, width)``, dense or sparse; only directions count.
-        method: ``spectral`` (up to about 8,192 samples) or ``kmeans`` on vectors of length 1
+        algorithm: ``spectral`` (up to about 8,192 samples) or ``kmeans`` on vectors of length 1
             (mini-batches above 10,000 samples).
         k: number of clusters, or a list to choose from as App. H.3 does: the one with most
             clusters that hold more than one group; among equals the smallest.
@@ -154,15 +154,15 @@ def cluster(
         progress: told of each k.
 
     Raises:
-        InputError: an unknown method, no sample, or k below 1 or above the number of samples.
+        InputError: an unknown algorithm, no sample, or k below 1 or above the number of samples.
         OutOfBudget: the similarity matrix does not fit.
         NotFinite: a vector has NaN or infinity.
     """
     n_samples = n_rows(vectors)
     tried = sorted({k} if isinstance(k, int) else set(k))
-    _check(method, tried, n_samples, groups)
+    _check(algorithm, tried, n_samples, groups)
     unit = unit_rows(vectors)
-    if method == "spectral":
+    if algorithm == "spectral":
         points = _spectral_embedding(unit, max(tried), seed, budget_bytes)
     else:
         points = _coordinates(unit)
@@ -171,22 +171,22 @@ def cluster(
     best: tuple[CurvePoint, np.ndarray] | None = None
     for n_clusters in tried:
         # The leading eigenvectors of fewer clusters are the first of those of more.
-        some = points[:, :n_clusters] if method == "spectral" else points
-        labels = _kmeans(some, n_clusters, _N_INIT[method], seed)
+        columns = points[:, :n_clusters] if algorithm == "spectral" else points
+        labels = _kmeans(columns, n_clusters, _N_INIT[algorithm], seed)
         point = CurvePoint(n_clusters, _n_shared(labels, owners))
         curve.append(point)
         if progress is not None:
-            progress(f"{method}: k={n_clusters}, {point.n_shared} clusters hold several")
+            progress(f"{algorithm}: k={n_clusters}, {point.n_shared} clusters hold several")
         if best is None or point.n_shared > best[0].n_shared:
             best = point, labels
     assert best is not None
     labels = _by_size(best[1])
-    return Clustering(labels, _similarity_to_others(unit, labels), best[0].k, curve, method)
+    return Clustering(labels, _similarity_to_others(unit, labels), best[0].k, curve, algorithm)
 
 
-def _check(method: str, tried: list[int], n_samples: int, groups: Sequence[int] | None) -> None:
-    if method not in METHODS:
-        raise InputError(f"'{method}' is no way to cluster: say {' or '.join(METHODS)}.")
+def _check(algorithm: str, tried: list[int], n_samples: int, groups: Sequence[int] | None) -> None:
+    if algorithm not in ALGORITHMS:
+        raise InputError(f"'{algorithm}' is no way to cluster: say {' or '.join(ALGORITHMS)}.")
     if not tried or tried[0] < 1:
         raise InputError("k must be at least 1, or a list of such numbers: how many clusters?")
     if tried[-1] > n_samples:
@@ -203,7 +203,7 @@ def _spectral_embedding(unit: Vectors, n_vectors: int, seed: int, budget_bytes: 
     from scipy.linalg import eigh
     from scipy.sparse.linalg import eigsh
 
-    find: Any = eigsh
+    leading: Any = eigsh
     graph = angular_similarity(unit, budget_bytes=budget_bytes)
     n_samples = len(graph)
     np.fill_diagonal(graph, 0)
@@ -212,14 +212,14 @@ def _spectral_embedding(unit: Vectors, n_vectors: int, seed: int, budget_bytes: 
     graph *= scale[None, :].astype(np.float32)
     if n_samples <= _DENSE_EIGEN or n_vectors > n_samples // 4:
         subset = (n_samples - n_vectors, n_samples - 1)
-        values, found = eigh(graph, subset_by_index=subset, overwrite_a=True, check_finite=False)
+        values, vectors = eigh(graph, subset_by_index=subset, overwrite_a=True, check_finite=False)
     else:
         start = np.random.default_rng(seed).standard_normal(n_samples).astype(np.float32)
-        values, found = find(graph, n_vectors, which="LA", v0=start, tol=1e-4)
-    found = found[:, np.argsort(-values)] * scale[:, None]
+        values, vectors = leading(graph, n_vectors, which="LA", v0=start, tol=1e-4)
+    vectors = vectors[:, np.argsort(-values)] * scale[:, None]
     # An eigenvector's sign is arbitrary: make its largest entry positive, on any machine.
-    largest = np.abs(found).argmax(0)
-    return found * np.sign(found[largest, np.arange(n_vectors)])
+    largest = np.abs(vectors).argmax(0)
+    return vectors * np.sign(vectors[largest, np.arange(n_vectors)])
 
 
 def _coordinates(unit: Vectors) -> Any:
@@ -251,12 +251,12 @@ def _kmeans(points: Any, n_clusters: int, n_init: int, seed: int) -> np.ndarray:
     """Cluster numbers from scikit-learn's k-means, ``(sample,)``."""
     from sklearn import cluster as sklearn_cluster
 
-    ways: Any = sklearn_cluster
+    options: Any = {"n_clusters": n_clusters, "n_init": n_init, "random_state": seed}
     if points.shape[0] > _FULL_BATCH:
-        way = ways.MiniBatchKMeans(n_clusters, n_init=n_init, batch_size=4096, random_state=seed)
+        kmeans: Any = sklearn_cluster.MiniBatchKMeans(batch_size=4096, **options)
     else:
-        way = ways.KMeans(n_clusters, n_init=n_init, random_state=seed)
-    return way.fit(points).labels_.astype(np.int64)
+        kmeans = sklearn_cluster.KMeans(**options)
+    return kmeans.fit(points).labels_.astype(np.int64)
 
 
 def _n_shared(labels: np.ndarray, owners: np.ndarray) -> int:
@@ -284,8 +284,8 @@ def _similarity_to_others(unit: Vectors, labels: np.ndarray) -> np.ndarray:
             rows: Any = unit[members]
             # u . (sum of all) - u . u is u's dot product with the others.
             to_all = rows @ np.asarray(rows.sum(0), dtype=np.float64).ravel()
-            own = np.asarray((rows * rows).sum(1)).ravel()
-            out[members] = (to_all - own) / (len(members) - 1)
+            to_itself = np.asarray((rows * rows).sum(1)).ravel()
+            out[members] = (to_all - to_itself) / (len(members) - 1)
     return out
 
 

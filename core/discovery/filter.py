@@ -21,7 +21,7 @@ from torch import Tensor
 from core.errors import InputError, NotFinite
 from core.models.language_model import LanguageModel
 
-_TELL_EVERY = 1000
+_PROGRESS_EVERY = 1000
 _THRESHOLDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 DROPPED = (
     "short context",
@@ -124,12 +124,12 @@ class _Tally:
                 f"none of {self.n_tokens} tokens came as far as the loss threshold ({reasons}): "
                 f"lower min_context ({rules.min_context}) or give longer contexts."
             )
-        would = ", ".join(f"{t:g} keeps {n}" for t, n in sorted(self.n_below.items()) if n)
+        advice = ", ".join(f"{t:g} keeps {n}" for t, n in sorted(self.n_below.items()) if n)
         return InputError(
             f"no sample passes: of {self.n_tokens} tokens, {self.n_candidates} follow a context "
             f"of at least {rules.min_context} without copying from it, and the least loss among "
             f"them is {self.least_loss:.3g} nats, above max_loss={rules.max_loss:g}. Before "
-            f"stride and cap, a max_loss of {would or 'more than 3 nats would be needed'}."
+            f"stride and cap, a max_loss of {advice or 'more than 3 nats would be needed'}."
         )
 
 
@@ -198,13 +198,13 @@ def filter_tokens(
     _check_at_least_one({"n_samples": n_samples, "batch_size": batch_size})
     tally = _Tally()
     samples: list[Sample] = []
-    told = 0
-    found = _passing(model, contexts, rules, tally, batch_size, budget_bytes)
-    for _document, group in groupby(found, key=lambda sample: sample.document):
+    last_progress = 0
+    passing = _passing(model, contexts, rules, tally, batch_size, budget_bytes)
+    for _document, group in groupby(passing, key=lambda sample: sample.document):
         samples += _draw(list(group), rules, tally)
-        if progress is not None and tally.n_windows >= told + _TELL_EVERY:
-            told = tally.n_windows
-            progress(f"{told} contexts read, {len(samples)} samples kept")
+        if progress is not None and tally.n_windows >= last_progress + _PROGRESS_EVERY:
+            last_progress = tally.n_windows
+            progress(f"{tally.n_windows} contexts read, {len(samples)} samples kept")
         if n_samples is not None and len(samples) >= n_samples:
             break
     if not samples:
@@ -240,10 +240,10 @@ def _passing(
         candidate = _candidates(tokens, n_tokens, rules, tally)
         losses = _losses(model, tokens, candidate, budget_bytes)
         tally.measure(losses[candidate])
-        kept = candidate & (losses < rules.max_loss)
-        tally.dropped["high loss"] += int(candidate.sum() - kept.sum())
+        predicted = candidate & (losses < rules.max_loss)
+        tally.dropped["high loss"] += int(candidate.sum() - predicted.sum())
         for row, (document, ids) in enumerate(batch):
-            places = kept[row].nonzero().flatten().tolist()
+            places = predicted[row].nonzero().flatten().tolist()
             for pos in _apart(places, rules.stride, tally):
                 context, loss = tuple(ids[:pos]), float(losses[row, pos])
                 yield Sample(document, tally.n_windows + row, pos, context, ids[pos], loss)

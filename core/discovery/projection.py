@@ -91,9 +91,9 @@ class _Sums:
             where = self.projection.entries(name, top * n_columns, bottom * n_columns)
             where = where.to(rows.device)
             for i in range(0, n_samples, size):
-                some = slice(i, i + size)
-                block = torch.bmm(rows[some, :, top:bottom].transpose(1, 2), columns[some])
-                self.signed[some].index_add_(1, where, block.flatten(1).float())
+                samples = slice(i, i + size)
+                block = torch.bmm(rows[samples, :, top:bottom].transpose(1, 2), columns[samples])
+                self.signed[samples].index_add_(1, where, block.flatten(1).float())
 
     def add_bias(self, name: str, gradient: Tensor) -> None:
         """Add the gradient of a bias, ``(batch, n)``."""
@@ -114,21 +114,21 @@ def gradient_modules(model: LanguageModel) -> dict[str, nn.Module]:
     Raises:
         ModelError: a layer has parameters in modules that are neither linear maps nor norms.
     """
-    found: dict[str, nn.Module] = {}
+    linear: dict[str, nn.Module] = {}
     for layer, block in enumerate(model.layers):
         for path, module in block.named_modules():
             if not list(module.parameters(recurse=False)):
                 continue
-            kind = type(module).__name__
-            if isinstance(module, nn.Linear) or kind == "Conv1D":
-                found[f"{layer}.{path}"] = module
-            elif "Norm" not in kind:
+            class_name = type(module).__name__
+            if isinstance(module, nn.Linear) or class_name == "Conv1D":
+                linear[f"{layer}.{path}"] = module
+            elif "Norm" not in class_name:
                 raise ModelError(
-                    f"parameters of '{path}' in layer {layer} belong to a {kind}, whose "
+                    f"parameters of '{path}' in layer {layer} belong to a {class_name}, whose "
                     "per-sample gradients are not known here (linear maps and norms are): "
                     "represent samples by linear effects instead."
                 )
-    return found
+    return linear
 
 
 def _by_position(value: Tensor) -> Tensor:

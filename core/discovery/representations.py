@@ -30,16 +30,15 @@ from core.discovery.projection import Projection, gradient_modules, projected_gr
 from core.effects import clean_gradients, feature_dots
 from core.errors import InputError, MissingSubmodule, NotFinite, OutOfBudget
 from core.models.language_model import LanguageModel
+from core.options import REDUCTIONS, REPRESENTATIONS, Reduction, Representation
 from core.types import causal_order
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-KINDS = ("activations", "features", "linear_effects", "feature_effects", "gradients")
-REDUCTIONS = ("last", "sum")
 _SPARSE = ("features", "feature_effects")
 _WITHOUT_METRIC = ("activations", "features")
-_TELL_EVERY = 500
+_PROGRESS_EVERY = 500
 
 
 def represent(
@@ -47,11 +46,11 @@ def represent(
     dictionaries: Mapping[str, Dictionary],
     samples: Sequence[Sample],
     *,
-    kind: str,
-    reduction: str = "sum",
+    representation: Representation,
+    reduction: Reduction = "sum",
     n_last: int = 1,
     submodules: Sequence[str] | None = None,
-    errors: bool = False,
+    error_effects: bool = False,
     n_projected: int = 30_000,
     seed: int = 0,
     batch_tokens: int = 4096,
@@ -62,12 +61,12 @@ def represent(
 
     Args:
         dictionaries: by submodule; read by ``features`` and ``feature_effects`` only.
-        kind: one of `KINDS`.
+        representation: one of `core.options.REPRESENTATIONS`.
         reduction: ``last``, the last `n_last` positions one after the other (zeros where the
             context is shorter), or ``sum`` over the context. Gradients have no positions.
         submodules: which to use; None for every dictionary's, or without dictionaries every
             submodule of the model.
-        errors: with ``feature_effects``, one more column per position for the error's effect.
+        error_effects: with ``feature_effects``, a further column per position: the error's effect.
         n_projected, seed: dimensions of projected gradients, and the seed of their projection.
         batch_tokens: tokens of one batch.
         budget_bytes: for the result.
@@ -78,96 +77,101 @@ def represent(
         Columns go by submodule in causal order, then position, then neuron or feature, error last.
 
     Raises:
-        InputError: an unknown kind or reduction, no samples, a context that is too long.
+        InputError: an unknown representation or reduction, no samples, a context that is too long.
         MissingSubmodule: the model has no such submodule, or no dictionary sits there.
         WidthMismatch: a dictionary does not fit its submodule.
         OutOfBudget: the result does not fit.
         NotFinite: NaN or infinity came out.
     """
     check_contexts(samples, model.max_positions)
-    names = _check(model, dictionaries, kind, reduction, n_last, submodules, errors)
+    names = _check(
+        model, dictionaries, representation, reduction, n_last, submodules, error_effects
+    )
     vectors: Callable[[Batch], Tensor | csr_array]
-    if kind == "gradients":
+    if representation == "gradients":
         gradient_modules(model)
         width = n_projected
         vectors = partial(_gradient_vectors, model, Projection(n_projected, seed))
     else:
-        some = {name: dictionaries[name] for name in names} if kind in _SPARSE else names
         places = _Places(n_last if reduction == "last" else None)
         width = places.n_slots * sum(map(model.width, names))
-        of_submodules = _sparse_vectors if kind in _SPARSE else _dense_vectors
-        vectors = partial(of_submodules, model, kind, some, places, errors)
-    if kind not in _SPARSE:
+        vectors = partial(_dense_vectors, model, representation, names, places)
+        if representation in _SPARSE:
+            those = {name: dictionaries[name] for name in names}
+            vectors = partial(_sparse_vectors, model, representation, those, places, error_effects)
+    if representation not in _SPARSE:
         _check_budget(len(samples), width, budget_bytes)
     # Sums over a context are as long as it is: a batch of those is bounded by its own tokens.
-    share = kind in _WITHOUT_METRIC and reduction == "last"
+    share = representation in _WITHOUT_METRIC and reduction == "last"
     most = {"batch_tokens": batch_tokens, "max_positions": model.max_positions}
     todo = batches(samples, **most, share=share)
-    return _run(todo, vectors, budget_bytes, _Told(kind, len(samples), progress))
+    return _run(todo, vectors, budget_bytes, _Progress(representation, len(samples), progress))
 
 
 def _run(
     todo: Iterable[Batch],
     vectors: Callable[[Batch], Tensor | csr_array],
     budget_bytes: int,
-    told: _Told,
+    progress: _Progress,
 ) -> np.ndarray | csr_array:
     """Vectors of every sample, batch by batch, put in the samples' order."""
     rows, parts = [], []
     for batch in todo:
         rows.append(batch.rows)
-        parts.append(_checked(vectors(batch), told.kind))
-        told.add(len(batch.rows))
-        if told.kind in _SPARSE:
-            _check_growth(parts, told.n_done, told.n_samples, budget_bytes)
+        parts.append(_checked(vectors(batch), progress.representation))
+        progress.add(len(batch.rows))
+        if progress.representation in _SPARSE:
+            _check_growth(parts, progress.n_done, progress.n_samples, budget_bytes)
     return _in_order(torch.cat(rows).numpy(), parts)
 
 
 @dataclass
-class _Told:
+class _Progress:
     """How many samples are done, told now and then."""
 
-    kind: str
+    representation: str
     n_samples: int
-    progress: Callable[[str], None] | None
+    say: Callable[[str], None] | None
     n_done: int = 0
-    n_told: int = 0
+    n_said: int = 0
 
     def add(self, n: int) -> None:
         self.n_done += n
-        due = self.n_done >= self.n_told + _TELL_EVERY or self.n_done == self.n_samples
-        if self.progress is not None and due:
-            self.n_told = self.n_done
-            self.progress(f"{self.kind}: {self.n_done} of {self.n_samples} samples")
+        due = self.n_done >= self.n_said + _PROGRESS_EVERY or self.n_done == self.n_samples
+        if self.say is not None and due:
+            self.n_said = self.n_done
+            self.say(f"{self.representation}: {self.n_done} of {self.n_samples} samples")
 
 
 def _check(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
-    kind: str,
+    representation: str,
     reduction: str,
     n_last: int,
     submodules: Sequence[str] | None,
-    errors: bool,
+    error_effects: bool,
 ) -> list[str]:
     """Raise if the arguments make no sense; the submodules to read, in causal order."""
-    if kind not in KINDS:
-        raise InputError(f"'{kind}' is no representation: say {', '.join(KINDS)}.")
+    if representation not in REPRESENTATIONS:
+        raise InputError(
+            f"'{representation}' is no representation: say {', '.join(REPRESENTATIONS)}."
+        )
     if reduction not in REDUCTIONS:
         raise InputError(f"'{reduction}' is no reduction: say {' or '.join(REDUCTIONS)}.")
     if n_last < 1:
         raise InputError(f"n_last is {n_last}, but at least one position is needed.")
-    if errors and kind != "feature_effects":
-        raise InputError(f"errors have effects: they go with feature_effects, not with {kind}.")
+    if error_effects and representation != "feature_effects":
+        raise InputError(f"error_effects go with feature_effects, not with {representation}.")
     names = causal_order(submodules or dictionaries or model.submodules)
     for name in names:
         model.width(name)
-    if kind in _SPARSE:
+    if representation in _SPARSE:
         check_widths(dictionaries, model.width)
         missing = [name for name in names if name not in dictionaries]
         if missing:
             raise MissingSubmodule(
-                f"{kind} need a dictionary at each submodule, but there is none at "
+                f"{representation} need a dictionary at each submodule, but there is none at "
                 f"{', '.join(missing)}: train or import them, or name other submodules."
             )
     return names
@@ -211,10 +215,10 @@ def _gradient_vectors(model: LanguageModel, projection: Projection, batch: Batch
 
 
 def _outputs(
-    model: LanguageModel, kind: str, names: Collection[str], batch: Batch
+    model: LanguageModel, representation: str, names: Collection[str], batch: Batch
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """What submodules put out, ``(run, pos, d)``, and for effects dm/dx of the same shape."""
-    if kind in _WITHOUT_METRIC:
+    if representation in _WITHOUT_METRIC:
         return model.record(batch.tokens).outputs, {}
     runs = batch.record(model)
     passes = Passes(len(runs.last), model.device)
@@ -223,14 +227,13 @@ def _outputs(
 
 def _dense_vectors(
     model: LanguageModel,
-    kind: str,
+    representation: str,
     names: Collection[str],
     places: _Places,
-    _errors: bool,
     batch: Batch,
 ) -> Tensor:
     """Activations or linear effects, ``(sample, width)``."""
-    outputs, gradients = _outputs(model, kind, names, batch)
+    outputs, gradients = _outputs(model, representation, names, batch)
     n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
     at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
     parts = []
@@ -247,28 +250,28 @@ def _dense_vectors(
 
 def _sparse_vectors(
     model: LanguageModel,
-    kind: str,
+    representation: str,
     dictionaries: Mapping[str, Dictionary],
     places: _Places,
-    errors: bool,
+    error_effects: bool,
     batch: Batch,
 ) -> csr_array:
     """Features or feature effects, ``(sample, width)``."""
     from scipy import sparse
 
-    outputs, gradients = _outputs(model, kind, dictionaries, batch)
+    outputs, gradients = _outputs(model, representation, dictionaries, batch)
     n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
     at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
     blocks: list[Any] = []
     for name, dictionary in dictionaries.items():
         x = outputs[name][at.run, at.pos][:, None]
-        width = dictionary.n_features + errors
+        width = dictionary.n_features + error_effects
         features = dictionary.encode_sparse(x)
         token, column, value = features.token, features.feature, features.value
         if gradients:
             gradient = gradients[name][at.run, at.pos][:, None]
             value = -value * feature_dots(dictionary, features, gradient)
-            if errors:
+            if error_effects:
                 error = x - dictionary.decode_sparse(features)
                 effect = -torch.linalg.vecdot(error, gradient).flatten()
                 token = torch.cat([token, torch.arange(len(effect), device=token.device)])
@@ -283,14 +286,14 @@ def _sparse_vectors(
     return joined
 
 
-def _checked(part: Tensor | csr_array, kind: str) -> np.ndarray | csr_array:
+def _checked(part: Tensor | csr_array, representation: str) -> np.ndarray | csr_array:
     """A batch's vectors as numpy or scipy has them; raises `NotFinite` if one has no number."""
     out = part.float().cpu().numpy() if isinstance(part, Tensor) else part
     values: Any = out if isinstance(out, np.ndarray) else out.data
     if not np.isfinite(values).all():
         raise NotFinite(
-            f"{kind} hold NaN or infinity, so similarities between them would mean nothing. Run "
-            "the model in a wider dtype."
+            f"{representation} hold NaN or infinity, so similarities between them would mean "
+            "nothing. Run the model in a wider dtype."
         )
     return out
 

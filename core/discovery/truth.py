@@ -25,7 +25,7 @@ class BehaviourShare(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Recovery:
     """Clusters against the behaviours that generated their samples.
 
     Attributes:
@@ -39,7 +39,7 @@ class Agreement:
     behaviours: dict[str, list[BehaviourShare]]
 
 
-def compare_with_truth(labels: np.ndarray, truth: Sequence[str]) -> Agreement:
+def compare_with_truth(labels: np.ndarray, truth: Sequence[str]) -> Recovery:
     """Compare clusters with the behaviour that generated each sample.
 
     Args:
@@ -65,4 +65,4 @@ def compare_with_truth(labels: np.ndarray, truth: Sequence[str]) -> Agreement:
         behaviours[name].append(share)
         largest[number] = max(largest[number], n)
     ami = float(adjusted_mutual_info_score(list(truth), labels))
-    return Agreement(ami, sum(largest.values()) / len(truth), behaviours)
+    return Recovery(ami, sum(largest.values()) / len(truth), behaviours)

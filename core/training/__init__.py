@@ -1,7 +1,7 @@
 """Training dictionaries (App. B): all submodules from one read of the activations."""
 
-from core.training.buffer import RowSource, ShuffledBuffer
-from core.training.learner import Learner, Report
+from core.training.buffer import RowSource, ShuffledBuffer, rows_within
+from core.training.learner import Learner, Report, Trained
 from core.training.loop import train_dictionaries
 from core.training.model_rows import ModelRows, context_rows, fingerprint_contexts
 from core.training.settings import TrainingSettings
@@ -12,8 +12,10 @@ __all__ = [
     "Report",
     "RowSource",
     "ShuffledBuffer",
+    "Trained",
     "TrainingSettings",
     "context_rows",
     "fingerprint_contexts",
+    "rows_within",
     "train_dictionaries",
 ]

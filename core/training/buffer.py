@@ -5,8 +5,10 @@ together. The buffer holds `capacity` rows; each block takes half of them at ran
 puts the next rows of the data in their slots (App. B: a buffer refilled when half is used). A
 buffer that can hold everything is not refilled: each pass is a fresh permutation.
 
-Which rows a batch holds depends only on the seed, the units' sizes and the batch's number. So two
-processes read in the same order, and a training resumes at any batch by replaying integers.
+Which rows a batch holds depends only on the seed, the units' sizes, the capacity and the batch's
+number. So two processes read in the same order, and a training resumes at any batch by replaying
+integers. `rows_within` gives the capacity: from the widths of all submodules of an experiment, not
+of those read together, so that a dictionary trained alone meets the rows it meets among others.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ class RowSource(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identifies the data, so that a training never resumes on other data."""
+        """Identifies the data, so that a training never resumes on other data.
+
+        The same whichever of the submodules are read.
+        """
         ...
 
     @property
@@ -43,6 +48,11 @@ class RowSource(Protocol):
     def load(self, unit: int) -> tuple[Mapping[str, Tensor], Tensor]:
         """One unit: ``(rows, d)`` by submodule, aligned, and each row's document ``(rows,)``."""
         ...
+
+
+def rows_within(n_bytes: int, widths: Mapping[str, int]) -> int:
+    """How many rows of submodules of these widths fit, each in float16 and with its document."""
+    return n_bytes // (2 * sum(widths.values()) + 8)
 
 
 def generator_of(*numbers: int) -> torch.Generator:
@@ -64,13 +74,13 @@ def apart(order: Tensor, document: Tensor, generator: torch.Generator) -> Tensor
     """
     order = order.clone()
     for _ in range(_SWAPS):
-        own = document[order]
-        clash = (own[1:] == own[:-1]).nonzero().flatten() + 1
-        if not len(clash):
+        in_order = document[order]
+        clashing = (in_order[1:] == in_order[:-1]).nonzero().flatten() + 1
+        if not len(clashing):
             break
-        others = torch.randint(len(order), (len(clash),), generator=generator)
-        for here, there in zip(clash.tolist(), others.tolist(), strict=True):
-            order[[here, there]] = order[[there, here]]
+        partners = torch.randint(len(order), (len(clashing),), generator=generator)
+        for place, partner in zip(clashing.tolist(), partners.tolist(), strict=True):
+            order[[place, partner]] = order[[partner, place]]
     return order
 
 
@@ -94,14 +104,14 @@ class RowStream:
     def locate(self, position: Tensor) -> tuple[Tensor, Tensor]:
         """Unit and row inside it of each stream position, ``(n,)`` long, counted from 0."""
         unit, row = torch.empty_like(position), torch.empty_like(position)
-        which = position // self.n_rows
-        for number in which.unique().tolist():
-            here = which == number
+        pass_number = position // self.n_rows
+        for number in pass_number.unique().tolist():
+            in_pass = pass_number == number
             units, ends = self._order(number)
-            within = position[here] - number * self.n_rows
+            within = position[in_pass] - number * self.n_rows
             place = torch.searchsorted(ends, within, right=True)
-            unit[here] = units[place]
-            row[here] = within - (ends[place] - self.unit_rows[units[place]])
+            unit[in_pass] = units[place]
+            row[in_pass] = within - (ends[place] - self.unit_rows[units[place]])
         return unit, row
 
 
@@ -111,26 +121,25 @@ class ShuffledBuffer:
     Args:
         source: the data.
         batch_size: rows of a batch.
-        buffer_bytes: memory for the rows held, in their own number type.
+        buffer_rows: rows to hold, if the data has as many; see `rows_within`.
         seed: of the order.
 
     Raises:
         InputError: the data, or the buffer, is smaller than two batches.
     """
 
-    def __init__(self, source: RowSource, *, batch_size: int, buffer_bytes: int, seed: int) -> None:
+    def __init__(self, source: RowSource, *, batch_size: int, buffer_rows: int, seed: int) -> None:
         self.source = source
         self.batch_size = batch_size
         self.seed = seed
         self.stream = RowStream(source.unit_rows, seed)
-        row_bytes = 2 * sum(source.widths.values()) + 8
-        self.capacity = min(self.stream.n_rows, buffer_bytes // row_bytes)
+        self.capacity = min(self.stream.n_rows, buffer_rows)
         self.holds_all = self.capacity == self.stream.n_rows
         if self.capacity < 2 * batch_size:
-            held = "the data has" if self.holds_all else "the buffer can hold"
+            holder = "the data has" if self.holds_all else "the buffer can hold"
             raise InputError(
-                f"{held} {self.capacity} rows, fewer than two batches of {batch_size}: make the "
-                f"batch smaller, {'add text' if self.holds_all else 'or raise buffer_bytes'}."
+                f"{holder} {self.capacity} rows, fewer than two batches of {batch_size}: make the "
+                f"batch smaller, or {'add text' if self.holds_all else 'the buffer larger'}."
             )
         used = self.capacity if self.holds_all else self.capacity // 2
         self.batches_per_block = used // batch_size
@@ -156,7 +165,7 @@ class ShuffledBuffer:
             chosen = self._chosen(block)
             order = apart(chosen, self._document, generator_of(self.seed, block, 3))
             for rows in order.split(self.batch_size)[skip:]:
-                yield {name: held.index_select(0, rows) for name, held in self._rows.items()}
+                yield {name: value.index_select(0, rows) for name, value in self._rows.items()}
             skip = 0
             if not self.holds_all:
                 self._put(chosen, self._next_rows(block))
@@ -182,7 +191,7 @@ class ShuffledBuffer:
         slots = slots[order]
         unit, row = self.stream.locate(position)
         numbers, counts = unit.unique_consecutive(return_counts=True)
-        for number, here in zip(
+        for number, in_unit in zip(
             numbers.tolist(), torch.arange(len(unit)).split(counts.tolist()), strict=True
         ):
             values, document = self._load(number)
@@ -193,8 +202,8 @@ class ShuffledBuffer:
                 }
                 self._document = document.new_empty(self.capacity)
             for name, value in values.items():
-                self._rows[name][slots[here]] = value[row[here]]
-            self._document[slots[here]] = document[row[here]]
+                self._rows[name][slots[in_unit]] = value[row[in_unit]]
+            self._document[slots[in_unit]] = document[row[in_unit]]
 
     def _load(self, unit: int) -> tuple[Mapping[str, Tensor], Tensor]:
         # A refill often ends inside a unit that the next one goes on with.

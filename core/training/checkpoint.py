@@ -1,8 +1,9 @@
-"""The state of a training on disk: one safetensors file, replaced as a whole.
+"""The state of a training on disk: one safetensors file for each dictionary, replaced as a whole.
 
 Weights, Adam's moments and counters are tensors; the step and the training's key are in the
-header. The order of the data and all random draws are functions of the seed and the step, so
-nothing else is needed to go on to the same weights.
+header. The order of the data and all random draws are functions of the settings and the step, so
+nothing else is needed to go on to the same weights. A dictionary's file says nothing of those it
+was trained with, so it is of use with any others.
 """
 
 from __future__ import annotations
@@ -18,24 +19,23 @@ from core.atomic import replacing, sweep
 from core.errors import FormatError, InputError
 from core.training.learner import Learner
 
-FILE = "state.safetensors"
 _HEADER = "sfc"
 
 
-def write_checkpoint(folder: Path, key: str, step: int, learners: Mapping[str, Learner]) -> None:
-    """Save the state after `step` steps."""
-    tensors = {
-        f"{name}/{part}": value
-        for name, learner in learners.items()
-        for part, value in learner.state.items()
-    }
+def checkpoint_file(folder: Path, name: str) -> Path:
+    """Where the state of the dictionary of submodule `name` lies."""
+    return folder / f"{name}.safetensors"
+
+
+def write_checkpoint(folder: Path, key: str, step: int, learner: Learner) -> None:
+    """Save a learner's state after `step` steps."""
     header = {_HEADER: json.dumps({"key": key, "step": step}, sort_keys=True)}
-    with replacing(folder / FILE) as file:
-        save_file(tensors, file, metadata=header)
+    with replacing(checkpoint_file(folder, learner.name)) as file:
+        save_file(learner.state, file, metadata=header)
 
 
-def read_checkpoint(folder: Path, key: str, learners: Mapping[str, Learner]) -> int:
-    """Restore the state saved in `folder`, if there is one.
+def read_checkpoint(folder: Path, key: str, learner: Learner) -> int:
+    """Restore a learner's state from `folder`, if it was saved there.
 
     Returns:
         The number of steps done; 0 without a checkpoint.
@@ -44,18 +44,15 @@ def read_checkpoint(folder: Path, key: str, learners: Mapping[str, Learner]) -> 
         InputError: the checkpoint is of a training with other settings or data.
         FormatError: the file is no checkpoint.
     """
-    file = folder / FILE
+    file = checkpoint_file(folder, learner.name)
+    sweep(folder, file.name)
     if not file.is_file():
         return 0
-    sweep(folder)
     try:
         with safe_open(file, "pt") as saved:
             header = json.loads((saved.metadata() or {}).get(_HEADER, "{}"))
             _check_key(header, key, file)
-            for name, learner in learners.items():
-                learner.restore(
-                    {part: saved.get_tensor(f"{name}/{part}") for part in learner.state}
-                )
+            learner.restore({part: saved.get_tensor(part) for part in learner.state})
     except SafetensorError as error:
         raise FormatError(
             f"'{file}' is no checkpoint ({error}): delete it to start anew."

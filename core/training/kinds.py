@@ -7,21 +7,22 @@ All kinds share one pass (`core.training.learner`):
     x_hat = f decoder + bias
 
 and its hand-written gradient. A kind adds which pairs are active, the value of a feature, the loss
-and what flows back into `pre`, and what happens after a step. Inputs have unit mean squared norm.
+and what flows back into `pre`, and what is measured at the end. Inputs have unit mean squared norm.
 
 | kind | loss | source |
 |---|---|---|
-| relu | mean norm of the error + l1 * mean norm_1 of f | Marks et al. 2024, App. B |
+| relu | mean norm of the error + sparsity * mean norm_1 of f | Marks et al. 2024, App. B |
 | topk | squared error + 1/32 AuxK | Gao et al. 2024, section 2 and App. A.2 |
 | batchtopk | the same, the k largest per token on average | Bussmann et al. 2024 |
-| jumprelu | squared error + l0 * mean norm_0 of f | Rajamanoharan et al. 2024b, eqs 9-12 |
-| gated | squared error + l1 and squared error of the gate | Rajamanoharan et al. 2024a, eq. 8 |
+| jumprelu | squared error + sparsity * mean norm_0 of f | Rajamanoharan et al. 2024b, eqs 9-12 |
+| gated | both squared errors + sparsity * norm_1 of the gate | Rajamanoharan et al. 2024a, eq. 8 |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -30,15 +31,16 @@ from torch import Tensor
 from core.dictionaries import Activation, Gated, JumpReLU, ReLU, TopK
 from core.errors import InputError
 from core.training.entries import Entries, entries_of
-from core.training.settings import TrainingSettings
 from core.training.weights import Weights
+
+if TYPE_CHECKING:
+    from core.training.settings import TrainingSettings
 
 # Width of the window in which a threshold feels its gradient, and where thresholds start
 # (Rajamanoharan et al. 2024b, App. D: both 0.001 for inputs of unit mean squared norm).
 BANDWIDTH = 1e-3
 START_THRESHOLD = 1e-3
 AUX_WEIGHT = 1 / 32
-THRESHOLD_MEMORY = 0.999
 
 
 @dataclass
@@ -73,23 +75,39 @@ class Pass:
         return self.x.shape[0]
 
 
+_KINDS: dict[str, type[Kind]] = {}
+
+
 class Kind:
-    """The paper's own kind, and what the others differ from.
+    """What a kind adds to the shared pass; a subclass is registered under its `name`.
+
+    What stands here is the paper's own, so a new kind says in what it differs.
 
     Attributes:
         extra: names of the parameters it adds, each ``(feature,)``.
         centred: whether the encoder sees x - bias or x.
         has_encoder_bias: whether the encoder has a bias of its own.
         resamples: whether dead features are resampled.
+        measured: names of the numbers it measures from data after the last step.
     """
 
     extra: tuple[str, ...] = ()
     centred = True
     has_encoder_bias = True
     resamples = True
+    measured: tuple[str, ...] = ()
+
+    def __init_subclass__(cls, *, name: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if name:
+            _KINDS[name] = cls
 
     def __init__(self, settings: TrainingSettings) -> None:
         self.settings = settings
+
+    @classmethod
+    def check(cls, settings: TrainingSettings) -> None:
+        """Raise `InputError` if the kind cannot be trained with these settings."""
 
     def start(self, weights: Weights) -> None:
         """Set the parameters it adds, in place."""
@@ -126,15 +144,29 @@ class Kind:
         """A further loss, its gradient added to `gradient` in place."""
         return p.residual.new_zeros(())
 
-    def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
-        """Update what is not trained by gradients, in place."""
+    @property
+    def wanted_l0(self) -> int | None:
+        """How many features per token shall be active, where the kind says."""
+        return None
+
+    def measure(self, pre: Tensor) -> Mapping[str, Tensor]:
+        """What one batch says of each of `measured`, ``()``; the mean over batches counts.
+
+        Args:
+            pre: ``(batch, feature)``, with the weights as the last step left them.
+        """
+        return {}
 
     def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
-        """The activation of the dictionary as trained."""
+        """The activation of the dictionary as trained; `state` has what was measured."""
         return ReLU()
 
 
-class _Squared(Kind):
+class ReLUKind(Kind, name="relu"):
+    """The paper's own (App. B)."""
+
+
+class Squared(Kind):
     """Kinds whose loss is the squared error."""
 
     resamples = False
@@ -144,13 +176,26 @@ class _Squared(Kind):
         return p.residual.square().sum() / p.n, p.residual * (2 / p.n)
 
 
-class TopKKind(_Squared):
+class TopKKind(Squared, name="topk"):
     """The k largest of each token; dead features learn to rebuild the error (AuxK)."""
+
+    @classmethod
+    def check(cls, settings: TrainingSettings) -> None:
+        """There are k features to be active."""
+        if settings.k > settings.n_features:
+            raise InputError(
+                f"k is {settings.k} but there are only {settings.n_features} features."
+            )
+
+    @property
+    def wanted_l0(self) -> int | None:
+        """The k of the settings."""
+        return self.settings.k
 
     def entries(self, weights: Weights, pre: Tensor) -> Entries:
         """The k largest of each token, where positive."""
-        kept = pre.topk(self.settings.k, dim=1, sorted=False).indices
-        mask = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, kept, True)
+        largest = pre.topk(self.settings.k, dim=1, sorted=False).indices
+        mask = torch.zeros_like(pre, dtype=torch.bool).scatter_(1, largest, True)
         return entries_of(mask & (pre > 0))
 
     def encoder_gradient(
@@ -166,8 +211,8 @@ class TopKKind(_Squared):
             return p.residual.new_zeros(())
         k = min(len(dead), max(1, p.x.shape[1] // 2))
         encoder, decoder = weights.encoder[dead], weights.decoder[dead]
-        value, kept = F.relu(p.pre[:, dead]).topk(k, dim=1)
-        f = torch.zeros_like(p.pre[:, dead]).scatter_(1, kept, value)
+        value, largest = F.relu(p.pre[:, dead]).topk(k, dim=1)
+        f = torch.zeros_like(p.pre[:, dead]).scatter_(1, largest, value)
         error = f @ decoder + p.residual
         g = error * (2 * AUX_WEIGHT / p.n)
         d_pre = (g @ decoder.t()) * (f > 0)
@@ -182,32 +227,37 @@ class TopKKind(_Squared):
         return TopK(self.settings.k)
 
 
-class BatchTopKKind(TopKKind):
-    """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards."""
+class BatchTopKKind(TopKKind, name="batchtopk"):
+    """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards.
 
-    def entries(self, weights: Weights, pre: Tensor) -> Entries:
-        """The k * batch largest, where positive."""
+    The threshold is the mean over batches of what is just left out (Bussmann et al. 2024
+    take what is just kept), under the weights as they are after the last step: a mean kept while
+    training would be of weights that no longer are, and no longer leave k features per token.
+    """
+
+    measured = ("threshold",)
+
+    def _floor(self, pre: Tensor) -> Tensor:
+        """The largest of ``(batch, feature)`` that is left out, not below zero, ``()``."""
         flat = F.relu(pre).view(-1)
         rank = flat.numel() - self.settings.k * pre.shape[0]
         # The rank-th smallest is the largest that is left out.
-        floor = flat.kthvalue(rank).values if rank > 0 else flat.new_zeros(())
-        return entries_of(pre > floor)
+        return flat.kthvalue(rank).values if rank > 0 else flat.new_zeros(())
 
-    def after_step(self, p: Pass, state: dict[str, Tensor]) -> None:
-        """Average the smallest active feature of each batch: the threshold at inference."""
-        active = p.value[p.value > 0]
-        if not len(active):
-            return
-        now, average = active.min(), state["threshold"]
-        average.copy_(now if average < 0 else average.lerp(now, 1 - THRESHOLD_MEMORY))
+    def entries(self, weights: Weights, pre: Tensor) -> Entries:
+        """The k * batch largest, where positive."""
+        return entries_of(pre > self._floor(pre))
+
+    def measure(self, pre: Tensor) -> Mapping[str, Tensor]:
+        """The threshold that leaves k features per token of this batch."""
+        return {"threshold": self._floor(pre)}
 
     def activation(self, weights: Weights, state: Mapping[str, Tensor]) -> Activation:
         """The activation of the dictionary as trained."""
-        threshold = state["threshold"].clamp(min=0)
-        return JumpReLU(threshold.expand(len(weights.encoder_bias)).clone())
+        return JumpReLU(state["threshold"].expand(len(weights.encoder_bias)).clone())
 
 
-class JumpReLUKind(_Squared):
+class JumpReLUKind(Squared, name="jumprelu"):
     """A trained threshold for each feature, which feels the loss through a window around it."""
 
     extra = ("log_threshold",)
@@ -230,10 +280,10 @@ class JumpReLUKind(_Squared):
     ) -> tuple[Tensor, Tensor]:
         """Count of active features; eqs 11 and 12 for the thresholds."""
         threshold = weights.extra["log_threshold"].exp()
-        own = p.entries.of_feature(threshold)
-        # own is zero only at what dense entries leave out.
-        near = (own > 0) & ((p.at - own).abs() < BANDWIDTH / 2)
-        d_threshold = near * (d_value * own + p.sparsity / p.n) / -BANDWIDTH
+        of_pair = p.entries.of_feature(threshold)
+        # It is zero only at what dense entries leave out.
+        near = (of_pair > 0) & ((p.at - of_pair).abs() < BANDWIDTH / 2)
+        d_threshold = near * (d_value * of_pair + p.sparsity / p.n) / -BANDWIDTH
         gradient.extra["log_threshold"].copy_(p.entries.per_feature(d_threshold) * threshold)
         active = p.value > 0
         return active.sum() * (p.sparsity / p.n), d_value * active
@@ -243,7 +293,7 @@ class JumpReLUKind(_Squared):
         return JumpReLU(weights.extra["log_threshold"].exp())
 
 
-class GatedKind(_Squared):
+class GatedKind(Squared, name="gated"):
     """A gate that decides and is penalised, a magnitude that is not."""
 
     extra = ("gate_bias", "log_scale", "magnitude_bias")
@@ -289,17 +339,8 @@ class GatedKind(_Squared):
         )
 
 
-KINDS: Mapping[str, type[Kind]] = {
-    "relu": Kind,
-    "topk": TopKKind,
-    "batchtopk": BatchTopKKind,
-    "jumprelu": JumpReLUKind,
-    "gated": GatedKind,
-}
-
-
-def kind_of(settings: TrainingSettings) -> Kind:
-    """The kind that the settings name."""
-    if settings.kind not in KINDS:
-        raise InputError(f"kind '{settings.kind}' is not one of {', '.join(KINDS)}.")
-    return KINDS[settings.kind](settings)
+def kind_named(name: str) -> type[Kind]:
+    """The kind registered as `name`; raises `InputError` if there is none."""
+    if name not in _KINDS:
+        raise InputError(f"kind '{name}' is not one of {', '.join(_KINDS)}.")
+    return _KINDS[name]

@@ -27,7 +27,7 @@ from torch import Tensor
 from core.dictionaries import Dictionary
 from core.dictionaries.transform import scaled
 from core.training.buffer import generator_of
-from core.training.kinds import Kind, Pass, kind_of
+from core.training.kinds import Kind, Pass, kind_named
 from core.training.settings import TrainingSettings
 from core.training.weights import Weights, normalise_rows, remove_parallel
 
@@ -52,6 +52,22 @@ class Report:
     n_dead: int
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A dictionary at the end of its training.
+
+    Attributes:
+        dictionary: in the units of the activations.
+        l0: features per token that are active in it as it stands, on rows of the data's order
+            after those it was trained on.
+        wanted_l0: what `l0` should be, k, where the kind has one.
+    """
+
+    dictionary: Dictionary
+    l0: float
+    wanted_l0: int | None
+
+
 class Learner:
     """A dictionary, Adam's moments and what else its training remembers.
 
@@ -67,7 +83,7 @@ class Learner:
         self.d = d
         self.settings = settings
         self.device = torch.device(device)
-        self.kind: Kind = kind_of(settings)
+        self.kind: Kind = kind_named(settings.kind)(settings)
         size = Weights.size(d, settings.n_features, self.kind.extra)
         self.state: dict[str, Tensor] = {
             "weights": torch.zeros(size, device=device),
@@ -75,7 +91,8 @@ class Learner:
             "square": torch.zeros(size, device=device),
             "fired_at": torch.zeros(settings.n_features, dtype=torch.long, device=device),
             "scale": torch.zeros((), device=device),
-            "threshold": torch.full((), -1.0, device=device),
+            "l0": torch.zeros((), dtype=torch.float64, device=device),
+            **{name: torch.zeros((), device=device) for name in self.kind.measured},
         }
 
     def _named(self, flat: Tensor) -> Weights:
@@ -125,16 +142,19 @@ class Learner:
         remove_parallel(self.gradient.decoder, self.weights.decoder)
         self._adam(step)
         normalise_rows(self.weights.decoder)
-        self.kind.after_step(p, self.state)
         # A step that spoils the weights is told at once, so that they are never saved as good.
         loss = loss + 0 * self.weights.flat.sum()
         return Report(float(loss), int((p.value > 0).sum()) / p.n, int(p.dead.sum()))
 
+    def _encoder(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The scaled input, what the encoder sees of it, and the pre-activations."""
+        x = x.to(self.device, torch.float32) * self.state["scale"]
+        seen = x - self.weights.bias if self.kind.centred else x
+        return x, seen, torch.addmm(self.weights.encoder_bias, seen, self.weights.encoder.t())
+
     def _forward(self, step: int, x: Tensor) -> Pass:
         weights, kind = self.weights, self.kind
-        x = x.to(self.device, torch.float32) * self.state["scale"]
-        seen = x - weights.bias if kind.centred else x
-        pre = torch.addmm(weights.encoder_bias, seen, weights.encoder.t())
+        x, seen, pre = self._encoder(x)
         entries = kind.entries(weights, pre)
         at = entries.take(pre)
         value = kind.value(weights, entries, at)
@@ -213,6 +233,22 @@ class Learner:
         return dead
 
     # -- the result ----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor, share: float) -> None:
+        """Add to what the kind measures after training a batch ``(batch, d)`` of weight `share`."""
+        for name, value in self.kind.measure(self._encoder(x)[2]).items():
+            self.state[name] += share * value
+
+    @torch.no_grad()
+    def count_active(self, x: Tensor, share: float) -> None:
+        """Add to the measured L0 that of a batch ``(batch, d)`` of weight `share`."""
+        features = self.dictionary().encode(x.to(self.device))
+        self.state["l0"] += share * (features != 0).sum() / len(x)
+
+    def trained(self) -> Trained:
+        """The dictionary and its measured L0."""
+        return Trained(self.dictionary(), float(self.state["l0"]), self.kind.wanted_l0)
 
     @torch.no_grad()
     def dictionary(self) -> Dictionary:

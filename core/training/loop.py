@@ -2,7 +2,7 @@
 
 Every submodule's dictionary takes one step on each batch. Dictionaries do not interact, so each
 step runs on one core and as many run at once as there are cores: that keeps every weight
-independent of the number of cores.
+independent of the number of cores, and of which other dictionaries are trained in the same call.
 """
 
 from __future__ import annotations
@@ -11,83 +11,102 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from core.dictionaries import Dictionary
-from core.errors import NotFinite
-from core.training.buffer import RowSource, ShuffledBuffer
+from core.errors import InputError, NotFinite
+from core.training.buffer import RowSource, ShuffledBuffer, rows_within
 from core.training.checkpoint import read_checkpoint, write_checkpoint
-from core.training.learner import Learner, Report
+from core.training.learner import Learner, Report, Trained
 from core.training.settings import TrainingSettings
 
 _PROGRESS_PARTS = 10
+# Rows from which thresholds are measured after the last step, and as many to count features on.
+_MEASURED_ROWS = 4096
 
 
 def train_dictionaries(
     source: RowSource,
     settings: TrainingSettings,
     *,
+    all_widths: Mapping[str, int] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, Mapping[str, Report]], None] | None = None,
     progress: Callable[[str], None] | None = None,
-) -> dict[str, Dictionary]:
+) -> dict[str, Trained]:
     """Train one dictionary for each submodule of `source` (App. B).
 
     Args:
         source: activations: a cache, or `ModelRows`.
         settings: shared by all submodules.
-        checkpoint: a folder for the state. A training that was killed goes on from its last
-            checkpoint to the very weights it would have reached (on a CPU); a finished one is read
-            and nothing else is done.
+        all_widths: width of every submodule that ``settings.buffer_bytes`` is for, those of
+            `source` among them, so that some dictionaries at a time become, byte for byte, what
+            all at once become: how many rows the buffer holds decides in which order rows are met.
+            Those of `source` alone where not given.
+        checkpoint: a folder for the state, a file for each dictionary. A training that was killed
+            goes on from its last checkpoint to the very weights it would have reached (on a CPU),
+            with whichever dictionaries it is then asked for; a finished one is read and nothing
+            else is done.
         device: where to train.
-        on_step: called after each step with its number and each submodule's report.
+        on_step: called after each step with its number and the report of each submodule that took
+            it: one that is ahead of the others waits for them.
         progress: told now and then how far it is.
 
     Returns:
-        Dictionaries by submodule, in the units of the activations, decoder rows of unit norm.
+        By submodule, the dictionary in the units of the activations, decoder rows of unit norm,
+        and how many features of it are active.
 
     Raises:
-        InputError: fewer rows than two batches, or a checkpoint of another training.
+        InputError: fewer rows than two batches, a checkpoint of another training, or `all_widths`
+            that lack a submodule of `source`.
         NotFinite: a loss became NaN or infinite.
     """
+    all_widths = source.widths if all_widths is None else all_widths
+    _check_widths(source.widths, all_widths)
+    buffer_rows = rows_within(settings.buffer_bytes, all_widths)
     learners = {name: Learner(name, d, settings, device) for name, d in source.widths.items()}
-    key = settings.key(source.widths, source.fingerprint)
-    first = 0 if checkpoint is None else read_checkpoint(checkpoint, key, learners)
-    saved = first
+    keys = {
+        name: settings.key(d, buffer_rows, source.fingerprint) for name, d in source.widths.items()
+    }
+    done = dict.fromkeys(learners, 0)
+    if checkpoint is not None:
+        done = {name: read_checkpoint(checkpoint, keys[name], x) for name, x in learners.items()}
+    first = min(done.values(), default=settings.n_steps)
     if first < settings.n_steps:
-        batches = _batches(source, settings, first)
+        buffer = ShuffledBuffer(
+            source, batch_size=settings.batch_size, buffer_rows=buffer_rows, seed=settings.seed
+        )
+        batches = buffer.batches(first)
         with _one_core_each(device, len(learners)) as pool:
             for step in range(first, settings.n_steps):
-                batch = next(batches)
-                if step == 0:
-                    list(pool.map(lambda name, x=batch: learners[name].start(x[name]), learners))
-                reports = _step(pool, learners, step, batch)
-                _check_finite(reports, step, saved, checkpoint)
+                active = {name: x for name, x in learners.items() if done[name] <= step}
+                reports = _step(pool, active, step, next(batches))
+                _check_finite(reports, step, done, checkpoint)
                 if on_step is not None:
                     on_step(step, reports)
-                done = step + 1
-                if checkpoint is not None and _due(done, settings):
-                    write_checkpoint(checkpoint, key, done, learners)
-                    saved = done
-                if progress is not None and _worth_telling(done, settings.n_steps):
-                    progress(_line(done, settings, reports))
-    return {name: learner.dictionary() for name, learner in learners.items()}
+                n_done = step + 1
+                if n_done == settings.n_steps:
+                    _measure(pool, active, batches, settings)
+                if checkpoint is not None and _due(n_done, settings):
+                    for name, learner in active.items():
+                        write_checkpoint(checkpoint, keys[name], n_done, learner)
+                        done[name] = n_done
+                if progress is not None and _worth_telling(n_done, settings.n_steps):
+                    progress(_line(n_done, settings, reports))
+    return {name: learner.trained() for name, learner in learners.items()}
 
 
-def _batches(
-    source: RowSource, settings: TrainingSettings, first: int
-) -> Iterator[dict[str, Tensor]]:
-    buffer = ShuffledBuffer(
-        source,
-        batch_size=settings.batch_size,
-        buffer_bytes=settings.buffer_bytes,
-        seed=settings.seed,
-    )
-    return buffer.batches(first)
+def _check_widths(widths: Mapping[str, int], all_widths: Mapping[str, int]) -> None:
+    for name, d in widths.items():
+        if all_widths.get(name) != d:
+            raise InputError(
+                f"'{name}' has width {d} but all_widths says {all_widths.get(name)}: it must hold "
+                "every submodule of the experiment, those trained now among them."
+            )
 
 
 @contextmanager
@@ -109,41 +128,60 @@ def _step(
     batch: Mapping[str, Tensor],
 ) -> dict[str, Report]:
     def one(name: str) -> Report:
+        if step == 0:
+            learners[name].start(batch[name])
         return learners[name].step(step, batch[name])
 
     return dict(zip(learners, pool.map(one, learners), strict=True))
 
 
-def _check_finite(
-    reports: Mapping[str, Report], step: int, saved: int, checkpoint: Path | None
+def _measure(
+    pool: ThreadPoolExecutor,
+    learners: Mapping[str, Learner],
+    batches: Iterator[Mapping[str, Tensor]],
+    settings: TrainingSettings,
 ) -> None:
-    bad = [name for name, report in reports.items() if not math.isfinite(report.loss)]
-    if not bad:
+    """After the last step: what each kind measures from data, then L0 on rows after those."""
+    n_batches = math.ceil(_MEASURED_ROWS / settings.batch_size)
+    for measure in (Learner.calibrate, Learner.count_active):
+        for batch in islice(batches, n_batches):
+
+            def one(name: str, measure=measure, batch=batch) -> None:
+                measure(learners[name], batch[name], 1 / n_batches)
+
+            list(pool.map(one, learners))
+
+
+def _check_finite(
+    reports: Mapping[str, Report], step: int, saved: Mapping[str, int], checkpoint: Path | None
+) -> None:
+    bad = next((name for name, r in reports.items() if not math.isfinite(r.loss)), None)
+    if bad is None:
         return
-    kept = f"the last good checkpoint is step {saved} in '{checkpoint}'"
-    if checkpoint is None or not saved:
-        kept = "there is no checkpoint before it"
+    way_back = f"the last good checkpoint is step {saved[bad]} in '{checkpoint}'"
+    if checkpoint is None or not saved[bad]:
+        way_back = "there is no checkpoint before it"
     raise NotFinite(
-        f"the loss of '{bad[0]}' is {reports[bad[0]].loss} at step {step}; {kept}. Lower the "
+        f"the loss of '{bad}' is {reports[bad].loss} at step {step}; {way_back}. Lower the "
         "learning rate or lengthen its warm-up; if it fails in the first steps, look at the "
         "activations."
     )
 
 
-def _due(done: int, settings: TrainingSettings) -> bool:
-    return done % settings.checkpoint_every == 0 or done == settings.n_steps
+def _due(n_done: int, settings: TrainingSettings) -> bool:
+    return n_done % settings.checkpoint_every == 0 or n_done == settings.n_steps
 
 
-def _worth_telling(done: int, n_steps: int) -> bool:
-    return done % max(1, n_steps // _PROGRESS_PARTS) == 0 or done == n_steps
+def _worth_telling(n_done: int, n_steps: int) -> bool:
+    return n_done % max(1, n_steps // _PROGRESS_PARTS) == 0 or n_done == n_steps
 
 
-def _line(done: int, settings: TrainingSettings, reports: Mapping[str, Report]) -> str:
+def _line(n_done: int, settings: TrainingSettings, reports: Mapping[str, Report]) -> str:
     n = len(reports)
     loss = sum(report.loss for report in reports.values()) / n
     l0 = sum(report.l0 for report in reports.values()) / n
     dead = sum(report.n_dead for report in reports.values()) / (n * settings.n_features)
     return (
-        f"training: step {done} of {settings.n_steps}; mean loss {loss:.4g}, L0 {l0:.3g}, "
+        f"training: step {n_done} of {settings.n_steps}; mean loss {loss:.4g}, L0 {l0:.3g}, "
         f"{dead:.1%} dead"
     )

@@ -104,7 +104,7 @@ class ModelRows:
         self.widths: Mapping[str, int] = {name: model.width(name) for name in submodules}
         self.unit_rows = [0] * math.ceil(len(contexts) / n)
         tokens = fingerprint_contexts(self._counted(progress))
-        data = f"{model_fingerprint} {self.submodules} {n} {tokens}"
+        data = f"{model_fingerprint} {n} {tokens}"
         self.fingerprint = hashlib.sha256(data.encode()).hexdigest()
 
     def _counted(self, progress: Callable[[str], None] | None) -> Iterator[Sequence[int]]:

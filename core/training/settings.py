@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
 
 from core.errors import InputError
-
-KindName = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
+from core.training.kinds import kind_named
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
     """Settings of one training; all submodules share them.
 
-    The defaults suit a model of width 64 to 128 and a few hundred thousand tokens. The paper's own
-    (App. B, Pythia-70M): n_features 32,768, n_steps 120,000, batch_size 16,384, learning_rate 1e-4,
-    sparsity 0.1, warmup_steps 1,000, resample_every 25,000, dead_after 12,500, no decay.
+    The defaults are the paper's for Pythia-70M (App. B); a model of width 64 and a few hundred
+    thousand tokens want about n_features 1,024, n_steps 1,000, batch_size 1,024, learning_rate
+    2e-3 and shorter intervals.
 
     Attributes:
-        kind: which dictionary; see `core.training.kinds`.
+        kind: which dictionary: one of `core.options.DICTIONARY_KINDS`, or what a
+            `core.training.kinds.Kind` of your own is called.
         n_features: features of each dictionary.
         n_steps: optimiser steps.
         batch_size: tokens of one step.
@@ -34,36 +32,35 @@ class TrainingSettings:
         sparsity_warmup_steps: linear rise of the penalty's weight at the start.
         resample_every: steps between resamplings of dead features; 0 for none.
         dead_after: steps without activation after which a feature is dead.
-        buffer_bytes: memory for the shuffled buffer.
+        buffer_bytes: memory for the shuffled buffer of all submodules of an experiment, also
+            where only some are trained at a time; see `train_dictionaries`.
         checkpoint_every: steps between checkpoints.
         seed: of the initial weights, the data's order and the resampling.
     """
 
-    kind: KindName = "relu"
-    n_features: int = 1024
-    n_steps: int = 1000
-    batch_size: int = 1024
-    learning_rate: float = 2e-3
-    sparsity: float = 0.13
+    kind: str = "relu"
+    n_features: int = 32_768
+    n_steps: int = 120_000
+    batch_size: int = 16_384
+    learning_rate: float = 1e-4
+    sparsity: float = 0.1
     k: int = 32
-    warmup_steps: int = 100
-    decay_steps: int = 200
-    sparsity_warmup_steps: int = 100
-    resample_every: int = 250
-    dead_after: int = 125
-    buffer_bytes: int = 1 << 30
-    checkpoint_every: int = 250
+    warmup_steps: int = 1_000
+    decay_steps: int = 0
+    sparsity_warmup_steps: int = 0
+    resample_every: int = 25_000
+    dead_after: int = 12_500
+    buffer_bytes: int = 1_024_000_000
+    checkpoint_every: int = 1_000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.kind not in KindName.__args__:
-            raise InputError(f"kind '{self.kind}' is not one of {', '.join(KindName.__args__)}.")
+        kind = kind_named(self.kind)
         positive = ("n_features", "n_steps", "batch_size", "learning_rate", "k", "checkpoint_every")
         for name in positive:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)} but must be above zero.")
-        if self.kind in ("topk", "batchtopk") and self.k > self.n_features:
-            raise InputError(f"k is {self.k} but there are only {self.n_features} features.")
+        kind.check(self)
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of step number `step`, counted from 0."""
@@ -99,10 +96,10 @@ class TrainingSettings:
         """Whether dead features are resampled before step number `step`."""
         return step > 0 and self.last_resampling(step) == step
 
-    def key(self, widths: Mapping[str, int], data: str) -> str:
-        """Digest of everything the trained weights depend on."""
-        own = asdict(self)
-        # How often the state is saved does not change it.
-        del own["checkpoint_every"]
-        text = json.dumps([own, dict(widths), data], sort_keys=True)
+    def key(self, d: int, buffer_rows: int, data: str) -> str:
+        """Digest of everything that the weights of a dictionary of width `d` depend on."""
+        deciding = asdict(self)
+        # How often the state is saved does not change it, and of the bytes only the rows count.
+        del deciding["checkpoint_every"], deciding["buffer_bytes"]
+        text = json.dumps([deciding, d, buffer_rows, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

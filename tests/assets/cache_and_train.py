@@ -17,6 +17,7 @@ SETTINGS = TrainingSettings(
     n_features=12,
     n_steps=40,
     batch_size=32,
+    learning_rate=2e-3,
     warmup_steps=4,
     decay_steps=4,
     resample_every=16,
@@ -40,14 +41,14 @@ def cache_and_train(folder: Path) -> None:
         contexts_per_shard=5,
         progress=tell,
     )
-    dictionaries = train_dictionaries(
+    trained = train_dictionaries(
         open_cache(folder / "cache"),
         SETTINGS,
         checkpoint=folder / "training",
         on_step=lambda step, reports: tell(f"step {step}"),
     )
-    for name, dictionary in dictionaries.items():
-        save_dictionary(dictionary, folder / "dictionaries" / f"{name}.safetensors")
+    for name, one in trained.items():
+        save_dictionary(one.dictionary, folder / "dictionaries" / f"{name}.safetensors")
         tell(name)
 
 

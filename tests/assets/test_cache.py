@@ -269,7 +269,7 @@ from itertools import islice
 from pathlib import Path
 from assets.corpus.writing import open_cache
 from core.training import ShuffledBuffer
-buffer = ShuffledBuffer(open_cache(Path(sys.argv[1])), batch_size=16, buffer_bytes=3000, seed=4)
+buffer = ShuffledBuffer(open_cache(Path(sys.argv[1])), batch_size=16, buffer_rows=75, seed=4)
 for batch in islice(buffer.batches(), 30):
     print(batch["resid_0"].view(-1).tolist())
 """
@@ -283,7 +283,7 @@ def test_two_processes_read_one_cache_in_the_same_order(tmp_path):
         command, cwd=root, capture_output=True, text=True, check=True, env={**os.environ}
     )
     source = open_cache(tmp_path)
-    buffer = ShuffledBuffer(source, batch_size=16, buffer_bytes=3000, seed=4)
+    buffer = ShuffledBuffer(source, batch_size=16, buffer_rows=75, seed=4)
     assert not buffer.holds_all
     here = [str(b["resid_0"].view(-1).tolist()) for b in islice(buffer.batches(), 30)]
     assert run.stdout.splitlines() == here

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -42,12 +43,15 @@ class _Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.text, self.answers, self.links = "", [], []
+        self.tags: list[tuple[str, ...]] = []
+        self.named_links: dict[str, str | None] = {}
         self.in_answer = False
         self.feed(html)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         named: Mapping[str, str | None] = dict(attrs)
+        self.tags.append((tag, *named))
         if tag not in ("meta", "img"):
             self.open.append(tag)
         self.links += [value for key, value in attrs if key in ("href", "src")]
@@ -62,6 +66,8 @@ class _Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.open[-1:] not in (["style"], ["script"]):
             self.text += data
+        if self.open[-1:] == ["a"]:
+            self.named_links[data] = self.links[-1]
         if self.in_answer:
             self.answers[-1] += data
 
@@ -83,7 +89,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 def page(folder: Path, name: str) -> _Page:
-    return _Page((folder / name).read_text())
+    return _Page((folder / name).read_text(encoding="utf-8"))
+
+
+def write(folder: Path, clustering: Clustering = CLUSTERING, **options) -> None:
+    summaries, words = summarize(clustering, SAMPLES), options.pop("words", WORDS)
+    write_cluster_pages(
+        folder, SAMPLES, clustering, summaries, words.__getitem__, title="", **options
+    )
 
 
 def test_there_is_a_page_for_each_cluster_and_the_overview_links_to_it(folder: Path) -> None:
@@ -117,8 +130,8 @@ def test_markup_and_line_ends_in_the_text_are_shown_as_they_are(folder: Path) ->
 def test_a_page_counts_answers_and_behaviours(folder: Path) -> None:
     text = page(folder, "k00000.html").text
     assert "3 samples from 2 documents; 2 answers, entropy 0.64 nats" in text
-    assert "“ sat”267%" in text
-    assert "verb267%" in text
+    assert re.search(r"Answers\s*“ sat”267%\s*“\.”133%\s", text)
+    assert re.search(r"Behaviours\s*verb267%\s*stop133%\s", text)
 
 
 def test_a_lone_sample_has_no_similarity_and_a_long_context_is_cut(folder: Path) -> None:
@@ -129,10 +142,80 @@ def test_a_lone_sample_has_no_similarity_and_a_long_context_is_cut(folder: Path)
     assert text.count(" cat") == 80
 
 
+def test_the_overview_sums_up_each_cluster(folder: Path) -> None:
+    text = page(folder, "index.html").text
+    assert "4 samples in 2 clusters (spectral, k = 2), 1 of them with more than one" in text
+    rows = re.findall(r"k0000\d[^k]*%\s", text)
+    assert [row.split() for row in rows] == [
+        ["k00000", "3", "2", "2", "0.64", "0.70", "“", "sat”", "67%", "verb", "67%"],
+        ["k00001", "1", "1", "1", "0.00", "\u2013", "“", "&”", "100%", "and", "100%"],
+    ]
+
+
+def test_without_known_behaviours_there_is_no_word_of_them(tmp_path: Path) -> None:
+    write(tmp_path)
+    for name in ("index.html", "k00000.html"):
+        assert "behaviour" not in page(tmp_path, name).text.lower()
+
+
+def test_one_goes_from_page_to_page_and_to_the_circuit(tmp_path: Path) -> None:
+    write(tmp_path, links={1: "../circuits/1.svg"})
+    assert page(tmp_path, "k00000.html").named_links == {
+        "All clusters": "index.html",
+        "next →": "k00001.html",
+    }
+    assert page(tmp_path, "k00001.html").named_links == {
+        "← previous": "k00000.html",
+        "All clusters": "index.html",
+        "its circuit": "../circuits/1.svg",
+    }
+
+
+HOSTILE = {
+    "</script><script>alert(1)</script>": "</script><script>alert(1)</script>",
+    "</style><img src=x onerror=alert(1)>": "</style><img src=x onerror=alert(1)>",
+    '" onclick="alert(1)': '" onclick="alert(1)',
+    "{{ 7 * 7 }}": "{{ 7 * 7 }}",
+    "&lt;b&gt;": "&lt;b&gt;",
+    "\r\n": "\u240d\u21b5",
+    "\u202eright to left": "\\u202eright to left",
+    "\x1b[2J\x00": "\u241b[2J\u2400",
+    "\ud83d": "\\ud83d",
+}
+
+
+@pytest.mark.parametrize("token", HOSTILE)
+def test_no_token_acts_on_a_page_and_each_is_seen(tmp_path: Path, token: str) -> None:
+    for name, word in (("plain", "word"), ("hostile", token)):
+        words = ["", "The", word, "", "", word, word, "."]
+        write(tmp_path / name, words=words, truth=[word] * 4)
+    seen = HOSTILE[token]
+    found, overview = (page(tmp_path / "hostile", n) for n in ("k00000.html", "index.html"))
+    assert found.tags == page(tmp_path / "plain", "k00000.html").tags
+    assert overview.tags == page(tmp_path / "plain", "index.html").tags
+    assert found.answers == [seen, ".", seen]
+    assert f"“{seen}”" in found.text
+    assert f"· {seen}" in found.text
+    assert "The" + seen.replace("\u21b5", "\u21b5\n") in found.text
+    assert f"{seen} 100%" in overview.text
+    assert seen in overview.answers
+
+
 def test_pages_of_an_earlier_clustering_do_not_stay(folder: Path) -> None:
-    one = Clustering(np.zeros(4, dtype=int), np.ones(4), 1, [CurvePoint(1, 1)], "kmeans")
-    write_cluster_pages(folder, SAMPLES, one, summarize(one, SAMPLES), WORDS.__getitem__, title="")
-    assert sorted(p.name for p in folder.iterdir()) == ["index.html", "k00000.html"]
+    (folder / "k123456.html").touch()
+    (folder / "keep.html").touch()
+    write(folder, Clustering(np.zeros(4, dtype=int), np.ones(4), 1, [CurvePoint(1, 1)], "kmeans"))
+    assert sorted(p.name for p in folder.iterdir()) == ["index.html", "k00000.html", "keep.html"]
+
+
+def test_pages_are_whole_and_old_ones_stay_until_all_new_ones_are_there(folder: Path) -> None:
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(IndexError):
+        write(folder, words=WORDS[:6])  # the second cluster's answer has no text
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.keys() == before.keys()
+    assert all(page.endswith(b"</html>\n") for page in after.values())
+    assert after["k00001.html"] == before["k00001.html"]
 
 
 def test_samples_are_spread_over_all_clusters() -> None:
@@ -154,17 +237,44 @@ def test_plots_are_the_same_file_each_time() -> None:
 
 
 class _Tokenizer:
-    """Decodes like SentencePiece: the space before a lone word is lost."""
+    """Decodes as SentencePiece and byte-level BPE do: a space is lost, a lone byte is U+FFFD."""
 
-    pieces = ("\u2581cat", "s", "\u0120dog")
+    pieces: ClassVar = {
+        "\u2581cat": "cat",
+        "s": "s",
+        "\u0120dog": " dog",
+        "<0xF0>": "\ufffd",  # SentencePiece's byte fallback
+        "\u00f0\u0141": "\ufffd",  # byte-level BPE: bytes f0 9f, the beginning of an emoji
+        "a\u00e2\u0124": "a\ufffd",
+        "\u00ef\u00bf\u00bd": "\ufffd",  # a character that is U+FFFD itself
+        "\u4e2d\ufffd": "\u4e2d\ufffd",
+    }
 
     def convert_ids_to_tokens(self, token: int) -> str:
-        return self.pieces[token]
+        return list(self.pieces)[token]
 
     def decode(self, tokens: list[int]) -> str:
-        return ("cat", "s", " dog")[tokens[0]]
+        return list(self.pieces.values())[tokens[0]]
 
 
 def test_a_token_keeps_the_space_before_it() -> None:
     text = token_text(_Tokenizer())
     assert [text(token) for token in range(3)] == [" cat", "s", " dog"]
+
+
+def test_bytes_that_are_no_character_are_spelled() -> None:
+    text = token_text(_Tokenizer())
+    spelled = [text(token) for token in range(3, 8)]
+    assert spelled == ["\\xf0", "\\xf0\\x9f", "a\\xe2\\x82", "\ufffd", "\u4e2d\ufffd"]
+
+
+def test_every_byte_is_spelled_as_the_tokenizers_library_writes_it() -> None:
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    from assets.discovery.pages import _BYTES
+
+    assert set(_BYTES) == set(ByteLevel.alphabet())
+    split = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
+    for text in ("\x00 \x7f\xa0\xad", "é中😀"):
+        ((letters, _),) = split(text)
+        assert bytes(_BYTES[letter] for letter in letters) == text.encode()

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from assets.corpus.rows import Reading
 from assets.corpus.text import Document, read_documents, tokenize_documents
 from core.errors import InputError
 
@@ -112,7 +113,7 @@ def test_an_unknown_column_is_refused_with_those_there_are(tmp_path, name):
         ("a.txt", " \n", "no text at all"),
         ("a.jsonl", '{"text": "a"}\n{oops\n', "line 2 of .* is not JSON"),
         ("a.jsonl", "[1]\n", "not a JSON object"),
-        ("a.jsonl", '{"text": 3}\n', "holds int, not text"),
+        ("a.jsonl", '{"text": 3}\n', "holds a number, not text"),
         ("a.parquet", "nothing", "not a Parquet file"),
         ("a.csv", "text\na\n", "of no known kind"),
     ],
@@ -152,9 +153,11 @@ def test_bos_counts_as_a_position():
     assert context.labels == ("", "x", "y")
 
 
-def test_documents_of_one_token_are_left_out():
-    found = contexts(Document(0, "a"), Document(1, "a bb"))
+def test_documents_of_one_token_are_left_out_and_counted():
+    reading = Reading()
+    found = contexts(Document(0, "a"), Document(1, "a bb"), reading=reading)
     assert [context.document for context in found] == [1]
+    assert reading.skipped == {"fewer than two tokens": 1}
 
 
 def test_many_documents_keep_their_order():

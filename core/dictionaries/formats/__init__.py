@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.dictionaries.dictionary import Dictionary
+from core.dictionaries import Dictionary
 from core.dictionaries.files import load_dictionary
 from core.dictionaries.formats import dictionary_learning, gemma_scope, saelens, sparsify
 from core.dictionaries.formats.choose import is_open, resolved_path

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from core.atomic import replacing
-from core.dictionaries.dictionary import Dictionary, Gated, JumpReLU, ReLU, TopK
+from core.dictionaries import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK
 from core.dictionaries.formats.places import (
     named_file,
     need,
@@ -221,7 +221,13 @@ def write(
     Raises:
         FormatError: no class there has this activation.
     """
-    name, tensors = _state(dictionary)
+    activation = dictionary.activation
+    if type(activation) not in _WRITTEN:
+        raise FormatError(f"dictionary_learning has no class for {activation.name} activations.")
+    name, tensors = _WRITTEN[type(activation)](dictionary, activation)
+    if "W_enc" not in tensors:
+        tensors["encoder.weight"] = dictionary.encoder
+        tensors["decoder.weight"] = dictionary.decoder.t()
     trainer = {
         "dict_class": name,
         "activation_dim": dictionary.d,
@@ -229,8 +235,7 @@ def write(
         "lm_name": model_name,
         "submodule_name": submodule,
     }
-    if isinstance(dictionary.activation, TopK):
-        trainer["k"] = dictionary.activation.k
+    trainer |= activation.numbers()
     with replacing(folder / "ae.pt") as file:
         torch.save({key: value.contiguous().clone() for key, value in tensors.items()}, file)
     with replacing(folder / "config.json") as file:
@@ -244,38 +249,46 @@ def encoder_bias_for(dictionary: Dictionary, input_bias: Tensor) -> Tensor:
     return dictionary.encoder_bias - moved
 
 
-def _state(dictionary: Dictionary) -> tuple[str, dict[str, Tensor]]:
-    activation, bias = dictionary.activation, dictionary.bias
-    decoder = dictionary.decoder.t()
-    linear = {"encoder.weight": dictionary.encoder, "decoder.weight": decoder}
-    if isinstance(activation, ReLU) and torch.equal(dictionary.input_bias, bias):
-        return "AutoEncoder", linear | {"encoder.bias": dictionary.encoder_bias, "bias": bias}
-    if isinstance(activation, ReLU):
-        encoder_bias = encoder_bias_for(dictionary, torch.zeros_like(bias))
-        return "AutoEncoderNew", linear | {"encoder.bias": encoder_bias, "decoder.bias": bias}
-    if isinstance(activation, TopK):
-        return "AutoEncoderTopK", linear | {
-            "encoder.bias": encoder_bias_for(dictionary, bias),
-            "b_dec": bias,
-            "k": torch.tensor(activation.k, dtype=torch.int32),
-            "threshold": torch.tensor(-1.0),
-        }
-    if isinstance(activation, JumpReLU):
-        return "JumpReluAutoEncoder", {
-            "W_enc": dictionary.encoder.t(),
-            "b_enc": encoder_bias_for(dictionary, torch.zeros_like(bias)),
-            "W_dec": dictionary.decoder,
-            "b_dec": bias,
-            "threshold": activation.threshold,
-        }
-    if isinstance(activation, Gated):
-        encoder_bias = encoder_bias_for(dictionary, bias)
-        return "GatedAutoEncoder", linear | {
-            "decoder_bias": bias,
-            "r_mag": activation.scale.log(),
-            "gate_bias": activation.gate_bias + encoder_bias,
-            "mag_bias": activation.magnitude_bias + activation.scale * encoder_bias,
-        }
-    raise FormatError(
-        f"dictionary_learning has no class for {type(activation).__name__} activations."
-    )
+def _write_relu(dictionary: Dictionary, activation: ReLU) -> tuple[str, dict[str, Tensor]]:
+    bias = dictionary.bias
+    if torch.equal(dictionary.input_bias, bias):
+        return "AutoEncoder", {"encoder.bias": dictionary.encoder_bias, "bias": bias}
+    encoder_bias = encoder_bias_for(dictionary, torch.zeros_like(bias))
+    return "AutoEncoderNew", {"encoder.bias": encoder_bias, "decoder.bias": bias}
+
+
+def _write_topk(dictionary: Dictionary, activation: TopK) -> tuple[str, dict[str, Tensor]]:
+    return "AutoEncoderTopK", {
+        "encoder.bias": encoder_bias_for(dictionary, dictionary.bias),
+        "b_dec": dictionary.bias,
+        "k": torch.tensor(activation.k, dtype=torch.int32),
+        "threshold": torch.tensor(-1.0),
+    }
+
+
+def _write_jumprelu(dictionary: Dictionary, activation: JumpReLU) -> tuple[str, dict[str, Tensor]]:
+    return "JumpReluAutoEncoder", {
+        "W_enc": dictionary.encoder.t(),
+        "b_enc": encoder_bias_for(dictionary, torch.zeros_like(dictionary.bias)),
+        "W_dec": dictionary.decoder,
+        "b_dec": dictionary.bias,
+        "threshold": activation.threshold,
+    }
+
+
+def _write_gated(dictionary: Dictionary, activation: Gated) -> tuple[str, dict[str, Tensor]]:
+    encoder_bias = encoder_bias_for(dictionary, dictionary.bias)
+    return "GatedAutoEncoder", {
+        "decoder_bias": dictionary.bias,
+        "r_mag": activation.scale.log(),
+        "gate_bias": activation.gate_bias + encoder_bias,
+        "mag_bias": activation.magnitude_bias + activation.scale * encoder_bias,
+    }
+
+
+_WRITTEN: Mapping[type[Activation], Callable[[Dictionary, Any], tuple[str, dict[str, Tensor]]]] = {
+    ReLU: _write_relu,
+    TopK: _write_topk,
+    JumpReLU: _write_jumprelu,
+    Gated: _write_gated,
+}

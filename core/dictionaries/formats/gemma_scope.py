@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from core.dictionaries.dictionary import Dictionary, JumpReLU
+from core.dictionaries import Dictionary, JumpReLU
 from core.dictionaries.formats.places import named_file, need, only_tensors, read_tensors
 from core.errors import FormatError
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from core.dictionaries.dictionary import Dictionary
+from core.dictionaries import Dictionary
 from core.dictionaries.formats.places import need, read_json, read_tensors
 from core.errors import FormatError
 
@@ -64,7 +64,7 @@ def unwhitened(dictionary: Dictionary, file: Path) -> Dictionary:
     mean, matrix, inverse = need(
         read_tensors(statistics), ("mean", "matrix", "inverse_matrix"), statistics
     )
-    wide = {key: value.double() for key, value in dictionary.tensors().items() if "." not in key}
+    wide = {key: value.double() for key, value in dictionary.weights().items()}
     raw = {
         "encoder": wide["encoder"] @ matrix.double().t(),
         "decoder": wide["decoder"] @ inverse.double(),

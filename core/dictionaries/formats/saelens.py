@@ -7,6 +7,8 @@ are finished as jumprelu; only checkpoints of their training have architectures 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from core.atomic import replacing
-from core.dictionaries.dictionary import Dictionary, Gated, JumpReLU, ReLU, TopK
+from core.dictionaries import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK
 from core.dictionaries.formats.dictionary_learning import encoder_bias_for
 from core.dictionaries.formats.normalised import for_raw_inputs, scaling_factor, unwhitened
 from core.dictionaries.formats.places import (
@@ -170,8 +172,16 @@ def write(
     Raises:
         FormatError: SAELens has no architecture with this activation.
     """
-    architecture, tensors, centred = _state(dictionary)
-    config: dict[str, Any] = {
+    activation, bias = dictionary.activation, dictionary.bias
+    if type(activation) not in _WRITTEN:
+        raise FormatError(f"SAELens has no architecture for {activation.name} activations.")
+    # Whether the decoder's bias is subtracted from the input.
+    centred = torch.equal(dictionary.input_bias, bias)
+    encoder_bias = encoder_bias_for(dictionary, bias if centred else torch.zeros_like(bias))
+    saved = _WRITTEN[type(activation)](activation, encoder_bias)
+    tensors = {"W_enc": dictionary.encoder.t(), "W_dec": dictionary.decoder, "b_dec": bias}
+    tensors |= saved.tensors
+    config = {
         "d_in": dictionary.d,
         "d_sae": dictionary.n_features,
         "dtype": "float32",
@@ -188,34 +198,49 @@ def write(
             "prepend_bos": prepend_bos,
             "context_size": context_size,
         },
-        "architecture": architecture,
+        "architecture": saved.architecture,
+        **saved.config,
     }
-    if isinstance(dictionary.activation, TopK):
-        config |= {"k": dictionary.activation.k, "rescale_acts_by_decoder_norm": False}
     with replacing(folder / WEIGHTS) as file:
         save_file({name: t.float().contiguous().clone() for name, t in tensors.items()}, file)
     with replacing(folder / CONFIG) as file:
         file.write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 
 
-def _state(dictionary: Dictionary) -> tuple[str, dict[str, Tensor], bool]:
-    """Architecture, tensors, and whether the decoder's bias is subtracted from the input."""
-    activation, bias = dictionary.activation, dictionary.bias
-    centred = torch.equal(dictionary.input_bias, bias)
-    encoder_bias = encoder_bias_for(dictionary, bias if centred else torch.zeros_like(bias))
-    common = {"W_enc": dictionary.encoder.t(), "W_dec": dictionary.decoder, "b_dec": bias}
-    if isinstance(activation, ReLU):
-        return "standard", common | {"b_enc": encoder_bias}, centred
-    if isinstance(activation, TopK):
-        return "topk", common | {"b_enc": encoder_bias}, centred
-    if isinstance(activation, JumpReLU):
-        own = {"b_enc": encoder_bias, "threshold": activation.threshold}
-        return "jumprelu", common | own, centred
-    if isinstance(activation, Gated):
-        own = {
-            "b_gate": activation.gate_bias + encoder_bias,
-            "b_mag": activation.magnitude_bias + activation.scale * encoder_bias,
-            "r_mag": activation.scale.log(),
-        }
-        return "gated", common | own, centred
-    raise FormatError(f"SAELens has no architecture for {type(activation).__name__} activations.")
+@dataclass(frozen=True)
+class _Saved:
+    """What an activation adds to a file: its architecture's name, tensors, and configuration."""
+
+    architecture: str
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _relu(activation: ReLU, encoder_bias: Tensor) -> _Saved:
+    return _Saved("standard", {"b_enc": encoder_bias})
+
+
+def _topk(activation: TopK, encoder_bias: Tensor) -> _Saved:
+    config = {"k": activation.k, "rescale_acts_by_decoder_norm": False}
+    return _Saved("topk", {"b_enc": encoder_bias}, config)
+
+
+def _jumprelu(activation: JumpReLU, encoder_bias: Tensor) -> _Saved:
+    return _Saved("jumprelu", {"b_enc": encoder_bias, "threshold": activation.threshold})
+
+
+def _gated(activation: Gated, encoder_bias: Tensor) -> _Saved:
+    tensors = {
+        "b_gate": activation.gate_bias + encoder_bias,
+        "b_mag": activation.magnitude_bias + activation.scale * encoder_bias,
+        "r_mag": activation.scale.log(),
+    }
+    return _Saved("gated", tensors)
+
+
+_WRITTEN: Mapping[type[Activation], Callable[[Any, Tensor], _Saved]] = {
+    ReLU: _relu,
+    TopK: _topk,
+    JumpReLU: _jumprelu,
+    Gated: _gated,
+}

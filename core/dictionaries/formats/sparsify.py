@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from core.dictionaries.dictionary import Dictionary, TopK
+from core.dictionaries import Dictionary, TopK
 from core.dictionaries.formats.places import (
     named_file,
     need,

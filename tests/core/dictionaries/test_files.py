@@ -1,4 +1,5 @@
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from core.dictionaries import (
     Dictionary,
     Gated,
     JumpReLU,
+    Linear,
     ReLU,
     TopK,
     files,
@@ -118,3 +120,44 @@ def test_unit_rows_leave_reconstructions_as_they_are(kind):
 def test_unit_rows_would_change_the_choice_of_top_k():
     with pytest.raises(ValueError, match="which are kept"):
         with_unit_decoder(ALL["topk"])
+
+
+# -- files of earlier versions -------------------------------------------------------------------
+
+SAVED = Path(__file__).parent / "saved"
+
+
+def handmade(activation) -> Dictionary:
+    """What the files in ``saved`` hold, which the first version of this project wrote."""
+    encoder = torch.arange(6.0).reshape(3, 2) / 4 - 0.5
+    bias = torch.tensor([0.25, -0.5])
+    return Dictionary(
+        encoder, torch.tensor([0.5, 0.0, -0.25]), encoder.flip(0), bias, bias, activation
+    )
+
+
+VECTOR = torch.tensor([0.25, 0.5, 0.125])
+HANDMADE = {
+    "relu": handmade(ReLU()),
+    "linear": handmade(Linear()),
+    "jumprelu": handmade(JumpReLU(VECTOR)),
+    "topk": handmade(TopK(2)),
+    "gated": handmade(Gated(VECTOR, 4 * VECTOR, -VECTOR)),
+}
+
+
+@pytest.mark.parametrize("kind", list(HANDMADE))
+def test_files_of_earlier_versions_are_read_and_written_as_they_were(tmp_path, kind):
+    file = SAVED / f"{kind}.safetensors"
+    loaded = load_dictionary(file)
+    assert fingerprint(loaded) == fingerprint(HANDMADE[kind])
+    assert type(loaded.activation) is type(HANDMADE[kind].activation)
+    save_dictionary(HANDMADE[kind], tmp_path / file.name, {"submodule": "attn_1"})
+    assert (tmp_path / file.name).read_bytes() == file.read_bytes()
+
+
+def test_a_file_of_a_kind_that_nothing_defines_is_refused(tmp_path):
+    file = tmp_path / "a.safetensors"
+    file.write_bytes((SAVED / "relu.safetensors").read_bytes().replace(b'"relu', b'"rule'))
+    with pytest.raises(FormatError, match=r"kind of dictionary is called 'rule'.*relu, linear"):
+        load_dictionary(file)

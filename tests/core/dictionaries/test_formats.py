@@ -230,7 +230,7 @@ def test_written_files_have_the_other_projects_layout(tmp_path):
 
 @pytest.mark.parametrize("write", [save_as_dictionary_learning, save_as_saelens])
 def test_an_identity_dictionary_fits_no_other_format(tmp_path, write):
-    with pytest.raises(FormatError, match="Linear"):
+    with pytest.raises(FormatError, match="linear"):
         write(identity_dictionary(D), tmp_path)
 
 

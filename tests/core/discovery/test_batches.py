@@ -49,14 +49,21 @@ def test_without_sharing_each_sample_has_its_own_run() -> None:
     assert len(batch.tokens) == 7
 
 
-@pytest.mark.parametrize("kind", ["activations", "features"])
+@pytest.mark.parametrize("representation", ["activations", "features"])
 @pytest.mark.parametrize("n_last", [1, 3])
-def test_shared_runs_change_no_vector(kind: str, n_last: int) -> None:
+def test_shared_runs_change_no_vector(representation: str, n_last: int) -> None:
     model, samples = make_model("gpt_neox"), windows()
     dictionaries = random_dictionaries(model)
 
     def vectors(some: list[Sample]) -> np.ndarray:
-        found = represent(model, dictionaries, some, kind=kind, reduction="last", n_last=n_last)
+        found = represent(
+            model,
+            dictionaries,
+            some,
+            representation=representation,
+            reduction="last",
+            n_last=n_last,
+        )
         return found if isinstance(found, np.ndarray) else found.toarray()
 
     apart = np.concatenate([vectors([sample]) for sample in samples])

@@ -8,10 +8,11 @@ from scipy import sparse
 from sklearn.cluster import KMeans, SpectralClustering
 from sklearn.metrics import adjusted_rand_score
 
-from core.discovery import METHODS, angular_similarity, cluster, summarize
+from core.discovery import angular_similarity, cluster, summarize
 from core.discovery import clustering as module
 from core.discovery.filter import Sample
 from core.errors import InputError, NotFinite, OutOfBudget
+from core.options import ALGORITHMS
 
 
 def bundles(sizes: list[int], *, width: int = 30, noise: float = 0.1) -> np.ndarray:
@@ -41,14 +42,14 @@ def test_angular_similarity_is_the_same_of_sparse_vectors() -> None:
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
-def test_bundles_of_directions_are_found_and_numbered_by_size(method: str, kind) -> None:
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("container", [np.asarray, sparse.csr_array])
+def test_bundles_of_directions_are_found_and_numbered_by_size(algorithm: str, container) -> None:
     sizes = [10, 25, 15, 20]
     truth = np.repeat([3, 0, 2, 1], sizes)
-    found = cluster(kind(bundles(sizes)), method=method, k=4)
+    found = cluster(container(bundles(sizes)), algorithm=algorithm, k=4)
     assert found.labels.tolist() == truth.tolist()
-    assert (found.k, found.method) == (4, method)
+    assert (found.k, found.algorithm) == (4, algorithm)
 
 
 def test_spectral_labels_are_scikit_learns() -> None:
@@ -72,12 +73,14 @@ def test_iterated_and_direct_eigenvectors_give_the_same_clusters(
 def test_kmeans_in_the_samples_own_span_is_kmeans_on_the_vectors() -> None:
     vectors = bundles([10, 20, 15], width=400, noise=1.0)
     theirs = KMeans(3, n_init=10, random_state=0).fit(module.unit_rows(vectors))
-    assert adjusted_rand_score(theirs.labels_, cluster(vectors, method="kmeans", k=3).labels) == 1
+    assert (
+        adjusted_rand_score(theirs.labels_, cluster(vectors, algorithm="kmeans", k=3).labels) == 1
+    )
 
 
 def test_mini_batches_serve_many_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_FULL_BATCH", 50)
-    found = cluster(bundles([40, 30, 20]), method="kmeans", k=3)
+    found = cluster(bundles([40, 30, 20]), algorithm="kmeans", k=3)
     assert np.bincount(found.labels).tolist() == [40, 30, 20]
 
 
@@ -97,11 +100,11 @@ def test_a_cluster_of_one_document_does_not_count_as_shared() -> None:
     assert found.curve[0].n_shared == 1
 
 
-@pytest.mark.parametrize("kind", [np.asarray, sparse.csr_array])
-def test_similarity_is_the_mean_cosine_with_the_other_members(kind) -> None:
+@pytest.mark.parametrize("container", [np.asarray, sparse.csr_array])
+def test_similarity_is_the_mean_cosine_with_the_other_members(container) -> None:
     vectors = np.array([[1.0, 0], [1, 1], [0, 2], [-1, 0]])
     similarity = module._similarity_to_others(
-        module.unit_rows(kind(vectors)), np.array([0, 0, 0, 1])
+        module.unit_rows(container(vectors)), np.array([0, 0, 0, 1])
     )
     half = math.sqrt(0.5)
     assert similarity[:3] == pytest.approx([half / 2, half, half / 2])
@@ -134,7 +137,7 @@ def test_a_summary_counts_what_a_cluster_holds() -> None:
         ({"k": [2, 50]}, "50 clusters"),
         ({"k": 0}, "at least 1"),
         ({"k": []}, "at least 1"),
-        ({"k": 2, "method": "ward"}, "'ward' is no way to cluster"),
+        ({"k": 2, "algorithm": "ward"}, "'ward' is no way to cluster"),
         ({"k": 2, "groups": [1, 2]}, "2 groups were given for 10 samples"),
     ],
 )

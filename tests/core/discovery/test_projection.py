@@ -64,7 +64,7 @@ def test_projection_equals_the_dense_one_of_the_full_gradient(
     family: str, attn_input: bool
 ) -> None:
     model, samples = make_model(family, attn_input), some_samples()
-    found = represent(model, {}, samples, kind="gradients", n_projected=50, seed=3)
+    found = represent(model, {}, samples, representation="gradients", n_projected=50, seed=3)
     expected = one_by_one(model, samples, Projection(50, seed=3))
     assert found.shape == (6, 50)
     assert torch.from_numpy(found).double().sub(expected).abs().max() < 1e-5 * expected.abs().max()
@@ -72,9 +72,11 @@ def test_projection_equals_the_dense_one_of_the_full_gradient(
 
 def test_blocks_and_batches_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     model, samples = make_model("gpt2"), some_samples()
-    whole = represent(model, {}, samples, kind="gradients", n_projected=50)
+    whole = represent(model, {}, samples, representation="gradients", n_projected=50)
     monkeypatch.setattr(module, "_BLOCK_BYTES", 4 * 12 * 5)
-    pieces = represent(model, {}, samples, kind="gradients", n_projected=50, batch_tokens=1)
+    pieces = represent(
+        model, {}, samples, representation="gradients", n_projected=50, batch_tokens=1
+    )
     assert pieces == pytest.approx(whole, abs=1e-5 * float(abs(whole).max()))
 
 
@@ -151,7 +153,7 @@ def test_parameters_that_are_neither_linear_nor_norms_are_refused() -> None:
     model = LanguageModel(hf)
     model.layers[1].gate = nn.Bilinear(2, 2, 2)
     with pytest.raises(ModelError, match="'gate' in layer 1 belong to a Bilinear"):
-        represent(model, {}, some_samples(), kind="gradients")
+        represent(model, {}, some_samples(), representation="gradients")
 
 
 def test_parameters_are_left_without_gradients() -> None:

@@ -10,11 +10,12 @@ from scipy import sparse
 from torch import Tensor
 
 from core.dictionaries import Dictionary, identity_dictionary
-from core.discovery import KINDS, filter_tokens, represent
+from core.discovery import filter_tokens, represent
 from core.discovery.batches import batches
 from core.discovery.filter import Sample
 from core.errors import InputError, MissingSubmodule, NotFinite, OutOfBudget, WidthMismatch
 from core.models import LanguageModel, load_model, load_tokenizer
+from core.options import REPRESENTATIONS
 from tests.core.tiny import D, make_hf, make_model, random_dictionaries, random_tokens
 
 NAMES = ["embed", "attn_0", "resid_0", "mlp_1"]
@@ -60,7 +61,7 @@ def alone(model: LanguageModel, sample: Sample) -> tuple[dict[str, Tensor], dict
 
 
 def per_token(
-    kind: str, dictionary: Dictionary, x: Tensor, gradient: Tensor, errors: bool = False
+    representation: str, dictionary: Dictionary, x: Tensor, gradient: Tensor, errors: bool = False
 ) -> Tensor:
     """The definition, ``(pos, width)``."""
     features = dictionary.encode(x)
@@ -69,7 +70,7 @@ def per_token(
     if errors:
         effects = torch.cat([effects, -(gradient * error).sum(1, keepdim=True)], 1)
     whole = {"activations": x, "features": features, "linear_effects": -x * gradient}
-    return whole.get(kind, effects)
+    return whole.get(representation, effects)
 
 
 def reduce(values: Tensor, reduction: str, n_last: int) -> Tensor:
@@ -84,20 +85,30 @@ def dense(vectors: np.ndarray | sparse.csr_array) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("reduction", "n_last"), [("last", 1), ("last", 3), ("sum", 1)])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "gradients"])
-def test_vectors_are_what_each_sample_gives_alone(kind: str, reduction: str, n_last: int) -> None:
+@pytest.mark.parametrize(
+    "representation", [name for name in REPRESENTATIONS if name != "gradients"]
+)
+def test_vectors_are_what_each_sample_gives_alone(
+    representation: str, reduction: str, n_last: int
+) -> None:
     model, samples = make_model("gpt_neox"), some_samples()
     dictionaries = random_dictionaries(model, names=NAMES)
-    errors = kind == "feature_effects"
+    errors = representation == "feature_effects"
     found = represent(
-        model, dictionaries, samples, kind=kind, reduction=reduction, n_last=n_last, errors=errors
+        model,
+        dictionaries,
+        samples,
+        representation=representation,
+        reduction=reduction,
+        n_last=n_last,
+        error_effects=errors,
     )
-    assert sparse.issparse(found) == kind.startswith("feature")
+    assert sparse.issparse(found) == representation.startswith("feature")
     for row, sample in zip(dense(found), samples, strict=True):
         outputs, gradients = alone(model, sample)
         expected = [
             reduce(
-                per_token(kind, dictionaries[n], outputs[n], gradients[n], errors),
+                per_token(representation, dictionaries[n], outputs[n], gradients[n], errors),
                 reduction,
                 n_last,
             )
@@ -116,16 +127,18 @@ def test_identity_dictionaries_give_the_dense_representations() -> None:
         ("activations", "features"),
         ("linear_effects", "feature_effects"),
     ):
-        a = represent(model, {}, samples, kind=of_neurons, reduction="last", n_last=2)
-        b = represent(model, neurons, samples, kind=of_features, reduction="last", n_last=2)
+        a = represent(model, {}, samples, representation=of_neurons, reduction="last", n_last=2)
+        b = represent(
+            model, neurons, samples, representation=of_features, reduction="last", n_last=2
+        )
         assert dense(b) == pytest.approx(a, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_batches_do_not_change_the_vectors(kind: str) -> None:
+@pytest.mark.parametrize("representation", REPRESENTATIONS)
+def test_batches_do_not_change_the_vectors(representation: str) -> None:
     model = make_model("llama")
     dictionaries = random_dictionaries(model)
-    settings = {"kind": kind, "n_projected": 40}
+    settings = {"representation": representation, "n_projected": 40}
     alone_ = represent(model, dictionaries, some_samples(), batch_tokens=1, **settings)
     together = represent(model, dictionaries, some_samples(), **settings)
     assert dense(alone_) == pytest.approx(dense(together), abs=1e-5)
@@ -133,9 +146,11 @@ def test_batches_do_not_change_the_vectors(kind: str) -> None:
 
 def test_chosen_submodules_come_in_causal_order() -> None:
     model, samples = make_model("gpt_neox"), some_samples()
-    found = represent(model, {}, samples, kind="activations", submodules=["resid_1", "attn_0"])
+    found = represent(
+        model, {}, samples, representation="activations", submodules=["resid_1", "attn_0"]
+    )
     parts = [
-        represent(model, {}, samples, kind="activations", submodules=[name])
+        represent(model, {}, samples, representation="activations", submodules=[name])
         for name in ("attn_0", "resid_1")
     ]
     assert (found == np.concatenate(parts, 1)).all()
@@ -169,7 +184,7 @@ def test_linear_effects_agree_with_ablating_by_hand_at_every_submodule() -> None
     samples = filter_tokens(model, contexts, max_per_document=1, n_samples=20).samples
     neurons = list(range(0, 64, 8))
     exact = ablated_by_hand(model, samples, neurons)
-    effects = represent(model, {}, samples, kind="linear_effects", reduction="last")
+    effects = represent(model, {}, samples, representation="linear_effects", reduction="last")
     for name, found in zip(exact, np.split(effects, len(exact), 1), strict=True):
         correlation = np.corrcoef(found[:, neurons].ravel(), exact[name].ravel())[0, 1]
         assert correlation > 0.8, (name, correlation)
@@ -178,10 +193,10 @@ def test_linear_effects_agree_with_ablating_by_hand_at_every_submodule() -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"kind": "embeddings"}, "'embeddings' is no representation"),
-        ({"kind": "activations", "reduction": "mean"}, "'mean' is no reduction"),
-        ({"kind": "activations", "n_last": 0}, "n_last is 0"),
-        ({"kind": "features", "errors": True}, "feature_effects"),
+        ({"representation": "embeddings"}, "'embeddings' is no representation"),
+        ({"representation": "activations", "reduction": "mean"}, "'mean' is no reduction"),
+        ({"representation": "activations", "n_last": 0}, "n_last is 0"),
+        ({"representation": "features", "error_effects": True}, "feature_effects"),
     ],
 )
 def test_impossible_choices_are_refused(arguments: dict[str, object], message: str) -> None:
@@ -197,11 +212,11 @@ def test_a_submodule_without_a_dictionary_is_named() -> None:
             model,
             random_dictionaries(model, names=["attn_0"]),
             some_samples(),
-            kind="features",
+            representation="features",
             submodules=["attn_0", "mlp_0"],
         )
     with pytest.raises(MissingSubmodule, match="'mlp_9' does not exist"):
-        represent(model, {}, some_samples(), kind="activations", submodules=["mlp_9"])
+        represent(model, {}, some_samples(), representation="activations", submodules=["mlp_9"])
 
 
 def test_a_dictionary_of_another_width_is_refused() -> None:
@@ -210,7 +225,7 @@ def test_a_dictionary_of_another_width_is_refused() -> None:
             make_model("gpt_neox"),
             {"attn_0": identity_dictionary(D + 1)},
             some_samples(),
-            kind="features",
+            representation="features",
         )
 
 
@@ -224,16 +239,20 @@ def test_a_dictionary_of_another_width_is_refused() -> None:
 )
 def test_samples_that_cannot_be_run_are_refused(samples: list[Sample], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        represent(make_model("gpt_neox"), {}, samples, kind="activations")
+        represent(make_model("gpt_neox"), {}, samples, representation="activations")
 
 
 def test_vectors_that_do_not_fit_say_how_much_they_need() -> None:
     model = make_model("gpt_neox")
     with pytest.raises(OutOfBudget, match=r"5 vectors of 84 numbers need .*at most 2 samples"):
-        represent(model, {}, some_samples(), kind="activations", budget_bytes=700)
+        represent(model, {}, some_samples(), representation="activations", budget_bytes=700)
     with pytest.raises(OutOfBudget, match="all 5 would need"):
         represent(
-            model, random_dictionaries(model), some_samples(), kind="features", budget_bytes=700
+            model,
+            random_dictionaries(model),
+            some_samples(),
+            representation="features",
+            budget_bytes=700,
         )
 
 
@@ -242,4 +261,4 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     model = LanguageModel(hf)
     hf.get_input_embeddings().weight.data[1:] = float("inf")
     with pytest.raises(NotFinite, match="activations hold NaN or infinity"):
-        represent(model, {}, some_samples(), kind="activations")
+        represent(model, {}, some_samples(), representation="activations")

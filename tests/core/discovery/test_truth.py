@@ -1,4 +1,4 @@
-"""Agreement with known behaviours, on partitions worked out by hand."""
+"""Recovery of known behaviours, on partitions worked out by hand."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from core.discovery import compare_with_truth
 from core.errors import InputError
 
 
-def test_the_same_partition_agrees_fully_whatever_the_numbers() -> None:
+def test_the_same_partition_is_recovered_fully_whatever_the_numbers() -> None:
     found = compare_with_truth(np.array([2, 2, 0, 0, 1]), ["a", "a", "b", "b", "c"])
     assert (found.ami, found.purity) == (pytest.approx(1), 1)
 

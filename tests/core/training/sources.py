@@ -44,3 +44,9 @@ def sparse_mixtures(n: int = 4096, d: int = 8, n_directions: int = 12, seed: int
     amount *= torch.rand(n, n_directions, generator=generator) < 0.15
     x = amount @ directions
     return Rows({"embed": x, "resid_0": 50 * x + 3}, [512] * (n // 512), per_document=1)
+
+
+def only(source: Rows, names: Sequence[str]) -> Rows:
+    """Some submodules of a source."""
+    values = {name: source.values[name] for name in names}
+    return Rows(values, source.unit_rows, source.per_document)

@@ -4,18 +4,16 @@ import pytest
 import torch
 
 from core.errors import InputError
-from core.training.buffer import RowStream, ShuffledBuffer, apart
+from core.training.buffer import RowStream, ShuffledBuffer, apart, rows_within
 from tests.core.training.sources import numbered
 
 UNITS = [40, 24, 64, 32, 40]
 N_ROWS = sum(UNITS)
-# Two submodules of width one in float16, and the document.
-ROW_BYTES = 12
 
 
 def buffer(*, rows: int = N_ROWS, seed: int = 0, batch_size: int = 8) -> ShuffledBuffer:
     source = numbered(UNITS)
-    return ShuffledBuffer(source, batch_size=batch_size, buffer_bytes=rows * ROW_BYTES, seed=seed)
+    return ShuffledBuffer(source, batch_size=batch_size, buffer_rows=rows, seed=seed)
 
 
 def drawn(buffer: ShuffledBuffer, n: int, start: int = 0) -> list[list[float]]:
@@ -93,3 +91,7 @@ def test_a_unit_is_loaded_no_more_often_than_it_is_met():
 def test_too_few_rows_for_two_batches_are_refused(rows, batch_size):
     with pytest.raises(InputError, match="fewer than two batches"):
         buffer(rows=rows, batch_size=batch_size)
+
+
+def test_a_row_takes_two_bytes_for_each_axis_and_eight_for_its_document():
+    assert rows_within(3000, {"embed": 64, "resid_0": 128}) == 3000 // (2 * 64 + 2 * 128 + 8)

@@ -5,10 +5,12 @@ import dataclasses
 import pytest
 import torch
 
+from core.dictionaries.files import fingerprint
 from core.errors import InputError, NotFinite
-from core.training import Learner, TrainingSettings, train_dictionaries
-from core.training.checkpoint import FILE
-from tests.core.training.sources import Rows, numbered, sparse_mixtures
+from core.options import DICTIONARY_KINDS
+from core.training import Learner, TrainingSettings, loop, rows_within, train_dictionaries
+from core.training.checkpoint import checkpoint_file
+from tests.core.training.sources import Rows, numbered, only, sparse_mixtures
 
 SHORT = TrainingSettings(
     n_features=16,
@@ -20,8 +22,9 @@ SHORT = TrainingSettings(
     dead_after=3,
     checkpoint_every=5,
     k=3,
+    learning_rate=2e-3,
+    sparsity_warmup_steps=10,
 )
-KINDS = ("relu", "topk", "batchtopk", "jumprelu", "gated")
 
 
 class Killed(Exception):
@@ -38,13 +41,13 @@ def killer(at: int):
 
 def same(one, other) -> bool:
     return all(
-        torch.equal(value, other[name].tensors()[key])
-        for name, dictionary in one.items()
-        for key, value in dictionary.tensors().items()
+        trained.l0 == other[name].l0
+        and fingerprint(trained.dictionary) == fingerprint(other[name].dictionary)
+        for name, trained in one.items()
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 def test_every_kind_explains_sparse_mixtures(kind):
     settings = TrainingSettings(
         kind=kind,
@@ -60,8 +63,8 @@ def test_every_kind_explains_sparse_mixtures(kind):
         resample_every=0,
     )
     source = sparse_mixtures()
-    for name, dictionary in train_dictionaries(source, settings).items():
-        x = source.values[name]
+    for name, trained in train_dictionaries(source, settings).items():
+        x, dictionary = source.values[name], trained.dictionary
         features = dictionary.encode(x)
         error = x - dictionary.decode(features)
         assert 1 - float(error.var(0).sum() / x.var(0).sum()) > 0.8
@@ -74,13 +77,12 @@ def test_a_submodule_is_learnt_alike_whatever_its_scale():
     source = Rows({"embed": x, "resid_0": x}, [len(x)], per_document=1)
     large = Rows({"embed": x, "resid_0": 1024 * x}, [len(x)], per_document=1)
     one, other = train_dictionaries(source, SHORT), train_dictionaries(large, SHORT)
-    expected = one["resid_0"].encode(x)
-    torch.testing.assert_close(
-        other["resid_0"].encode(1024 * x) / 1024, expected, rtol=1e-3, atol=1e-5
-    )
+    expected = one["resid_0"].dictionary.encode(x)
+    found = other["resid_0"].dictionary.encode(1024 * x) / 1024
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
 @pytest.mark.parametrize("at", [2, 11, 23])
 def test_an_interrupted_training_reaches_the_same_weights(tmp_path, kind, at):
     settings, source = dataclasses.replace(SHORT, kind=kind), sparse_mixtures(1024)
@@ -88,6 +90,93 @@ def test_an_interrupted_training_reaches_the_same_weights(tmp_path, kind, at):
     with pytest.raises(Killed):
         train_dictionaries(source, settings, checkpoint=tmp_path, on_step=killer(at))
     resumed = train_dictionaries(source, settings, checkpoint=tmp_path)
+    assert same(resumed, expected)
+
+
+# -- how many features are active -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_steps", [3, 40, 1000])
+@pytest.mark.parametrize("batch_size", [32, 512])
+def test_batch_topk_leaves_k_features_per_token_of_rows_it_never_saw(n_steps, batch_size):
+    """The threshold belongs to the final weights, not to those of the first thousand steps."""
+    both = sparse_mixtures(8192, d=16, n_directions=48).values["resid_0"]
+    source = Rows({"resid_0": both[:4096]}, [4096], per_document=1)
+    settings = dataclasses.replace(
+        SHORT, kind="batchtopk", k=6, n_features=48, n_steps=n_steps, batch_size=batch_size
+    )
+    trained = train_dictionaries(source, settings)["resid_0"]
+    l0 = float((trained.dictionary.encode(both[4096:]) > 0).sum(1).float().mean())
+    assert l0 == pytest.approx(6, rel=0.1)
+    assert trained.l0 == pytest.approx(l0, rel=0.05)
+    assert trained.wanted_l0 == 6
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+def test_the_measured_l0_is_that_of_the_dictionary_as_returned(kind):
+    source = sparse_mixtures(1024)
+    settings = dataclasses.replace(SHORT, kind=kind, learning_rate=1e-2)
+    for name, trained in train_dictionaries(source, settings).items():
+        x = source.values[name]
+        # Four passes over the same rows: their order alone differs.
+        l0 = float((trained.dictionary.encode(x) > 0).sum(1).float().mean())
+        assert trained.l0 == pytest.approx(l0, rel=0.01)
+        assert trained.wanted_l0 == (3 if "topk" in kind else None)
+
+
+# -- in company and alone -------------------------------------------------------------------------
+
+SMALL_BUFFER = dataclasses.replace(SHORT, buffer_bytes=200 * (2 * 16 + 8))
+
+
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+def test_dictionaries_trained_alone_are_those_trained_together(kind):
+    source, settings = sparse_mixtures(1024), dataclasses.replace(SMALL_BUFFER, kind=kind)
+    assert rows_within(settings.buffer_bytes, source.widths) == 200
+    together = train_dictionaries(source, settings)
+    for name in source.widths:
+        alone = train_dictionaries(only(source, [name]), settings, all_widths=source.widths)
+        assert same(alone, together)
+    # A buffer of its own holds twice the rows, in another order.
+    own = train_dictionaries(only(source, [name]), settings)
+    assert not same(own, together)
+
+
+def test_widths_that_lack_what_is_trained_are_refused():
+    with pytest.raises(InputError, match=r"'resid_0' has width 8 but all_widths says None"):
+        train_dictionaries(sparse_mixtures(1024), SHORT, all_widths={"embed": 8})
+
+
+def test_what_one_call_finished_another_call_with_other_company_reads(tmp_path):
+    source = sparse_mixtures(1024)
+    together = train_dictionaries(source, SMALL_BUFFER, checkpoint=tmp_path)
+    rest = only(source, ["resid_0"])
+    found = train_dictionaries(rest, SMALL_BUFFER, all_widths=source.widths, checkpoint=tmp_path)
+    assert rest.n_loaded == 0
+    assert same(found, together)
+
+
+def test_a_kill_between_the_files_of_one_checkpoint_loses_nothing(tmp_path, monkeypatch):
+    source, write = sparse_mixtures(1024), loop.write_checkpoint
+    expected = train_dictionaries(source, SMALL_BUFFER)
+
+    def killed_before_the_second(folder, key, step, learner):
+        if (step, learner.name) == (10, "resid_0"):
+            raise Killed
+        write(folder, key, step, learner)
+
+    monkeypatch.setattr(loop, "write_checkpoint", killed_before_the_second)
+    with pytest.raises(Killed):
+        train_dictionaries(source, SMALL_BUFFER, checkpoint=tmp_path)
+    monkeypatch.setattr(loop, "write_checkpoint", write)
+    steps = []
+    resumed = train_dictionaries(
+        source,
+        SMALL_BUFFER,
+        checkpoint=tmp_path,
+        on_step=lambda step, reports: steps.append((step, *reports)),
+    )
+    assert steps[4:6] == [(9, "resid_0"), (10, "embed", "resid_0")]
     assert same(resumed, expected)
 
 
@@ -122,7 +211,7 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path, change):
 def test_a_damaged_checkpoint_is_refused(tmp_path):
     source = sparse_mixtures(1024)
     train_dictionaries(source, SHORT, checkpoint=tmp_path)
-    file = tmp_path / FILE
+    file = checkpoint_file(tmp_path, "resid_0")
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(Exception, match="is no checkpoint"):
         train_dictionaries(source, SHORT, checkpoint=tmp_path)
@@ -164,6 +253,23 @@ def test_the_learning_rate_rises_after_the_start_and_each_resampling_and_falls_a
     assert [rate(step) / full for step in (7, 8, 9, 12)] == pytest.approx([1, 0.25, 0.5, 1])
     assert [rate(step) / full for step in (20, 21, 22, 23)] == pytest.approx([0.8, 0.6, 0.4, 0.2])
     assert [step for step in range(24) if SHORT.resamples_at(step)] == [8]
+
+
+def test_the_defaults_are_the_papers():
+    paper = TrainingSettings(
+        kind="relu",
+        n_features=64 * 512,
+        n_steps=120_000,
+        batch_size=2**14,
+        learning_rate=1e-4,
+        sparsity=0.1,
+        warmup_steps=1_000,
+        decay_steps=0,
+        sparsity_warmup_steps=0,
+        resample_every=25_000,
+        dead_after=12_500,
+    )
+    assert TrainingSettings() == paper
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def test_dictionaries_train_straight_from_the_model():
     settings = TrainingSettings(n_features=8, n_steps=3, batch_size=8, buffer_bytes=1600)
     found = train_dictionaries(source, settings)
     assert list(found) == NAMES
-    assert all(d.encoder.shape == (8, D) for d in found.values())
+    assert all(one.dictionary.encoder.shape == (8, D) for one in found.values())
 
 
-def test_the_fingerprint_depends_on_model_contexts_and_submodules():
+def test_the_fingerprint_depends_on_model_and_contexts_alone():
     model = make_model("gpt_neox")
     fingerprints = {
         ModelRows(model, contexts, names, model_fingerprint=weights).fingerprint
@@ -43,7 +43,7 @@ def test_the_fingerprint_depends_on_model_contexts_and_submodules():
         for names in (NAMES, NAMES[:1])
         for weights in ("one", "other")
     }
-    assert len(fingerprints) == 8
+    assert len(fingerprints) == 4
 
 
 def test_no_contexts_are_refused():

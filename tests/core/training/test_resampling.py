@@ -12,6 +12,7 @@ SETTINGS = TrainingSettings(
     n_features=16,
     n_steps=200,
     batch_size=256,
+    learning_rate=2e-3,
     sparsity=0.05,
     warmup_steps=1,
     decay_steps=0,

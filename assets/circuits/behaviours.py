@@ -1,0 +1,303 @@
+"""Stage 5: behaviours: a metric, examples to find a circuit from and examples to judge it on.
+
+Wherever a behaviour comes from, a cluster of samples here, a file of contrastive pairs in
+`assets.circuits.pairs`, it is a row of one table and its examples are rows of another. What
+follows, effects, circuit, picture and evaluations, is the same for all.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+import dagster as dg
+
+from assets.discovery.clusterings import members, plain_cell
+from assets.discovery.tokens import example
+from assets.engine.automation import rerun_on_new_data
+from assets.engine.recipe import digest
+from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
+from assets.engine.store import ArtifactStore
+from assets.settings import Experiment, ExperimentError
+from assets.tables.conversions import read_samples
+from assets.tables.places import (
+    FILTERED_TOKENS,
+    BehaviourSource,
+    assignments,
+    behaviours,
+    clusters,
+    examples,
+)
+from assets.tables.schemas import TABLES
+
+if TYPE_CHECKING:
+    from core.inputs import Inputs
+
+Metric = Literal["log_prob", "logit_difference"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One input of a behaviour.
+
+    Attributes:
+        number: of the sample, or of the pair in its file.
+        found: a circuit is found from it.
+        evaluated: a circuit is judged on it.
+        clean: token ids.
+        answer: the token that follows.
+        patch, patch_answer: the other side of a contrastive pair; None for a single input.
+    """
+
+    number: int
+    found: bool
+    evaluated: bool
+    clean: tuple[int, ...]
+    answer: int
+    patch: tuple[int, ...] | None = None
+    patch_answer: int | None = None
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What a circuit explains.
+
+    Attributes:
+        name: the cluster or task.
+        metric: ``log_prob`` of single inputs' answers, or the ``logit_difference`` of pairs.
+        by_position: each position of a node is a node of its own.
+        examples: what a circuit is found from and judged on; none for an empty cluster.
+        size: samples of the cluster, or usable pairs of the file.
+        n_dropped: pairs that could not be used.
+        about: one example as text.
+        label: what is known to be behind it, if that is known.
+        tokens: what stands at each position of the first example, by position only.
+    """
+
+    name: str
+    metric: Metric
+    by_position: bool
+    examples: Sequence[Example]
+    size: int
+    n_dropped: int
+    about: str
+    label: str | None = None
+    tokens: tuple[str, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hash of what shapes a circuit: metric, positions, examples."""
+        return digest([self.metric, self.by_position, [asdict(e) for e in self.examples]])
+
+    @property
+    def held_out(self) -> bool:
+        """Whether no example is used both to find a circuit and to judge it."""
+        return not any(e.found and e.evaluated for e in self.examples)
+
+    def chosen(self, side: Literal["found", "evaluated"]) -> list[Example]:
+        """The examples that a circuit is found from, or those it is judged on."""
+        return [e for e in self.examples if getattr(e, side)]
+
+    def inputs(self, side: Literal["found", "evaluated"]) -> Inputs:
+        """The same, as the core takes them."""
+        import torch
+
+        from core.inputs import Inputs, pad
+
+        chosen = self.chosen(side)
+        clean, mask = pad([e.clean for e in chosen])
+        answer = torch.tensor([e.answer for e in chosen])
+        if self.metric == "log_prob":
+            return Inputs.single(clean, answer, mask)
+        patch, _ = pad([e.patch or () for e in chosen])
+        patch_answer = torch.tensor([e.patch_answer for e in chosen])
+        return Inputs.pairs(clean, patch, answer, patch_answer, mask)
+
+
+def behaviours_made(source: BehaviourSource, found: Iterable[Behaviour]) -> Made:
+    """The tables of a source's behaviours."""
+    every = list(found)
+    heads = [
+        {
+            "name": b.name,
+            "metric": b.metric,
+            "by_position": b.by_position,
+            "size": b.size,
+            "n_found": len(b.chosen("found")),
+            "n_evaluated": len(b.chosen("evaluated")),
+            "n_dropped": b.n_dropped,
+            "held_out": b.held_out,
+            "about": b.about,
+            "label": b.label,
+            "tokens": b.tokens and list(b.tokens),
+            "digest": b.digest,
+        }
+        for b in every
+    ]
+    rows = [{"name": b.name, **_row(e)} for b in every for e in b.examples]
+    return Made(
+        TABLES["behaviours"].build(heads),
+        beside={examples(source): TABLES["examples"].build(rows)},
+    )
+
+
+def _row(chosen: Example) -> dict[str, object]:
+    patch = None if chosen.patch is None else list(chosen.patch)
+    return {**asdict(chosen), "clean": list(chosen.clean), "patch": patch}
+
+
+def read_behaviours(
+    store: ArtifactStore, source: BehaviourSource, names: Iterable[str]
+) -> dict[str, Behaviour]:
+    """These behaviours of a source, by name."""
+    wanted = set(names)
+    of_behaviour: dict[str, list[Example]] = {name: [] for name in wanted}
+    for row in store.read(examples(source)).to_pylist():
+        if (name := row.pop("name")) in wanted:
+            patch = None if row["patch"] is None else tuple(row["patch"])
+            one = Example(**{**row, "clean": tuple(row["clean"]), "patch": patch})
+            of_behaviour[name].append(one)
+    return {
+        head["name"]: Behaviour(
+            name=head["name"],
+            metric=head["metric"],
+            by_position=head["by_position"],
+            examples=of_behaviour[head["name"]],
+            size=head["size"],
+            n_dropped=head["n_dropped"],
+            about=head["about"],
+            label=head["label"],
+            tokens=head["tokens"] and tuple(head["tokens"]),
+        )
+        for head in store.read(behaviours(source)).to_pylist()
+        if head["name"] in wanted
+    }
+
+
+def behaviour_digests(store: ArtifactStore, source: BehaviourSource) -> dict[str, str]:
+    """Hash of what shapes the circuit of each behaviour of a source, by name."""
+    rows = store.read(behaviours(source), ["name", "digest"]).to_pylist()
+    return {row["name"]: row["digest"] for row in rows}
+
+
+def show_behaviours(source: BehaviourSource, store: ArtifactStore) -> Metadata:
+    """Sizes and examples of the first behaviours."""
+    columns = ["name", "size", "n_found", "n_evaluated", "n_dropped", "label", "about"]
+    rows = store.read(behaviours(source), columns).slice(0, 25).to_pylist()
+    records = [dg.TableRecord({k: plain_cell(v) for k, v in row.items()}) for row in rows]
+    return {"behaviours": dg.MetadataValue.table(records)}
+
+
+# -- of clusters ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How many samples of a cluster are taken; see `assets.settings.CircuitSettings`."""
+
+    clusters: tuple[str, ...]
+    n_examples: int
+    n_evaluated: int
+    max_length: int | None
+
+
+def _reads(experiment: Experiment) -> Drawing:
+    circuits = experiment.settings.circuits
+    return Drawing(
+        tuple(experiment.clusters), circuits.n_examples, circuits.n_evaluated, circuits.max_length
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples of one cluster: those a circuit is found from and those it is judged on.
+
+    They are the same where the cluster is too small to keep any back.
+    """
+
+    found: Sequence[int]
+    evaluated: Sequence[int]
+
+
+def split_samples(samples: Sequence[int], *, n_found: int, n_evaluated: int) -> Split:
+    """Split a cluster's samples; which is in which part depends on their numbers alone."""
+    # A checksum shuffles without a generator, and alike on every machine.
+    shuffled = sorted(samples, key=lambda sample: zlib.crc32(str(sample).encode()))
+    n_back = min(n_evaluated, len(shuffled) // 3)
+    evaluated, rest = shuffled[:n_back], shuffled[n_back:]
+    found = rest[:n_found]
+    return Split(sorted(found), sorted(evaluated or found))
+
+
+def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
+    """Draw the examples of each cluster that gets a circuit."""
+    _check_same_clustering(work.store)
+    samples = read_samples(work.store.read(FILTERED_TOKENS))
+    labels = work.store.read(assignments(), ["cluster"])["cluster"].to_numpy()
+    of_cluster, summaries = members(labels), _summaries(work.store)
+    found = []
+    for name in drawing.clusters:
+        number = int(name[1:])
+        own = of_cluster.get(number, [])
+        split = split_samples(own, n_found=drawing.n_examples, n_evaluated=drawing.n_evaluated)
+        found.append(
+            Behaviour(
+                name=name,
+                metric="log_prob",
+                by_position=False,
+                examples=[
+                    Example(
+                        number=i,
+                        found=i in split.found,
+                        evaluated=i in split.evaluated,
+                        clean=samples[i].context[-(drawing.max_length or 0) :],
+                        answer=samples[i].answer,
+                    )
+                    for i in sorted({*split.found, *split.evaluated})
+                ],
+                size=len(own),
+                n_dropped=0,
+                about=summaries[number]["example"] if own else "",
+                label=summaries[number]["behaviour"] if own else None,
+            )
+        )
+    return behaviours_made("clusters", found)
+
+
+def _summaries(store: ArtifactStore) -> Mapping[int, Mapping[str, str]]:
+    rows = store.read(clusters(), ["cluster", "example", "behaviour"]).to_pylist()
+    return {row["cluster"]: row for row in rows}
+
+
+def _check_same_clustering(store: ArtifactStore) -> None:
+    """Raise if the summaries are of another clustering than the assignments."""
+    made_from = store.notes(clusters())["inputs"].get(assignments().path)
+    if made_from != store.content(assignments()):
+        raise ExperimentError(
+            "the clusters table is of an earlier clustering than cluster_assignments: cluster 3 "
+            "of one is not cluster 3 of the other. Materialize clusters first."
+        )
+
+
+CLUSTER_BEHAVIOURS_STAGE = TableStage(
+    name="cluster_behaviours",
+    group="circuits",
+    description="For each cluster, samples to find its circuit from and samples to judge it on.",
+    kinds=frozenset({"parquet"}),
+    key=behaviours("clusters"),
+    beside=[examples("clusters")],
+    deps=always("filtered_tokens", "cluster_assignments", "clusters"),
+    automation=rerun_on_new_data,
+    reads=_reads,
+    inputs=contents(FILTERED_TOKENS, assignments(), clusters()),
+    make=make_cluster_behaviours,
+    show=lambda work, _drawing: show_behaviours("clusters", work.store),
+)
+
+
+def example_lines(behaviour: Behaviour, tokenizer: object, n: int = 5) -> str:
+    """The first examples as Markdown, one line each, the answer in brackets."""
+    chosen = behaviour.examples[:n]
+    return "\n".join(f"- `{example(tokenizer, e.clean, e.answer)}`" for e in chosen)

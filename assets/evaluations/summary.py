@@ -1,0 +1,165 @@
+"""Stage 6: all circuits in one table: what each is about, its size, how faithful it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from assets.circuits.pairs import task_settings
+from assets.engine.automation import rerun_when_all_are_done
+from assets.engine.recipe import digest
+from assets.engine.stage import Made, Metadata, TableStage, Work
+from assets.engine.store import ArtifactStore
+from assets.plots import histogram, picture
+from assets.settings import Experiment
+from assets.tables.places import (
+    EVALUATION_SUMMARY,
+    BehaviourSource,
+    behaviours,
+    circuit,
+    evaluation,
+)
+from assets.tables.schemas import TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Names = Mapping[BehaviourSource, tuple[str, ...]]
+"""The behaviours that have a circuit, by source."""
+
+
+def names_of(experiment: Experiment) -> Names:
+    """The behaviours of an experiment that have a circuit."""
+    names: dict[BehaviourSource, tuple[str, ...]] = {"clusters": tuple(experiment.clusters)}
+    if experiment.settings.tasks is not None:
+        names["tasks"] = tuple(task_settings(experiment).pairs)
+    return names
+
+
+def make_evaluation_summary(work: Work, names: Names) -> Made:
+    """One row for each circuit and policy for error nodes."""
+    rows, n_stale = [], 0
+    for source, of_source in names.items():
+        known = {row["name"]: row for row in work.store.read(behaviours(source)).to_pylist()}
+        for name in of_source:
+            if not _is_of(work.store, source, name, known[name]["digest"]):
+                n_stale += 1
+                continue
+            rows += _rows(work.store, source, known[name])
+    if n_stale:
+        work.say(f"{n_stale} circuits are of earlier examples and left out of the summary")
+    return Made(TABLES["evaluation_summary"].build(rows), {"n_stale": n_stale})
+
+
+def _is_of(store: ArtifactStore, source: BehaviourSource, name: str, behaviour: str) -> bool:
+    """Whether circuit and evaluation were made from the examples that the behaviour has now."""
+    made_from = (circuit(source, name), evaluation(source, name))
+    return all(store.notes(key)["inputs"].get("behaviour") == behaviour for key in made_from)
+
+
+def _rows(
+    store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any]
+) -> Iterator[dict[str, Any]]:
+    name = behaviour["name"]
+    heads = store.read(circuit(source, name), ["n_nodes", "n_edges"]).to_pylist()
+    table = store.read(evaluation(source, name)).to_pandas()
+    for error_nodes, points in table.groupby("error_nodes", sort=False):
+        own = points[points["threshold"].isna()].iloc[0]
+        curve = points.dropna(subset="threshold")
+        yield {
+            **{column: behaviour[column] for column in ("name", "size", "about", "label")},
+            **{column: own[column] for column in _JUDGED},
+            **heads[0],  # the circuit's own nodes, also those that this policy leaves out
+            "source": source,
+            "error_nodes": error_nodes,
+            "area": area_of(curve),
+            "nodes_half": nodes_for(curve, 0.5),
+            "nodes_nine_tenths": nodes_for(curve, 0.9),
+        }
+
+
+_JUDGED = ("n_examples", "held_out", "m_full", "m_empty", "faithfulness", "completeness")
+
+
+def area_of(curve: pd.DataFrame) -> float:
+    """Area under faithfulness against the kept share of all nodes with an effect.
+
+    NaN where faithfulness is not defined, or the curve has no node at all.
+    """
+    from core.evaluate import area
+
+    most = curve["n_nodes"].max()
+    if not most > 0 or curve["faithfulness"].isna().any():
+        return math.nan
+    fractions = [0.0, *(curve["n_nodes"] / most)]
+    return area(fractions, [0.0, *curve["faithfulness"]])
+
+
+def nodes_for(curve: pd.DataFrame, share: float) -> int | None:
+    """The fewest nodes of the curve whose faithfulness is at least `share`; None if none is."""
+    enough = curve[curve["faithfulness"] >= share]
+    return int(enough["n_nodes"].min()) if len(enough) else None
+
+
+def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
+    """How faithful the circuits are, as numbers, a picture and a table."""
+    table = work.store.read(EVALUATION_SUMMARY).to_pandas()
+    shown: dict[str, Any] = {"left out as stale": work.store.notes(EVALUATION_SUMMARY)["n_stale"]}
+    for (source, error_nodes), rows in table.groupby(["source", "error_nodes"], sort=False):
+        values = rows["faithfulness"].dropna()
+        if len(values):
+            what = f"{source}, error nodes: {error_nodes}"
+            shown[f"median faithfulness ({what})"] = float(values.median())
+            shown[f"faithfulness ({what})"] = picture(
+                histogram(values.tolist(), f"faithfulness, {what}", low=-0.5, high=1.5)
+            )
+    columns = ["source", "name", "size", "n_nodes", "n_edges", "faithfulness", "area", "about"]
+    first = table.drop_duplicates(["source", "name"])[columns].head(25)
+    shown["largest clusters"] = dg.MetadataValue.table(
+        [dg.TableRecord(row) for row in first.round(3).to_dict("records")]
+    )
+    return shown
+
+
+def finite(values: Sequence[float]) -> list[float]:
+    """Those values that are numbers: faithfulness is not where ablation changes nothing."""
+    return [value for value in values if math.isfinite(value)]
+
+
+def _inputs(work: Work, names: Names) -> Mapping[str, str]:
+    content = work.store.content
+    inputs = {}
+    for source, of_source in names.items():
+        inputs[behaviours(source).path] = content(behaviours(source))
+        made_from = [
+            (content(circuit(source, name)), content(evaluation(source, name)))
+            for name in of_source
+        ]
+        inputs[circuit(source, "").stage] = digest(made_from)
+    return inputs
+
+
+def _deps(names: Names) -> Sequence[str]:
+    return [
+        key.stage
+        for source in names
+        for key in (behaviours(source), circuit(source, ""), evaluation(source, ""))
+    ]
+
+
+EVALUATION_SUMMARY_STAGE = TableStage(
+    name="evaluation_summary",
+    group="evaluations",
+    description="All circuits in one table: what each is about, its size, how faithful it is.",
+    kinds=frozenset({"pandas", "parquet"}),
+    key=EVALUATION_SUMMARY,
+    deps=_deps,
+    automation=rerun_when_all_are_done,
+    reads=names_of,
+    inputs=_inputs,
+    make=make_evaluation_summary,
+    show=show_evaluation_summary,
+)

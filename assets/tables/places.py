@@ -1,0 +1,113 @@
+"""Where everything lies in an experiment's artifacts folder, every key once.
+
+    contexts  activation_cache/  saes/SUBMODULE  dictionary_set  feature_densities  filtered_tokens
+    clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
+    clustering_comparison  clustering_behaviours
+    behaviours/SOURCE  behaviours/SOURCE_examples
+    circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
+    evaluations/SOURCE/NAME  evaluation_summary
+
+NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
+cluster of samples or a file of pairs; NAME of a circuit is its cluster's or its task's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from assets.settings import CHOSEN
+
+BehaviourSource = Literal["clusters", "tasks"]
+"""Where a behaviour comes from: a cluster of samples, or a file of contrastive pairs."""
+
+
+class Key(NamedTuple):
+    """One table's place.
+
+    Attributes:
+        path: below the artifacts folder, without ``.parquet``.
+        table: which of `assets.tables.schemas` it is.
+        stage: the stage that writes it; only stages that declare this one may read it.
+    """
+
+    path: str
+    table: str
+    stage: str
+
+
+def _alone(name: str) -> Key:
+    return Key(name, name, name)
+
+
+CONTEXTS = _alone("contexts")
+ACTIVATION_CACHE = _alone("activation_cache")
+DICTIONARY_SET = _alone("dictionary_set")
+FEATURE_DENSITIES = Key("feature_densities", "feature_densities", "dictionary_set")
+FILTERED_TOKENS = _alone("filtered_tokens")
+CLUSTERING_COMPARISON = _alone("clustering_comparison")
+CLUSTERING_BEHAVIOURS = Key(
+    "clustering_behaviours", "clustering_behaviours", "clustering_comparison"
+)
+EVALUATION_SUMMARY = _alone("evaluation_summary")
+
+
+def sae(submodule: str) -> Key:
+    """The features of a submodule's dictionary; its weights lie beside it, ``.safetensors``."""
+    return Key(f"saes/{submodule}", "saes", "saes")
+
+
+def vectors(clustering: str = CHOSEN) -> Key:
+    """The samples as a clustering sees them."""
+    owner = "cluster_vectors" if clustering == CHOSEN else "compared_vectors"
+    return Key(f"clusterings/{clustering}/vectors", "cluster_vectors", owner)
+
+
+def assignments(clustering: str = CHOSEN) -> Key:
+    """Which cluster each sample belongs to."""
+    return _grouped(clustering, "assignments", "cluster_assignments")
+
+
+def clusters(clustering: str = CHOSEN) -> Key:
+    """What is in each cluster."""
+    return _grouped(clustering, "clusters", "clusters")
+
+
+def cluster_pages(clustering: str = CHOSEN) -> Key:
+    """The folder of a clustering's pages, to read in a browser."""
+    return _grouped(clustering, "pages", "clusters")
+
+
+def clustering_score(clustering: str) -> Key:
+    """What a compared clustering is, and how it looks by itself."""
+    return Key(f"clusterings/{clustering}/score", "clustering_score", "compared_clusterings")
+
+
+def _grouped(clustering: str, part: str, stage: str) -> Key:
+    owner = stage if clustering == CHOSEN else "compared_clusterings"
+    return Key(f"clusterings/{clustering}/{part}", stage, owner)
+
+
+_STAGES = {
+    "clusters": ("cluster_behaviours", "circuits", "circuit_evaluations"),
+    "tasks": ("task_behaviours", "task_circuits", "task_evaluations"),
+}
+
+
+def behaviours(source: BehaviourSource) -> Key:
+    """All behaviours of a source."""
+    return Key(f"behaviours/{source}", "behaviours", _STAGES[source][0])
+
+
+def examples(source: BehaviourSource) -> Key:
+    """The examples of all of them."""
+    return Key(f"behaviours/{source}_examples", "examples", _STAGES[source][0])
+
+
+def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
+    """A circuit's tables: effects, edges, nodes, and the circuit itself."""
+    return Key(f"circuits/{source}/{name}/{table}", table, _STAGES[source][1])
+
+
+def evaluation(source: BehaviourSource, name: str) -> Key:
+    """How a circuit was judged."""
+    return Key(f"evaluations/{source}/{name}", "circuit_evaluations", _STAGES[source][2])
