@@ -26,7 +26,7 @@ from core.inputs import Inputs
 from core.models import LanguageModel
 from core.models.replay import Resumed, at_last
 from core.options import ABLATIONS, Ablation, check_option
-from core.sparse import count_true
+from core.sparse import add_at, count_true
 from core.types import Node, Submodule, causal_order
 
 
@@ -102,7 +102,7 @@ def _mean_features(dictionary: Dictionary, x: Tensor, mask: Tensor, same_length:
     n_pos = x.shape[1] if same_length else 1
     pos = token % n_pos if same_length else torch.zeros_like(token)
     total = value.new_zeros(n_pos * act.shape[2])
-    total.index_put_((pos * act.shape[2] + feature,), value, accumulate=True)
+    add_at(total, pos * act.shape[2] + feature, value)
     n = x.shape[0] if same_length else int(mask.sum())
     return (total / n).view(n_pos, -1) if same_length else total / n
 

@@ -34,6 +34,7 @@ from core.dictionaries import Dictionary
 from core.effects import Effects, feature_dots
 from core.estimators import check_gradients
 from core.models import LanguageModel
+from core.sparse import add_at
 from core.types import Submodule, SubmoduleEffects
 
 _BLOCK = 1 << 22
@@ -210,7 +211,7 @@ def _changes(nodes: _Nodes) -> _Rows:
     )
 
 
-def _pad(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
+def _by_token(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
     """Rows laid out by token: vectors ``(token, most, d)`` and nodes, `n_nodes` where none is."""
     at = torch.searchsorted(tokens, rows.token)
     counts = torch.bincount(at, minlength=len(tokens))
@@ -221,14 +222,6 @@ def _pad(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
     vector[at, slot] = rows.vector
     node[at, slot] = rows.node
     return vector, node
-
-
-def _add(total: Tensor, index: Tensor, value: Tensor) -> None:
-    """total[index] += value, in a fixed order on every device."""
-    if total.is_cuda:
-        total.index_put_((index,), value, accumulate=True)
-    else:
-        total.index_add_(0, index, value)
 
 
 class _Sums:
@@ -268,13 +261,13 @@ class _Sums:
         return start + max(1, int((size <= _BLOCK).sum()))
 
     def _meet_block(self, down: _Rows, up: _Rows, tokens: Tensor) -> None:
-        down_vector, down_node = _pad(
+        down_vector, down_node = _by_token(
             down.part(torch.isin(down.token, tokens)), tokens, self.n_down
         )
-        up_vector, up_node = _pad(up.part(torch.isin(up.token, tokens)), tokens, self.n_up)
+        up_vector, up_node = _by_token(up.part(torch.isin(up.token, tokens)), tokens, self.n_up)
         product = torch.bmm(down_vector, up_vector.mT)
         index = down_node[:, :, None] * (self.n_up + 1) + up_node[:, None, :]
-        _add(self.total, index.flatten(), product.flatten())
+        add_at(self.total, index.flatten(), product.flatten())
 
     def triplets(self, down_keys: Tensor, up_keys: Tensor) -> EdgeEffects:
         """The sums that are not zero."""
@@ -325,7 +318,8 @@ class _Pullbacks:
             place[some] = torch.arange(len(some), device=some.device)
             y_bar = down.vector.new_zeros(len(some), self.n_pos, down.vector.shape[1])
             at, pos = place[of_row[rows]], down.token[rows] % self.n_pos
-            y_bar.index_put_((at, pos), down.vector[rows], accumulate=True)
+            # A node acts at a token once, so nothing is added to anything.
+            y_bar[at, pos] = down.vector[rows]
             examples = example_of[some]
             x = self.run.stream_before(layer)[examples].requires_grad_()
             context = self.run.context_of(examples)[layer]

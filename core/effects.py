@@ -28,7 +28,7 @@ from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
 from core.models.replay import Resumed
 from core.options import Rule
-from core.sparse import products
+from core.sparse import add_at, products
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
 
 
@@ -50,9 +50,7 @@ def sparse_difference(a: SparseFeatures, b: SparseFeatures) -> SparseFeatures:
     width = a.shape[2]
     keys = torch.cat([a.token * width + a.feature, b.token * width + b.feature])
     unique, inverse = keys.unique(return_inverse=True)
-    # Each place gets at most two terms, so the order of addition cannot matter.
-    value = torch.zeros(len(unique), dtype=a.value.dtype, device=a.value.device)
-    value.index_add_(0, inverse, torch.cat([a.value, -b.value]))
+    value = add_at(a.value.new_zeros(len(unique)), inverse, torch.cat([a.value, -b.value]))
     differs = value != 0
     unique = unique[differs]
     return SparseFeatures(unique // width, unique % width, value[differs], a.shape)

@@ -134,19 +134,17 @@ def answer_token(tokenizer: Any, text: str) -> int:
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token lists of any lengths as ``(batch, pos)`` tokens and mask, padded on the right.
+    """Token lists of any lengths as ``(batch, pos)`` tokens and mask, padded on the right with 0.
 
     Raises:
         InputError: no rows, or an empty row.
     """
     if not rows or not all(len(row) for row in rows):
         raise InputError("there is no example, or one without tokens: nothing to run on.")
-    n_pos = max(len(row) for row in rows)
-    tokens = torch.zeros(len(rows), n_pos, dtype=torch.long)
-    mask = torch.zeros(len(rows), n_pos, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.zeros(mask.shape, dtype=torch.long)
+    tokens[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
     return tokens, mask
 
 

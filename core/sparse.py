@@ -51,6 +51,22 @@ def _nonzero(flags: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flags.numpy()))
 
 
+def add_at(total: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    """total[index] += value in place, index by index in the order given, on every device.
+
+    Args:
+        total: ``(m,)``.
+        index, value: ``(n,)``; an index may repeat.
+
+    Returns:
+        `total`.
+    """
+    if total.is_cuda:
+        # Sorted by index first; index_add_ adds in whatever order threads finish.
+        return total.index_put_((index,), value, accumulate=True)
+    return total.index_add_(0, index, value)
+
+
 def ends_of(token: Tensor, n_tokens: int) -> Tensor:
     """Where the pairs of each token begin, and where the last one's end: ``(n_tokens + 1,)``.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from core.errors import InputError, MissingSubmodule
 from core.estimators import Estimator
+from core.sparse import add_at
 
 ERROR = -1
 """The index that stands for a submodule's error node wherever a feature index is expected."""
@@ -113,7 +114,7 @@ class SparseFeatures:
 
     def total(self) -> Tensor:
         """Sum over positions and features, ``(batch,)``."""
-        return self.value.new_zeros(self.shape[0]).index_add_(0, self.example, self.value)
+        return add_at(self.value.new_zeros(self.shape[0]), self.example, self.value)
 
 
 @dataclass(frozen=True)

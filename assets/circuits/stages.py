@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
-from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 
 from assets.circuits.behaviours import (
     CLUSTER_BEHAVIOURS_STAGE,
@@ -25,6 +24,7 @@ from assets.engine.store import ArtifactStore
 from assets.settings import CircuitSettings, Experiment
 from assets.tables.conversions import circuit_tables, read_circuit
 from assets.tables.places import DICTIONARY_SET, BehaviourSource, behaviours, circuit
+from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 
 if TYPE_CHECKING:
     from core.types import Circuit
