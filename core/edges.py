@@ -34,6 +34,7 @@ from core.dictionaries import Dictionary
 from core.effects import Effects, feature_dots
 from core.estimators import check_gradients
 from core.models import LanguageModel
+from core.shapes import Bool, Float, Int
 from core.sparse import add_at
 from core.types import Submodule, SubmoduleEffects
 
@@ -46,14 +47,14 @@ class EdgeEffects:
     """Edge effects between two submodules, one row for each pair of nodes with a non-zero weight.
 
     Attributes:
-        upstream, downstream: ``(n,)`` node keys.
-        weight: ``(n,)``, summed over positions and examples where those are not apart; divide by
+        upstream, downstream: node keys.
+        weight: summed over positions and examples where those are not apart; divide by
             the number of examples for the mean. In the metric's units.
     """
 
-    upstream: Tensor
-    downstream: Tensor
-    weight: Tensor
+    upstream: Int[Tensor, " n"]
+    downstream: Int[Tensor, " n"]
+    weight: Float[Tensor, " n"]
 
 
 def edge_kinds(model: LanguageModel, names: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -67,7 +68,9 @@ def edge_kinds(model: LanguageModel, names: Mapping[str, object]) -> Iterator[tu
         yield from ((up, down) for up, down in kinds if up in names and down in names)
 
 
-def node_keys(feature: Tensor, pos: Tensor, n_features: int, by_position: bool) -> Tensor:
+def node_keys(
+    feature: Int[Tensor, " n"], pos: Int[Tensor, " n"], n_features: int, by_position: bool
+) -> Int[Tensor, " n"]:
     """Node keys of features (n_features for the error) at positions."""
     return pos * (n_features + 1) + feature if by_position else feature
 
@@ -79,8 +82,8 @@ class _Nodes:
         self,
         effects: SubmoduleEffects,
         dictionary: Dictionary,
-        mask: Tensor,
-        keep: Tensor | None,
+        mask: Bool[Tensor, "batch pos"],
+        keep: Int[Tensor, " n"] | None,
         by_position: bool,
     ) -> None:
         self.effects, self.dictionary, self.mask = effects, dictionary, mask
@@ -101,7 +104,9 @@ class _Nodes:
         places.append((self.real, torch.full_like(self.real, self.dictionary.n_features)))
         return torch.cat([self.key_of(*place) for place in places]).unique()
 
-    def find(self, token: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def find(
+        self, token: Int[Tensor, " n"], feature: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"]]:
         """Which of the given places belong to a chosen node, and to which (index into keys)."""
         if not len(self.keys):
             nothing = token[:0]
@@ -120,14 +125,11 @@ class _Nodes:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Vectors at tokens, each belonging to a node; sorted by token.
+    """Vectors at tokens, each belonging to a node; sorted by token."""
 
-    ``token (n,)``, ``node (n,)``, ``vector (n, d)``.
-    """
-
-    token: Tensor
-    node: Tensor
-    vector: Tensor
+    token: Int[Tensor, " n"]
+    node: Int[Tensor, " n"]
+    vector: Float[Tensor, "n d"]
 
     @classmethod
     def sorted(cls, token: Tensor, node: Tensor, vector: Tensor) -> _Rows:
@@ -178,8 +180,10 @@ def cotangents(nodes: _Nodes) -> _Rows:
     )
 
 
-def _passed_by_features(effects: SubmoduleEffects, dictionary: Dictionary, flat: Tensor) -> Tensor:
-    """W_e^T (slope . W_d g) at every token, ``(token, d)``."""
+def _passed_by_features(
+    effects: SubmoduleEffects, dictionary: Dictionary, flat: Float[Tensor, "token d"]
+) -> Float[Tensor, "token d"]:
+    """W_e^T (slope . W_d g) at every token."""
     active = effects.clean.features
     if dictionary.activation.acts_at_zero:
         slope = dictionary.activation.slope(active.to_dense().flatten(0, 1))

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from assets.discovery.stages import example
 
 from assets.circuits.pairs import read_pairs, thresholds, without
 from assets.circuits.stages import choose_examples, examples_table
-from assets.discovery.stages import example
 from assets.settings import ExperimentError
 from core.discovery import Sample
 from tests.tiny_experiment import _tokenizer
