@@ -113,14 +113,14 @@ class _Nodes:
             return nothing, nothing
         key = self.key_of(token, feature)
         at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-        found = (self.keys[at] == key).nonzero().flatten()
-        return found, at[found]
+        chosen = (self.keys[at] == key).nonzero().flatten()
+        return chosen, at[chosen]
 
     def errors(self) -> tuple[Tensor, Tensor]:
         """Tokens and node indices of the chosen error nodes."""
         feature = torch.full_like(self.real, self.dictionary.n_features)
-        found, node = self.find(self.real, feature)
-        return self.real[found], node
+        chosen, node = self.find(self.real, feature)
+        return self.real[chosen], node
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,8 @@ def cotangents(nodes: _Nodes) -> _Rows:
     """
     effects, dictionary = nodes.effects, nodes.dictionary
     token, feature, value = _downstream_places(nodes)
-    found, node = nodes.find(token, feature)
-    token, feature, value = token[found], feature[found], value[found]
+    chosen, node = nodes.find(token, feature)
+    token, feature, value = token[chosen], feature[chosen], value[chosen]
     flat = effects.gradient.flatten(0, 1)
     gain = torch.linalg.vecdot(dictionary.decoder[feature], flat[token])
     gain = gain * dictionary.slope(value, feature)
@@ -204,9 +204,9 @@ def _changes(nodes: _Nodes) -> _Rows:
     """What the change of each chosen upstream node adds to its submodule's output, by token."""
     change, dictionary = nodes.effects.change, nodes.dictionary
     features = change.features
-    found, node = nodes.find(features.token, features.feature)
-    token = features.token[found]
-    vector = features.value[found, None] * dictionary.decoder[features.feature[found]]
+    chosen, node = nodes.find(features.token, features.feature)
+    token = features.token[chosen]
+    vector = features.value[chosen, None] * dictionary.decoder[features.feature[chosen]]
     error_token, error_node = nodes.errors()
     return _Rows.sorted(
         torch.cat([token, error_token]),
@@ -316,22 +316,22 @@ class _Pullbacks:
         )
         example_of, node_of = example[first], down.node[first]
         order = example_of.argsort(stable=True)
-        for some in order.split(self.passes.rows):
-            rows = torch.isin(of_row, some)
-            place = torch.empty(len(group), dtype=torch.long, device=some.device)
-            place[some] = torch.arange(len(some), device=some.device)
-            y_bar = down.vector.new_zeros(len(some), self.n_pos, down.vector.shape[1])
+        for groups in order.split(self.passes.rows):
+            rows = torch.isin(of_row, groups)
+            place = torch.empty(len(group), dtype=torch.long, device=groups.device)
+            place[groups] = torch.arange(len(groups), device=groups.device)
+            y_bar = down.vector.new_zeros(len(groups), self.n_pos, down.vector.shape[1])
             at, pos = place[of_row[rows]], down.token[rows] % self.n_pos
             # A node acts at a token once, so nothing is added to anything.
             y_bar[at, pos] = down.vector[rows]
-            examples = example_of[some]
+            examples = example_of[groups]
             x = self.run.stream_before(layer)[examples].requires_grad_()
             context = self.run.context_of(examples)[layer]
             y = self.model.attn(layer, x, context)
             (x_bar,) = torch.autograd.grad(y, x, y_bar.to(y.dtype))
             n_pos = self.n_pos
             token = examples[:, None] * n_pos + torch.arange(n_pos, device=x.device)
-            node = node_of[some][:, None].expand(-1, n_pos)
+            node = node_of[groups][:, None].expand(-1, n_pos)
             vector = x_bar.to(down.vector.dtype).flatten(0, 1)
             live = vector.any(1)
             yield _Rows.sorted(token.flatten()[live], node.flatten()[live], vector[live])
@@ -365,7 +365,7 @@ def _edges_between(
     up = _changes(up_nodes)
     rows = cotangents(down_nodes)
     kind, _, layer = downstream.partition("_")
-    found = []
+    parts = []
     for start, stop, part in _blocks(rows, len(down_nodes.keys), len(up_nodes.keys)):
         sums = _Sums(stop - start, len(up_nodes.keys), rows.vector)
         if len(part.token) and len(up.token):
@@ -377,11 +377,11 @@ def _edges_between(
                 pulled = iter([part])
             for piece in pulled:
                 sums.meet(back.through_write(upstream, piece), up)
-        found.append(sums.triplets(down_nodes.keys[start:stop], up_nodes.keys))
-    if not found:
+        parts.append(sums.triplets(down_nodes.keys[start:stop], up_nodes.keys))
+    if not parts:
         nothing = up_nodes.keys[:0]
         return EdgeEffects(nothing, nothing, rows.vector.new_zeros(0))
-    columns = [(e.upstream, e.downstream, e.weight) for e in found]
+    columns = [(e.upstream, e.downstream, e.weight) for e in parts]
     return EdgeEffects(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 

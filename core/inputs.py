@@ -178,7 +178,7 @@ def tokenize_pairs(
         InputError: no row can be used.
     """
     start = [] if bos is None else [bos]
-    kept: list[int] = []
+    usable: list[int] = []
     clean, patch, answers = [], [], []
     for i, row in enumerate(rows):
         texts = [row["clean_prefix"], row["patch_prefix"]]
@@ -189,15 +189,15 @@ def tokenize_pairs(
             continue
         if whole != ids[0] + ends[0]:
             continue
-        kept.append(i)
+        usable.append(i)
         clean.append(start + ids[0])
         patch.append(start + ids[1])
         answers.append([ends[0][0], ends[1][0]])
-    if not kept:
+    if not usable:
         raise InputError(
             f"none of {len(rows)} pairs can be used with this tokenizer: both answers must be one "
             "token and both prefixes equally long."
         )
     tokens, mask = pad(clean)
     answer = torch.tensor(answers, dtype=torch.long)
-    return Inputs.pairs(tokens, pad(patch)[0], answer[:, 0], answer[:, 1], mask), kept
+    return Inputs.pairs(tokens, pad(patch)[0], answer[:, 0], answer[:, 1], mask), usable

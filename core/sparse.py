@@ -40,9 +40,9 @@ def true_places(mask: Tensor) -> Tensor:
         return _nonzero(flat)
     # Eight flags are one 64-bit word, and most words are zero: look inside the others only.
     words = flat.view(torch.int64)
-    some = _nonzero(words != 0)
-    inside = _nonzero(words.index_select(0, some).view(torch.bool))
-    return some.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
+    busy = _nonzero(words != 0)
+    inside = _nonzero(words.index_select(0, busy).view(torch.bool))
+    return busy.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
 
 
 def _nonzero(flags: Tensor) -> Tensor:
@@ -111,6 +111,6 @@ def products(token: Tensor, feature: Tensor, left: Tensor, rows: Tensor) -> Tens
         return csr_products(ends_of(token, len(left)), feature, left, rows)
     out = left.new_empty(len(token))
     for start in range(0, len(token), _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
-        out[some] = torch.linalg.vecdot(rows[feature[some]], left[token[some]])
+        part = slice(start, start + _AT_ONCE)
+        out[part] = torch.linalg.vecdot(rows[feature[part]], left[token[part]])
     return out

@@ -14,6 +14,7 @@ from core.dictionaries.formats import save_as_dictionary_learning, save_as_saele
 from core.dictionaries.transform import scaled, with_unit_decoder
 from core.effects import node_effects
 from core.errors import FormatError
+from core.estimators import Exact
 from core.training import TrainingSettings, train_dictionaries
 from core.training.entries import Entries, entries_of
 from core.training.kinds import Pass, Squared
@@ -116,7 +117,7 @@ def test_its_slope_is_autograds():
 def test_its_exact_effects_are_interventions_on_the_whole_model():
     model, inputs = make_model("gpt2"), make_pairs(2, 3)
     dictionary, reference = leaky(), Reference(make_model("gpt2"))
-    effects = node_effects(model, {"resid_0": dictionary}, inputs, estimator="exact")
+    effects = node_effects(model, {"resid_0": dictionary}, inputs, estimator=Exact())
     patched, _ = patch_values(reference, inputs, {"resid_0": dictionary})["resid_0"]
 
     def with_one_feature_patched(x: Tensor) -> Tensor:
