@@ -18,6 +18,7 @@ from assets.discovery.clusterings import vector_values
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import finite, names_of
 from assets.settings import Experiment
+from assets.tables.conversions import frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
     DICTIONARY_SET,
@@ -202,7 +203,7 @@ def _evaluations_are_numbers(
 def circuits_are_faithful(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """The median circuit of a cluster is as faithful as the experiment expects."""
     settings = experiment.settings.evaluations
-    table = store.read(EVALUATION_SUMMARY).to_pandas()
+    table = frame(store.read(EVALUATION_SUMMARY))
     judged = (table["source"] == "clusters") & (table["error_nodes"] == settings.error_nodes[0])
     values = table[judged]["faithfulness"].dropna()
     middle = float(values.median()) if len(values) else math.nan
@@ -243,7 +244,7 @@ def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
         name for name in names_of(experiment)["tasks"] if store.footer(evaluation("tasks", name))
     ]
     for name in names:
-        table = store.read(evaluation("tasks", name)).to_pandas()
+        table = frame(store.read(evaluation("tasks", name)))
         curve = table[(table["error_nodes"] == first) & table["threshold"].notna()]
         if not curve.sort_values("n_nodes")["faithfulness"].iloc[-1] > 0:
             low.append(name)

@@ -167,7 +167,9 @@ def _shortened(text: str, most: int) -> str:
 
 
 def _key_path(where: Sequence[str | int]) -> str:
-    parts = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where)
+    parts = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{_shortened(part, 100)}" for part in where
+    )
     return parts.removeprefix(".") or "the file"
 
 

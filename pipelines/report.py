@@ -6,11 +6,12 @@ import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from assets.circuits.stages import load_circuit
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment
+from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     CLUSTERING_COMPARISON,
     DICTIONARY_SET,
@@ -19,9 +20,6 @@ from assets.tables.places import (
     cluster_pages,
     clusters,
 )
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _WIDTH = 100
 _N_CLUSTERS = 8
@@ -32,7 +30,7 @@ _TRUTH = {"ami": "AMI with truth", "purity": "purity"}
 
 def report(experiment: Experiment, store: ArtifactStore) -> str:
     """Dictionaries, clusters, three circuits in words, faithfulness, and where everything is."""
-    summary = store.read(EVALUATION_SUMMARY).to_pandas()
+    summary = frame(store.read(EVALUATION_SUMMARY))
     parts = [
         _dictionaries(store),
         [*_clusters(store), *_comparisons(experiment, store)],
@@ -59,7 +57,7 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def _dictionaries(store: ArtifactStore) -> list[str]:
-    table = store.read(DICTIONARY_SET).to_pandas()
+    table = frame(store.read(DICTIONARY_SET))
     columns = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
     rows = table[["submodule", *columns]].to_dict("records")
     lines = [_metrics_row(row["submodule"], row, columns) for row in rows]
@@ -122,7 +120,7 @@ def _fit(line: str) -> str:
     return line if len(line) <= _WIDTH else line[: _WIDTH - 1] + "…"
 
 
-def _circuits(experiment: Experiment, store: ArtifactStore, summary: pd.DataFrame) -> list[str]:
+def _circuits(experiment: Experiment, store: ArtifactStore, summary: Frame) -> list[str]:
     from core.pictures.describe import describe_in_words
 
     # Of the larger half of the clusters, those whose circuits come closest to the whole model.
@@ -147,12 +145,12 @@ def _circuits(experiment: Experiment, store: ArtifactStore, summary: pd.DataFram
     return lines
 
 
-def _faithfulness(source: Any, summary: pd.DataFrame) -> list[str]:
+def _faithfulness(source: Any, summary: Frame) -> list[str]:
     """Of all circuits of a source; of tasks, which are few, each by itself."""
     return _by_policy(summary) if source == "clusters" else _by_task(summary)
 
 
-def _by_policy(summary: pd.DataFrame) -> list[str]:
+def _by_policy(summary: Frame) -> list[str]:
     table = []
     for error_nodes, rows in summary.groupby("error_nodes", sort=False):
         faithful = rows["faithfulness"].dropna().sort_values().tolist()
@@ -168,7 +166,7 @@ def _by_policy(summary: pd.DataFrame) -> list[str]:
     return [*_heading(title), *_rows(header, table)]
 
 
-def _by_task(summary: pd.DataFrame) -> list[str]:
+def _by_task(summary: Frame) -> list[str]:
     first = summary["error_nodes"].iloc[0]
     table = [
         [

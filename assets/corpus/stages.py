@@ -79,12 +79,13 @@ def show_contexts(work: Work, _corpus: Corpus) -> Metadata:
     from assets.corpus.text import harmless
 
     tokenizer = work.load.tokenizer()
-    beginnings = [tokenizer.decode(tokens) for tokens in read_contexts(work.store).tokens[:3]]
-    read = work.store.notes(CONTEXTS)["read"]
-    counts = {**read["skipped"], **read["replaced"], **read["notes"]}
+    beginnings = [
+        harmless(tokenizer.decode(tokens), markdown=True)
+        for tokens in read_contexts(work.store).tokens[:3]
+    ]
     return {
         "tokens": int(read_lengths(work.store).sum()),
-        "left out or changed": dg.MetadataValue.json(counts),
+        "read": dg.MetadataValue.json(work.store.notes(CONTEXTS)["read"]),
         "text": dg.MetadataValue.md(
             "\n\n".join(f"> {harmless(t, markdown=True)}" for t in beginnings)
         ),

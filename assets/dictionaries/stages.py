@@ -29,6 +29,7 @@ from assets.engine.stage import (
 from assets.engine.store import ArtifactStore
 from assets.plots import bars, density_histogram, picture
 from assets.settings import Experiment, ImportSettings
+from assets.tables.conversions import frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
     CONTEXTS,
@@ -215,7 +216,7 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
         }.items()
     }
     return TrainingSettings(
-        kind=settings.kind,  # pyright: ignore[reportArgumentType]
+        kind=settings.kind,
         n_features=settings.n_features or (settings.expansion or 1) * d_model,
         n_steps=settings.steps,
         batch_size=settings.batch,
@@ -334,7 +335,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
     rows = [
         {
             "submodule": name,
-            "activation": type(dictionary.activation).__name__,
+            "activation": dictionary.activation.name,
             "n_features": dictionary.n_features,
             "width": dictionary.d,
             "weights": work.store.notes(sae(name))["weights"],
@@ -357,7 +358,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
 def show_dictionary_set(work: Work, _measured: Measured) -> Metadata:
     """The metrics as a table, and two of them as a picture."""
     shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
-    metrics = work.store.read(DICTIONARY_SET, ["submodule", *shown]).to_pandas()
+    metrics = frame(work.store.read(DICTIONARY_SET, ["submodule", *shown]))
     figures = {name: metrics[name].tolist() for name in shown[:2]}
     densities = work.store.read(FEATURE_DENSITIES, ["density"])["density"].to_numpy()
     return {

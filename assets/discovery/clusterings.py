@@ -33,6 +33,7 @@ from assets.tables.places import (
     vectors,
 )
 from assets.tables.schemas import TABLES
+from core.options import Algorithm, Reduction, Representation
 
 if TYPE_CHECKING:
     from core.discovery import Clustering
@@ -48,9 +49,9 @@ _SUMMARY = ("cluster", "size", "n_documents", "n_answers", "answer_entropy", "co
 class Representing:
     """How a sample becomes a vector; what its representation makes no use of is None."""
 
-    representation: str
+    representation: Representation
     submodules: tuple[str, ...] | None
-    reduction: str | None
+    reduction: Reduction | None
     n_last: int | None
     n_projected: int | None
     seed: int | None
@@ -105,7 +106,7 @@ def represent_samples(work: Work, how: Representing) -> Made:
         work.load.model(),
         work.load.dictionaries() if how.with_dictionaries else {},
         read_samples(work.store.read(FILTERED_TOKENS)),
-        kind=how.representation,
+        representation=how.representation,
         submodules=how.submodules,
         budget_bytes=work.budget_bytes,
         progress=work.say,
@@ -167,7 +168,7 @@ def _rows(store: ArtifactStore, clustering: str, rows: np.ndarray) -> Iterator[p
 class Grouping:
     """How vectors are grouped; see `assets.settings.GroupingSettings`."""
 
-    algorithm: str
+    algorithm: Algorithm
     k: tuple[int, ...]
     seed: int
 
@@ -184,7 +185,7 @@ def group_samples(work: Work, how: Grouping, clustering: str) -> Clustering:
     documents = work.store.read(FILTERED_TOKENS, ["document"])["document"].to_pylist()
     return cluster(
         load_vectors(work.store, clustering),
-        method=how.algorithm,
+        algorithm=how.algorithm,
         k=how.k[0] if len(how.k) == 1 else how.k,
         groups=documents,
         seed=how.seed,
@@ -203,7 +204,7 @@ def assignments_made(clustering: Clustering) -> Made:
     ]
     notes = {
         "k": clustering.k,
-        "method": clustering.method,
+        "algorithm": clustering.algorithm,
         "curve": [[point.k, point.n_shared] for point in clustering.curve],
     }
     return Made(TABLES["cluster_assignments"].build(rows), notes)
@@ -220,7 +221,7 @@ def load_clustering(store: ArtifactStore, clustering: str = CHOSEN) -> Clusterin
         similarity=table["similarity"].to_numpy(),
         k=notes["k"],
         curve=[CurvePoint(*point) for point in notes["curve"]],
-        method=notes["method"],
+        algorithm=notes["algorithm"],
     )
 
 

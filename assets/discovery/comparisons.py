@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 import numpy as np
@@ -44,6 +44,7 @@ from assets.engine.stage import (
 )
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment
+from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     CHOSEN,
     CLUSTERING_BEHAVIOURS,
@@ -55,9 +56,6 @@ from assets.tables.places import (
     vectors,
 )
 from assets.tables.schemas import TABLES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 ANSWERS = "answer token"
 """One cluster for each answer: what a clustering that knows nothing of the model gives."""
@@ -86,12 +84,12 @@ def make_compared_clusterings(
         clustering = group_samples(work, job.settings, job.key)
         summary = summarize_clusters(work, clustering, job.key)
         notes = work.store.notes(vectors(job.key))
-        row = _score(summary.table.to_pandas(), notes, job.settings.algorithm)  # pyright: ignore
+        row = _score(frame(summary.table), notes, job.settings.algorithm)
         beside = {assignments(job.key): assignments_made(clustering), clusters(job.key): summary}
         yield job.key, Made(TABLES["clustering_score"].build([row]), beside=beside)
 
 
-def _score(summary: pd.DataFrame, notes: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
+def _score(summary: Frame, notes: Mapping[str, Any], algorithm: str) -> dict[str, Any]:
     """What one clustering is, and how it looks by itself."""
     shared = summary[summary["size"] > 1]
     return {
@@ -105,7 +103,7 @@ def _score(summary: pd.DataFrame, notes: Mapping[str, Any], algorithm: str) -> d
     }
 
 
-def _weighted(summary: pd.DataFrame, column: str) -> float | None:
+def _weighted(summary: Frame, column: str) -> float | None:
     """The mean over samples of what their clusters have; None where there is no cluster."""
     return float(np.average(summary[column], weights=summary["size"])) if len(summary) else None
 
@@ -149,7 +147,7 @@ def make_clustering_comparison(work: Work, names: Sequence[str]) -> Made:
 def _clusterings(store: ArtifactStore, names: Sequence[str]) -> Iterator[_Labelled]:
     """The chosen one, the others, and the answers themselves."""
     clustering, notes = load_clustering(store), store.notes(vectors())
-    score = _score(store.read(clusters()).to_pandas(), notes, clustering.method)
+    score = _score(frame(store.read(clusters())), notes, clustering.algorithm)
     yield _Labelled(CHOSEN, clustering.labels, score)
     for name in names:
         score = store.read(clustering_score(name)).to_pylist()[0]
@@ -158,7 +156,7 @@ def _clusterings(store: ArtifactStore, names: Sequence[str]) -> Iterator[_Labell
 
 
 def _answers(store: ArtifactStore) -> _Labelled:
-    table = store.read(FILTERED_TOKENS, ["answer", "document"]).to_pandas()
+    table = frame(store.read(FILTERED_TOKENS, ["answer", "document"]))
     n_documents = table.groupby("answer")["document"].nunique()
     score = {
         "representation": None,

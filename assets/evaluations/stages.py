@@ -18,7 +18,7 @@ from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.plots import curves, picture
 from assets.settings import Experiment, ExperimentError
-from assets.tables.conversions import read_nodes
+from assets.tables.conversions import frame, read_nodes
 from assets.tables.places import (
     DICTIONARY_SET,
     BehaviourSource,
@@ -102,7 +102,7 @@ def _columns(point: Evaluation) -> dict[str, Any]:
 
 def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     """Faithfulness and completeness of the circuit, and faithfulness at every size."""
-    table = work.store.read(evaluation(source, name)).to_pandas()
+    table = frame(work.store.read(evaluation(source, name)))
     shown: dict[str, Any] = {}
     for error_nodes, rows in table.groupby("error_nodes", sort=False):
         own = rows[rows["threshold"].isna()].iloc[0]

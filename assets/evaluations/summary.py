@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -15,6 +15,7 @@ from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore
 from assets.plots import histogram, picture
 from assets.settings import Experiment
+from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     EVALUATION_SUMMARY,
     BehaviourSource,
@@ -23,9 +24,6 @@ from assets.tables.places import (
     evaluation,
 )
 from assets.tables.schemas import TABLES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Names = Mapping[BehaviourSource, tuple[str, ...]]
 """The behaviours that have a circuit, by source."""
@@ -65,7 +63,7 @@ def _rows(
 ) -> Iterator[dict[str, Any]]:
     name = behaviour["name"]
     heads = store.read(circuit(source, name), ["n_nodes", "n_edges"]).to_pylist()
-    table = store.read(evaluation(source, name)).to_pandas()
+    table = frame(store.read(evaluation(source, name)))
     for error_nodes, points in table.groupby("error_nodes", sort=False):
         own = points[points["threshold"].isna()].iloc[0]
         curve = points.dropna(subset="threshold")
@@ -84,7 +82,7 @@ def _rows(
 _JUDGED = ("n_examples", "held_out", "m_full", "m_empty", "faithfulness", "completeness")
 
 
-def area_of(curve: pd.DataFrame) -> float:
+def area_of(curve: Frame) -> float:
     """Area under faithfulness against the kept share of all nodes with an effect.
 
     NaN where faithfulness is not defined, or the curve has no node at all.
@@ -98,7 +96,7 @@ def area_of(curve: pd.DataFrame) -> float:
     return area(fractions, [0.0, *curve["faithfulness"]])
 
 
-def nodes_for(curve: pd.DataFrame, share: float) -> int | None:
+def nodes_for(curve: Frame, share: float) -> int | None:
     """The fewest nodes of the curve whose faithfulness is at least `share`; None if none is."""
     enough = curve[curve["faithfulness"] >= share]
     return int(enough["n_nodes"].min()) if len(enough) else None
@@ -106,7 +104,7 @@ def nodes_for(curve: pd.DataFrame, share: float) -> int | None:
 
 def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
     """How faithful the circuits are, as numbers, a picture and a table."""
-    table = work.store.read(EVALUATION_SUMMARY).to_pandas()
+    table = frame(work.store.read(EVALUATION_SUMMARY))
     shown: dict[str, Any] = {"left out as stale": work.store.notes(EVALUATION_SUMMARY)["n_stale"]}
     for (source, error_nodes), rows in table.groupby(["source", "error_nodes"], sort=False):
         values = rows["faithfulness"].dropna()

@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 _VALUES_AT_ONCE = 1 << 26
 
+Frame = Any
+"""A pandas DataFrame; pandas carries no types that a checker could follow."""
+
+
+def frame(table: pa.Table) -> Frame:
+    """A table for summaries."""
+    return table.to_pandas()
+
+
 CONTEXTS_PER_PIECE = 512
 """Rows of a row group of the contexts table. Dictionaries that train without a cache read 32
 contexts here and 32 there, a row group each time: 0.6 ms for 512 contexts of 128 tokens, 7 ms for
@@ -130,7 +139,7 @@ def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:
         "n_examples": circuit.n_examples,
         "metric_clean": circuit.metric_clean,
         "metric_patch": circuit.metric_patch,
-        "residuals": json.dumps(dict(circuit.residuals), sort_keys=True),
+        "gaps": json.dumps(dict(circuit.gaps), sort_keys=True),
         "settings": json.dumps(dict(circuit.settings), sort_keys=True, default=str),
         "tokens": None if circuit.tokens is None else list(circuit.tokens),
     }
@@ -170,6 +179,6 @@ def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
         n_examples=head["n_examples"],
         metric_clean=head["metric_clean"],
         metric_patch=head["metric_patch"],
-        residuals=json.loads(head["residuals"]),
+        gaps=json.loads(head["gaps"]),
         tokens=None if head["tokens"] is None else tuple(head["tokens"]),
     )

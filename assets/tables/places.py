@@ -104,8 +104,9 @@ def examples(source: BehaviourSource) -> Key:
 
 
 def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
-    """A circuit's tables: effects, edges, nodes, and the circuit itself."""
-    return Key(f"circuits/{source}/{name}/{table}", table, _STAGES[source][1])
+    """A circuit's tables: effects (of the nodes' columns), edges, nodes, and the circuit itself."""
+    columns = "nodes" if table == "effects" else table
+    return Key(f"circuits/{source}/{name}/{table}", columns, _STAGES[source][1])
 
 
 def evaluation(source: BehaviourSource, name: str) -> Key:

@@ -18,7 +18,7 @@ import numpy as np
 
 from core.discovery.filter import Sample
 from core.errors import InputError, NotFinite, OutOfBudget
-from core.options import ALGORITHMS, Algorithm
+from core.options import ALGORITHMS, Algorithm, check_option
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -133,7 +133,7 @@ def angular_similarity(vectors: Vectors, *, budget_bytes: int = 4 << 30) -> np.n
 def cluster(
     vectors: Vectors,
     *,
-    algorithm: Algorithm = "spectral",
+    algorithm: Algorithm = "kmeans",
     k: int | Sequence[int],
     groups: Sequence[int] | None = None,
     seed: int = 0,
@@ -185,8 +185,7 @@ def cluster(
 
 
 def _check(algorithm: str, tried: list[int], n_samples: int, groups: Sequence[int] | None) -> None:
-    if algorithm not in ALGORITHMS:
-        raise InputError(f"'{algorithm}' is no way to cluster: say {' or '.join(ALGORITHMS)}.")
+    check_option("algorithm", algorithm, ALGORITHMS)
     if not tried or tried[0] < 1:
         raise InputError("k must be at least 1, or a list of such numbers: how many clusters?")
     if tried[-1] > n_samples:

@@ -30,7 +30,7 @@ from core.discovery.projection import Projection, gradient_modules, projected_gr
 from core.effects import clean_gradients, feature_dots
 from core.errors import InputError, MissingSubmodule, NotFinite, OutOfBudget
 from core.models.language_model import LanguageModel
-from core.options import REDUCTIONS, REPRESENTATIONS, Reduction, Representation
+from core.options import REDUCTIONS, REPRESENTATIONS, Reduction, Representation, check_option
 from core.types import causal_order
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def represent(
     samples: Sequence[Sample],
     *,
     representation: Representation,
-    reduction: Reduction = "sum",
+    reduction: Reduction = "last",
     n_last: int = 1,
     submodules: Sequence[str] | None = None,
     error_effects: bool = False,
@@ -153,12 +153,8 @@ def _check(
     error_effects: bool,
 ) -> list[str]:
     """Raise if the arguments make no sense; the submodules to read, in causal order."""
-    if representation not in REPRESENTATIONS:
-        raise InputError(
-            f"'{representation}' is no representation: say {', '.join(REPRESENTATIONS)}."
-        )
-    if reduction not in REDUCTIONS:
-        raise InputError(f"'{reduction}' is no reduction: say {' or '.join(REDUCTIONS)}.")
+    check_option("representation", representation, REPRESENTATIONS)
+    check_option("reduction", reduction, REDUCTIONS)
     if n_last < 1:
         raise InputError(f"n_last is {n_last}, but at least one position is needed.")
     if error_effects and representation != "feature_effects":

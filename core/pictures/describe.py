@@ -234,15 +234,15 @@ def _node_lines(circuit: Circuit, selection: Selection, labels: Mapping[str, str
     for submodule, members in by_submodule.items():
         total = sum(node.effect for node in members)
         yield f"{submodule}: {counted(len(members), 'node')}, total {signed(total)}"
-        here = [node for node in shown if node.submodule == submodule]
-        for node in sorted(here, key=lambda node: -abs(node.effect)):
+        listed_nodes = [node for node in shown if node.submodule == submodule]
+        for node in sorted(listed_nodes, key=lambda node: -abs(node.effect)):
             share = abs(node.effect) / strongest if strongest else 0.0
             bar = ("+" if node.effect > 0 else "-") * math.ceil(_BAR * share)
             label = printable(labels.get(plain_name(node), ""))
             name = _pad(_name(node, circuit), name_width)
             yield f"  {name}  {signed(node.effect):>9}  {bar:<{_BAR}}  {label}"
-        if len(here) < len(members):
-            yield f"  ({counted(len(members) - len(here), 'weaker node')} not listed)"
+        if len(listed_nodes) < len(members):
+            yield f"  ({counted(len(members) - len(listed_nodes), 'weaker node')} not listed)"
 
 
 def _edge_lines(circuit: Circuit, max_edges: int) -> Iterator[str]:
@@ -292,13 +292,13 @@ def _cut(text: str, width: int) -> str:
     """`text`, or its beginning and three dots, in at most `width` columns."""
     if _columns(text) <= width:
         return text
-    kept, room = [], width - 3
+    fitting, room = [], width - 3
     for character in text:
         room -= _column(character)
         if room < 0:
             break
-        kept.append(character)
-    return "".join(kept).rstrip() + "..."
+        fitting.append(character)
+    return "".join(fitting).rstrip() + "..."
 
 
 def _pad(text: str, width: int) -> str:

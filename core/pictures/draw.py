@@ -2,7 +2,7 @@
 
 Rectangles are features, triangles errors; blue raises the metric, red lowers it, deeper the
 stronger. Rows are submodules, the embedding at the bottom and the metric on top; columns are tokens
-where the circuit keeps positions. `core.pictures` decides what stands where, this module draws it.
+where the circuit keeps positions. `core.pictures.layout` decides what stands where, this draws it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from xml.etree import ElementTree as ET
 
 from core.pictures import colours
 from core.pictures.columns import TOKEN_SIZE
-from core.pictures.elements import FONT, add, group, rectangle, triangle, write
 from core.pictures.layout import (
     LABEL_LEADING,
     LABEL_SIZE,
@@ -33,6 +32,7 @@ from core.pictures.legend import (
 from core.pictures.ordering import METRIC
 from core.pictures.routes import curve, route
 from core.pictures.selection import Selection, plain_name, select
+from core.pictures.svg import FONT, add, group, rectangle, triangle, write
 from core.pictures.text import fit, printable, text_width
 from core.pictures.wording import metric_text, metric_values, signed
 from core.types import Circuit, Edge

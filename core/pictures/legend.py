@@ -5,9 +5,9 @@ from __future__ import annotations
 from xml.etree import ElementTree as ET
 
 from core.pictures import colours
-from core.pictures.elements import add, group, rectangle, triangle, write, write_lines
 from core.pictures.layout import Box
 from core.pictures.selection import Selection
+from core.pictures.svg import add, group, rectangle, triangle, write, write_lines
 from core.pictures.text import flow, printable, wrap
 from core.pictures.wording import (
     footer_parts,

@@ -98,8 +98,8 @@ def select(circuit: Circuit, max_nodes: int, max_edges: int) -> Selection:
     check_circuit(circuit)
     nodes = circuit.nodes
     ranked = sorted(range(len(nodes)), key=lambda i: (-abs(nodes[i].effect), i))
-    kept = sorted(ranked[:max_nodes], key=lambda i: (causal_rank(nodes[i]), i))
-    shown = set(kept)
+    in_order = sorted(ranked[:max_nodes], key=lambda i: (causal_rank(nodes[i]), i))
+    shown = set(in_order)
     between = [
         edge
         for edge in circuit.edges
@@ -107,9 +107,9 @@ def select(circuit: Circuit, max_nodes: int, max_edges: int) -> Selection:
     ]
     edges = strongest_first(between)[:max_edges]
     return Selection(
-        nodes=tuple(kept),
+        nodes=tuple(in_order),
         edges=tuple(edges),
-        n_nodes_left_out=len(nodes) - len(kept),
+        n_nodes_left_out=len(nodes) - len(in_order),
         n_edges_left_out=len(circuit.edges) - len(edges),
         left_out=Counter(nodes[i].submodule for i in ranked[max_nodes:]),
     )

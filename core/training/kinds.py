@@ -54,7 +54,7 @@ class Pass:
         entries: the active pairs.
         at: `pre` at the pairs.
         value: features at the pairs.
-        residual: x_hat - x, ``(batch, d)``.
+        error: x_hat - x, ``(batch, d)``: minus `SparseAct.error`, with the sign of the gradient.
         dead: ``(feature,)`` bool.
         sparsity: weight of the penalty at this step.
     """
@@ -65,7 +65,7 @@ class Pass:
     entries: Entries
     at: Tensor
     value: Tensor
-    residual: Tensor
+    error: Tensor
     dead: Tensor
     sparsity: float
 
@@ -122,8 +122,8 @@ class Kind:
 
     def reconstruction(self, p: Pass) -> tuple[Tensor, Tensor]:
         """Loss of the reconstruction, and its gradient with respect to x_hat, ``(batch, d)``."""
-        norm = p.residual.norm(dim=1, keepdim=True)
-        return norm.mean(), p.residual / norm.clamp_(min=1e-8).mul_(p.n)
+        norm = p.error.norm(dim=1, keepdim=True)
+        return norm.mean(), p.error / norm.clamp_(min=1e-8).mul_(p.n)
 
     def encoder_gradient(
         self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
@@ -142,7 +142,7 @@ class Kind:
 
     def auxiliary(self, p: Pass, weights: Weights, gradient: Weights) -> Tensor:
         """A further loss, its gradient added to `gradient` in place."""
-        return p.residual.new_zeros(())
+        return p.error.new_zeros(())
 
     @property
     def wanted_l0(self) -> int | None:
@@ -173,7 +173,7 @@ class Squared(Kind):
 
     def reconstruction(self, p: Pass) -> tuple[Tensor, Tensor]:
         """Mean squared error per token, and its gradient."""
-        return p.residual.square().sum() / p.n, p.residual * (2 / p.n)
+        return p.error.square().sum() / p.n, p.error * (2 / p.n)
 
 
 class TopKKind(Squared, name="topk"):
@@ -202,18 +202,18 @@ class TopKKind(Squared, name="topk"):
         self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
     ) -> tuple[Tensor, Tensor]:
         """No penalty: k is the sparsity."""
-        return p.residual.new_zeros(()), d_value
+        return p.error.new_zeros(()), d_value
 
     def auxiliary(self, p: Pass, weights: Weights, gradient: Weights) -> Tensor:
         """AuxK: the d/2 largest dead features rebuild the error, which is held fixed."""
         dead = p.dead.nonzero().flatten()
         if not len(dead):
-            return p.residual.new_zeros(())
+            return p.error.new_zeros(())
         k = min(len(dead), max(1, p.x.shape[1] // 2))
         encoder, decoder = weights.encoder[dead], weights.decoder[dead]
         value, largest = F.relu(p.pre[:, dead]).topk(k, dim=1)
         f = torch.zeros_like(p.pre[:, dead]).scatter_(1, largest, value)
-        error = f @ decoder + p.residual
+        error = f @ decoder + p.error
         g = error * (2 * AUX_WEIGHT / p.n)
         d_pre = (g @ decoder.t()) * (f > 0)
         gradient.decoder[dead] += f.t() @ g

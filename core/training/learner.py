@@ -142,7 +142,7 @@ class Learner:
         remove_parallel(self.gradient.decoder, self.weights.decoder)
         self._adam(step)
         normalise_rows(self.weights.decoder)
-        # A step that spoils the weights is told at once, so that they are never saved as good.
+        # A step that spoils the weights is reported at once: they are never saved as good.
         loss = loss + 0 * self.weights.flat.sum()
         return Report(float(loss), int((p.value > 0).sum()) / p.n, int(p.dead.sum()))
 
@@ -158,12 +158,12 @@ class Learner:
         entries = kind.entries(weights, pre)
         at = entries.take(pre)
         value = kind.value(weights, entries, at)
-        residual = entries.decode(value, weights.decoder).add_(weights.bias).sub_(x)
+        error = entries.decode(value, weights.decoder).add_(weights.bias).sub_(x)
         fired_at = self.state["fired_at"]
         fired_at[entries.per_feature((value > 0).to(value.dtype)) > 0] = step
         dead = step - fired_at > self.settings.dead_after
         sparsity = self.settings.sparsity_at(step)
-        return Pass(x, seen, pre, entries, at, value, residual, dead, sparsity)
+        return Pass(x, seen, pre, entries, at, value, error, dead, sparsity)
 
     def _backward(self, p: Pass) -> Tensor:
         weights, gradient, kind = self.weights, self.gradient, self.kind
@@ -208,7 +208,7 @@ class Learner:
             The features resampled, ``(n,)``; at most as many as there are rows.
         """
         p = self._forward(step - 1, x)
-        loss = p.residual.norm(dim=1)
+        loss = p.error.norm(dim=1)
         dead = p.dead.nonzero().flatten()[: int((loss > 0).sum())]
         if not len(dead):
             return dead

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,8 @@ NASTY = [
     *["---", "...", "| ", "> ", "{", "[" * 2000, "'", '"', "#", ": :", "\0", "\ufeff", "~nobody/x"],
     *["%YAML 9", '"\\e[2J"', "extra: 1", "agreement: {}", "tasks: {pairs: {a: {}}}"],
 ]
+NAMES = ["..", ".", "", "../x", "/x", "a/b", "a\\b", "k00003", "good_Name1", "A" * 64, "x\n"]
+KINDS = ["tasks", "comparisons"]
 nasty = st.sampled_from([text.encode() for text in NASTY])
 
 
@@ -82,6 +85,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(content=mutated())
 def test_any_file_gives_an_experiment_or_says_why_not(folder: Path, content: bytes) -> None:
     _read(folder, content)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(name=st.text(max_size=70) | st.sampled_from(NAMES), kind=st.sampled_from(KINDS))
+def test_no_name_that_is_accepted_leads_out_of_its_folder(
+    folder: Path, name: str, kind: str
+) -> None:
+    content = yaml.safe_load((EXPERIMENTS / "testbed.yaml").read_bytes())
+    named = content["tasks"]["pairs"] if kind == "tasks" else content["comparisons"]
+    named[name] = named.popitem()[1]
+    _read(folder, yaml.safe_dump(content).encode())
 
 
 @pytest.mark.slow

@@ -99,6 +99,7 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
         ({"circuits": {"steps": 2.5}}, "circuits.steps: 2.5 will not do"),
         ({"corpus": {"separator": ""}}, "corpus.separator: '' will not do"),
         ({"model": {"revision": "\0"}}, "model.revision: holds a character that no text can hold"),
+        ({"model": {"x" * 2000: 1}}, "x ...: unknown key; here the keys are source"),
         ({"model": {"\x1b[2J": 1}}, "  model.\\x1b[2J: unknown key"),
     ],
 )

@@ -23,14 +23,15 @@ from core.dictionaries.formats.dictionary_learning import write as save_as_dicti
 from core.dictionaries.formats.places import fetch, named_file
 from core.dictionaries.formats.saelens import write as save_as_saelens
 from core.errors import FormatError
+from core.options import Format
 
 
-def _own(place: Path) -> Dictionary:
+def _read_sfc(place: Path) -> Dictionary:
     return load_dictionary(named_file(place, ("dictionary.safetensors",)))
 
 
-FORMATS: Mapping[str, Callable[..., Dictionary]] = {
-    "sfc": _own,
+READERS: Mapping[Format, Callable[..., Dictionary]] = {
+    "sfc": _read_sfc,
     "dictionary_learning": dictionary_learning.read,
     "saelens": saelens.read,
     "sparsify": sparsify.read,
@@ -40,7 +41,7 @@ FORMATS: Mapping[str, Callable[..., Dictionary]] = {
 
 def load_from(
     source: str,
-    format: str,
+    format: Format,
     *,
     path: str = "",
     submodule: str | None = None,
@@ -52,7 +53,7 @@ def load_from(
 
     Args:
         source: a local folder or file, or a hub id.
-        format: one of `FORMATS`.
+        format: one of `core.options.FORMATS`.
         path: folder or file inside the source. ``{submodule}``, ``{kind}``, ``{layer}`` and
             ``{site}`` are filled in from `submodule`; the paper's released set is
             ``dictionaries/pythia-70m-deduped/{site}/10_32768``. ``{l0}`` and ``*`` leave open what
@@ -66,21 +67,21 @@ def load_from(
         FormatError: unknown format or option, nothing there or several places that fit, a file
             that is incomplete or would need unpickling, or the hub out of reach.
     """
-    if format not in FORMATS:
-        raise FormatError(f"format '{format}' is not one of {', '.join(FORMATS)}.")
+    if format not in READERS:
+        raise FormatError(f"format '{format}' is not one of {', '.join(READERS)}.")
     path = resolved_path(source, path, submodule=submodule, revision=revision, l0=l0)
     place = fetch(source, path, revision)
     if submodule not in (None, "embed"):
         options.pop("scaled_embedding", None)  # concerns one dictionary of a set
     try:
-        return FORMATS[format](place, **options)
+        return READERS[format](place, **options)
     except TypeError as error:
         raise FormatError(f"the format {format} cannot be read with {options}: {error}.") from error
 
 
 def load_all(
     source: str,
-    format: str,
+    format: Format,
     submodules: Sequence[str],
     *,
     path: str,
@@ -95,7 +96,7 @@ def load_all(
 
 
 __all__ = [
-    "FORMATS",
+    "READERS",
     "is_open",
     "load_all",
     "load_from",

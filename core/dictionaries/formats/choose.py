@@ -52,17 +52,17 @@ def resolved_path(
     if not is_open(path):
         return path
     path = PurePosixPath(path.strip("/")).as_posix()
-    found = _fitting(source, path, revision)
-    if not found:
+    l0_of = _fitting(source, path, revision)
+    if not l0_of:
         raise FormatError(f"'{source}' has nothing that fits '{path}'.")
-    if len(found) == 1:
-        return next(iter(found))
+    if len(l0_of) == 1:
+        return next(iter(l0_of))
     if l0 is None:
         raise FormatError(
-            f"'{source}' has {len(found)} places that fit '{path}': {_listed(found)}. Write one of "
+            f"'{source}' has {len(l0_of)} places that fit '{path}': {_listed(l0_of)}. Write one of "
             "them out, or give the option l0 (options: {l0: 100}) to take the nearest."
         )
-    return _nearest(found, _number(l0), path)
+    return _nearest(l0_of, _number(l0), path)
 
 
 def _number(l0: Any) -> float:
@@ -71,8 +71,8 @@ def _number(l0: Any) -> float:
     return l0
 
 
-def _nearest(found: dict[str, float | None], l0: float, path: str) -> str:
-    ranked = sorted((abs(value - l0), value, place) for place, value in _numbered(found, path))
+def _nearest(l0_of: dict[str, float | None], l0: float, path: str) -> str:
+    ranked = sorted((abs(value - l0), value, place) for place, value in _numbered(l0_of, path))
     best = [place for distance, value, place in ranked if (distance, value) == ranked[0][:2]]
     if len(best) > 1:
         raise FormatError(
@@ -82,10 +82,10 @@ def _nearest(found: dict[str, float | None], l0: float, path: str) -> str:
     return best[0]
 
 
-def _numbered(found: dict[str, float | None], path: str) -> list[tuple[str, float]]:
-    numbered = [(place, value) for place, value in found.items() if value is not None]
-    if len(numbered) < len(found):
-        without = [place for place, value in found.items() if value is None]
+def _numbered(l0_of: dict[str, float | None], path: str) -> list[tuple[str, float]]:
+    numbered = [(place, value) for place, value in l0_of.items() if value is not None]
+    if len(numbered) < len(l0_of):
+        without = [place for place, value in l0_of.items() if value is None]
         raise FormatError(
             f"l0 cannot choose among the places that fit '{path}': "
             f"{_listed(dict.fromkeys(without))} say no L0. Write {{l0}} where the number stands."
@@ -100,13 +100,13 @@ def _listed(places: dict[str, Any]) -> str:
 
 def _fitting(source: str, path: str, revision: str | None) -> dict[str, float | None]:
     """Places in the source that fit `path`, and the L0 that each says."""
-    pattern, found = _pattern(path), {}
+    pattern, l0_of = _pattern(path), {}
     for place in _candidates(source, path, revision):
         match = pattern.fullmatch(place)
         if match is not None:
             said = match.groupdict().get("l0") or _after_l0(place)
-            found[place] = None if said is None else float(said)
-    return found
+            l0_of[place] = None if said is None else float(said)
+    return l0_of
 
 
 def _pattern(path: str) -> re.Pattern[str]:
@@ -128,11 +128,11 @@ def _after_l0(place: str) -> str | None:
 def _candidates(source: str, path: str, revision: str | None) -> set[str]:
     root = local_root(source)
     if root is not None:
-        some = "*".join(glob.escape(part) for part in _FREE.split(path))
-        return {place.relative_to(root).as_posix() for place in root.glob(some)}
+        pattern = "*".join(glob.escape(part) for part in _FREE.split(path))
+        return {place.relative_to(root).as_posix() for place in root.glob(pattern)}
     depth = len(PurePosixPath(path).parts)
     parts = (PurePosixPath(file).parts for file in _hub_files(source, revision))
-    return {"/".join(some[:depth]) for some in parts if len(some) >= depth}
+    return {"/".join(names[:depth]) for names in parts if len(names) >= depth}
 
 
 @lru_cache(maxsize=16)

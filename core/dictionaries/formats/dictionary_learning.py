@@ -96,9 +96,9 @@ def _trainer(file: Path) -> Mapping[str, Any]:
     """What config.json says of the training; empty where there is none."""
     folders = [file.parent, *([file.parent.parent] if file.parent.name == "checkpoints" else [])]
     for folder in folders:
-        found = read_json(folder / "config.json").get("trainer")
-        if found:
-            return found
+        trainer = read_json(folder / "config.json").get("trainer")
+        if trainer:
+            return trainer
     return {}
 
 

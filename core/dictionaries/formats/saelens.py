@@ -69,19 +69,19 @@ def read(place: Path, *, norm_scaling_factor: float | None = None) -> Dictionary
         activation = _activation(config, tensors, file, rescaled)
     input_bias = bias if config["apply_b_dec_to_input"] else torch.zeros_like(bias)
     dictionary = Dictionary(encoder.t(), encoder_bias, decoder, bias, input_bias, activation)
-    kind = config["normalize_activations"]
-    if kind == "expected_average_only_in":
+    normalised = config["normalize_activations"]
+    if normalised == "expected_average_only_in":
         dictionary = for_raw_inputs(dictionary, scaling_factor(file, norm_scaling_factor))
     if rescaled:
         dictionary = with_unit_decoder(dictionary, keep_choice=True)
-    return unwhitened(dictionary, file) if kind == "covariance_whitening" else dictionary
+    return unwhitened(dictionary, file) if normalised == "covariance_whitening" else dictionary
 
 
-def _config(found: dict[str, Any], file: Path) -> dict[str, Any]:
+def _config(saved: dict[str, Any], file: Path) -> dict[str, Any]:
     """The configuration with version 6's keys."""
-    if not found:
+    if not saved:
         raise FormatError(f"'{file}' has no {CONFIG} beside it.")
-    config = {"apply_b_dec_to_input": True, "normalize_activations": "none", **found}
+    config = {"apply_b_dec_to_input": True, "normalize_activations": "none", **saved}
     if "metadata" not in config:
         config.setdefault("architecture", "standard")
         function = config.get("activation_fn", config.get("activation_fn_str", "relu"))

@@ -13,12 +13,14 @@ from safetensors.torch import load_file, save_file
 from core.dictionaries import Dictionary, Gated, JumpReLU, ReLU, TopK, identity_dictionary
 from core.dictionaries.files import save_dictionary
 from core.dictionaries.formats import (
+    READERS,
     load_all,
     load_from,
     save_as_dictionary_learning,
     save_as_saelens,
 )
 from core.errors import FormatError
+from core.options import FORMATS
 from tests.core.dictionaries.published import (
     B_DEC,
     B_ENC,
@@ -266,3 +268,7 @@ def test_a_truncated_file_is_refused(tmp_path):
         file.write_bytes(file.read_bytes()[:200])
         with pytest.raises(FormatError, match="truncated"):
             load_from(str(tmp_path), format)
+
+
+def test_every_format_that_is_offered_has_a_reader_and_no_other():
+    assert tuple(READERS) == FORMATS

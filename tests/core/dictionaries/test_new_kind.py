@@ -62,7 +62,7 @@ class LeakyKind(Squared, name="leaky"):
     def encoder_gradient(
         self, p: Pass, weights: Weights, gradient: Weights, d_value: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return p.residual.new_zeros(()), torch.where(p.at > 0, d_value, self.leak * d_value)
+        return p.error.new_zeros(()), torch.where(p.at > 0, d_value, self.leak * d_value)
 
     def activation(self, weights: Weights, state) -> Activation:
         return Leaky(torch.zeros_like(weights.encoder_bias), self.leak)

@@ -57,7 +57,7 @@ def test_spectral_labels_are_scikit_learns() -> None:
     theirs = SpectralClustering(5, affinity="precomputed", random_state=0).fit(
         angular_similarity(vectors)
     )
-    ours = cluster(vectors, k=5)
+    ours = cluster(vectors, algorithm="spectral", k=5)
     assert adjusted_rand_score(theirs.labels_, ours.labels) == 1
 
 
@@ -65,9 +65,9 @@ def test_iterated_and_direct_eigenvectors_give_the_same_clusters(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vectors = bundles([30, 40, 20, 30], noise=0.8)
-    direct = cluster(vectors, k=4)
+    direct = cluster(vectors, algorithm="spectral", k=4)
     monkeypatch.setattr(module, "_DENSE_EIGEN", 10)
-    assert cluster(vectors, k=4).labels.tolist() == direct.labels.tolist()
+    assert cluster(vectors, algorithm="spectral", k=4).labels.tolist() == direct.labels.tolist()
 
 
 def test_kmeans_in_the_samples_own_span_is_kmeans_on_the_vectors() -> None:
@@ -89,14 +89,16 @@ def test_k_is_the_one_with_most_clusters_that_hold_several_groups() -> None:
     vectors, documents = bundles([6] * 4, noise=0.01), np.arange(24)
     alone = np.concatenate([vectors, bundles([1, 1])[:, ::-1]])
     groups = [*documents.tolist(), 100, 101]
-    found = cluster(alone, k=[2, 4, 6], groups=groups)
+    found = cluster(alone, algorithm="spectral", k=[2, 4, 6], groups=groups)
     assert [point.k for point in found.curve] == [2, 4, 6]
     assert found.curve[-1].n_shared == 4
     assert found.k == min(p.k for p in found.curve if p.n_shared == 4)
 
 
 def test_a_cluster_of_one_document_does_not_count_as_shared() -> None:
-    found = cluster(bundles([5, 5, 5]), k=[3], groups=[0] * 5 + [1] * 5 + [2, 3, 2, 3, 2])
+    found = cluster(
+        bundles([5, 5, 5]), algorithm="spectral", k=[3], groups=[0] * 5 + [1] * 5 + [2, 3, 2, 3, 2]
+    )
     assert found.curve[0].n_shared == 1
 
 
@@ -117,7 +119,7 @@ def test_a_summary_counts_what_a_cluster_holds() -> None:
         Sample(document, i, 2, (1, 2), answer, 0.1)
         for i, (document, answer) in enumerate([(0, 7), (0, 7), (1, 8), (2, 9), (3, 9)])
     ]
-    clustering = cluster(vectors, k=2)
+    clustering = cluster(vectors, algorithm="spectral", k=2)
     first, second = summarize(clustering, samples, n_typical=2)
     assert (first.size, first.n_documents, first.n_answers) == (4, 3, 3)
     assert first.answer_entropy == pytest.approx(1.5 * math.log(2))
@@ -137,7 +139,7 @@ def test_a_summary_counts_what_a_cluster_holds() -> None:
         ({"k": [2, 50]}, "50 clusters"),
         ({"k": 0}, "at least 1"),
         ({"k": []}, "at least 1"),
-        ({"k": 2, "algorithm": "ward"}, "'ward' is no way to cluster"),
+        ({"k": 2, "algorithm": "ward"}, "algorithm 'ward' is not one of spectral"),
         ({"k": 2, "groups": [1, 2]}, "2 groups were given for 10 samples"),
     ],
 )
@@ -149,7 +151,7 @@ def test_impossible_clusterings_are_refused(arguments, message: str) -> None:
 def test_a_similarity_matrix_that_does_not_fit_says_how_much_it_needs() -> None:
     needed = 8 * 1000**2 / 2**30
     with pytest.raises(OutOfBudget, match=rf"1000 samples need {needed:.2f} GiB.*at most 353"):
-        cluster(np.ones((1000, 2)), k=2, budget_bytes=1_000_000)
+        cluster(np.ones((1000, 2)), algorithm="spectral", k=2, budget_bytes=1_000_000)
 
 
 def test_vectors_with_nan_are_refused() -> None:

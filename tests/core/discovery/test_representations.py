@@ -193,8 +193,11 @@ def test_linear_effects_agree_with_ablating_by_hand_at_every_submodule() -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"representation": "embeddings"}, "'embeddings' is no representation"),
-        ({"representation": "activations", "reduction": "mean"}, "'mean' is no reduction"),
+        ({"representation": "embeddings"}, "representation 'embeddings' is not one of activations"),
+        (
+            {"representation": "activations", "reduction": "mean"},
+            "reduction 'mean' is not one of last, sum",
+        ),
         ({"representation": "activations", "n_last": 0}, "n_last is 0"),
         ({"representation": "features", "error_effects": True}, "feature_effects"),
     ],
