@@ -161,7 +161,10 @@ def _finished(plan: _Plan) -> CacheManifest | None:
     file = plan.folder / MANIFEST
     if not file.is_file():
         return None
-    manifest = CacheManifest.from_json(file.read_text(encoding="utf-8"))
+    try:
+        manifest = CacheManifest.from_json(file.read_text(encoding="utf-8"))
+    except (ValueError, TypeError, KeyError):
+        return None
     whole = not list(damaged(plan.folder, manifest))
     return manifest if whole and manifest.key == plan.key else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from assets.engine.recipe import Recipe, digest, hash_place
-from assets.engine.store import ArtifactStore, content_hash
+from assets.engine.store import ArtifactStore, Undeclared, content_hash
 from assets.settings import ExperimentError
 from assets.tables.places import CONTEXTS
 from assets.tables.schemas import TABLES
@@ -116,6 +116,171 @@ def test_a_foreign_file_counts_as_not_there(store: ArtifactStore) -> None:
     store.root.mkdir()
     pq.write_table(pa.table({"document": [1]}), store.path(CONTEXTS))
     assert store.footer(CONTEXTS) is None
+
+
+@pytest.fixture
+def written(store: ArtifactStore, table: pa.Table) -> bytes:
+    """The bytes of a table of this layout."""
+    store.write(CONTEXTS, table, RECIPE)
+    return store.path(CONTEXTS).read_bytes()
+
+
+def _footer_texts(path: Path) -> dict[bytes, Any]:
+    texts = pq.read_metadata(path).metadata or {}
+    return {name: text for name, text in texts.items() if name.startswith(b"sfc.")}
+
+
+def _rewrite(store: ArtifactStore, **changed: Any) -> None:
+    """Write the table again with other texts in its footer; None takes one away."""
+    path = store.path(CONTEXTS)
+    old = pq.read_table(path)
+    texts = _footer_texts(path) | {f"sfc.{name}".encode(): v for name, v in changed.items()}
+    left = {name: text for name, text in texts.items() if text is not None}
+    pq.write_table(old.replace_schema_metadata(left), path)
+
+
+@pytest.mark.usefixtures("written")
+def test_a_footer_written_by_hand_counts_only_as_it_was(store: ArtifactStore) -> None:
+    assert store.footer(CONTEXTS) is not None
+    _rewrite(store)
+    assert store.is_current(CONTEXTS, RECIPE)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"layout": "1"},
+        {"layout": None},
+        {"layout": '"2'},
+        {"inputs": "{garbage"},
+        {"inputs": b"\xff\xfe"},
+        {"files": '{"a": 1}'},
+        {"content": '"another"'},
+        {"fingerprint": None},
+        {"seal": None},
+        {"seal": "0123456789abcdef"},
+    ],
+)
+@pytest.mark.usefixtures("written")
+def test_a_footer_of_another_layout_or_changed_counts_as_not_there(
+    store: ArtifactStore, changed: dict[str, Any]
+) -> None:
+    _rewrite(store, **changed)
+    assert store.footer(CONTEXTS) is None
+    assert not store.is_current(CONTEXTS, RECIPE)
+    with pytest.raises(ExperimentError, match="materialize contexts first"):
+        store.content(CONTEXTS)
+
+
+@pytest.mark.usefixtures("written")
+def test_a_table_of_other_columns_under_its_footer_counts_as_not_there(
+    store: ArtifactStore,
+) -> None:
+    old = pq.read_table(store.path(CONTEXTS))
+    other = old.rename_columns(["number", "tokens", "labels"])
+    texts = _footer_texts(store.path(CONTEXTS))
+    pq.write_table(other.replace_schema_metadata(texts), store.path(CONTEXTS))
+    assert store.footer(CONTEXTS) is None
+
+
+@pytest.mark.parametrize("n", [0, 1, 8, 100, 1000])
+def test_a_cut_file_counts_as_not_there(store: ArtifactStore, written: bytes, n: int) -> None:
+    store.path(CONTEXTS).write_bytes(written[:n])
+    assert store.footer(CONTEXTS) is None
+
+
+@pytest.mark.parametrize("mask", [0x01, 0x80, 0xFF])
+def test_no_changed_byte_gives_other_rows_or_a_traceback(
+    store: ArtifactStore, written: bytes, mask: int
+) -> None:
+    n_missing = n_refused = 0
+    for place in range(len(written)):
+        damaged = bytearray(written)
+        damaged[place] ^= mask
+        store.path(CONTEXTS).write_bytes(damaged)
+        if store.footer(CONTEXTS) is None:
+            n_missing += 1
+            continue
+        try:
+            rows = store.read(CONTEXTS).to_pylist()
+        except ExperimentError:
+            n_refused += 1
+        else:
+            assert rows == ROWS
+    assert n_missing > 1000  # of 1,600 bytes of footer
+    assert n_refused > 200  # of 350 bytes of data
+
+
+def test_damaged_values_are_refused_with_the_way_out(store: ArtifactStore, written: bytes) -> None:
+    damaged = bytearray(written)
+    damaged[40] ^= 1
+    store.path(CONTEXTS).write_bytes(damaged)
+    with pytest.raises(ExperimentError, match=r"is damaged .*delete it and materialize contexts"):
+        store.read(CONTEXTS)
+
+
+def _write_as_before(path: Path) -> None:
+    """A table as it was written before layouts were numbered."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    footer = {"sfc.fingerprint": '"abc"', "sfc.content": '"def"', "sfc.inputs": "{}"}
+    table = TABLES["contexts"].build(ROWS)
+    pq.write_table(table.replace_schema_metadata(footer), path)
+
+
+def test_a_folder_of_an_older_layout_is_known_until_something_is_made_again(
+    store: ArtifactStore, table: pa.Table
+) -> None:
+    assert not store.older_layout()
+    _write_as_before(store.path(CONTEXTS))
+    _write_as_before(store.root / "circuits" / "k00000" / "nodes.parquet")
+    (store.root / "broken.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"token": [1]}), store.root / "shard.parquet")
+    assert store.older_layout()
+    assert store.footer(CONTEXTS) is None
+    store.write(CONTEXTS, table, RECIPE)
+    assert not store.older_layout()
+
+
+def test_a_folder_without_any_table_is_of_no_older_layout(store: ArtifactStore) -> None:
+    store.root.mkdir()
+    pq.write_table(pa.table({"token": [1]}), store.root / "shard.parquet")
+    assert not store.older_layout()
+
+
+@pytest.mark.usefixtures("written")
+def test_a_store_refuses_tables_that_are_not_declared(
+    store: ArtifactStore, table: pa.Table
+) -> None:
+    own = store.only({"saes", "activation_cache"})
+    uses: list[Callable[[], object]] = [
+        lambda: own.read(CONTEXTS),
+        lambda: own.content(CONTEXTS),
+        lambda: own.notes(CONTEXTS),
+        lambda: own.footer(CONTEXTS),
+        lambda: own.open(CONTEXTS),
+        lambda: own.n_rows(CONTEXTS),
+        lambda: own.path(CONTEXTS, ""),
+        lambda: own.write(CONTEXTS, table, RECIPE),
+        lambda: own.write_text(CONTEXTS, ".txt", "a"),
+    ]
+    for use in uses:
+        with pytest.raises(Undeclared, match=r"made by contexts, which is not among .*'saes'"):
+            use()
+    assert store.only({"contexts"}).read(CONTEXTS).to_pylist() == ROWS
+
+
+def test_a_table_is_current_only_with_the_files_written_with_it(
+    store: ArtifactStore, table: pa.Table
+) -> None:
+    picture = store.write_text(CONTEXTS, ".svg", "<svg/>")
+    store.write(CONTEXTS, table, RECIPE, files=[picture])
+    assert store.is_current(CONTEXTS, RECIPE)
+    picture.write_text("<sv")
+    assert not store.is_current(CONTEXTS, RECIPE)
+    picture.unlink()
+    assert not store.is_current(CONTEXTS, RECIPE)
+    store.write_text(CONTEXTS, ".svg", "<svg/>")
+    assert store.is_current(CONTEXTS, RECIPE)
 
 
 def test_a_failed_write_leaves_the_old_table(
