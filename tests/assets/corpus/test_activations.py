@@ -258,6 +258,18 @@ def test_an_empty_corpus_is_refused(tmp_path):
         write(tmp_path, texts=[])
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"a": 1}', "[1]", "\0", '{"key": 3, "widths": 1, "shards": []}']
+)
+def test_a_damaged_manifest_is_written_again(tmp_path, text):
+    write(tmp_path)
+    before, model = content(tmp_path), ToyModel()
+    (tmp_path / "manifest.json").write_text(text)
+    write(tmp_path, model)
+    assert content(tmp_path) == before
+    assert model.n_runs == 0
+
+
 def test_a_file_that_is_no_manifest_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"a": 1}')
     with pytest.raises(FormatError, match="not a manifest"):
