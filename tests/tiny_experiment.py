@@ -11,7 +11,9 @@ from typing import Any
 import torch
 import yaml
 
+from assets.engine.stage import PartitionedStage
 from assets.settings import Experiment
+from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 
 NOUNS = ("cat", "cats", "dog", "dogs", "bird", "birds")
@@ -120,3 +122,16 @@ def tiny_experiment(folder: Path, **changed: Any) -> Experiment:
     write_pairs(folder / "train.json", ("cat", "cats"))
     write_pairs(folder / "test.json", ("dog", "dogs"))
     return read_experiment(write_experiment(folder, **changed))
+
+
+def brought_up_to_date(experiment: Experiment, last: str = "evaluation_summary") -> dict[str, int]:
+    """Run all stages to the last one, without Dagster; for each, how many tables it made anew."""
+    made = {}
+    for stage in stages_of(experiment):
+        if isinstance(stage, PartitionedStage):
+            made[stage.name] = stage.run(experiment, stage.partitions(experiment))
+        else:
+            made[stage.name] = int(stage.run(experiment))
+        if stage.name == last:
+            break
+    return {name: n for name, n in made.items() if n}

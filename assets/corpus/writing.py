@@ -161,8 +161,12 @@ def _finished(plan: _Plan) -> CacheManifest | None:
     file = plan.folder / MANIFEST
     if not file.is_file():
         return None
-    manifest = CacheManifest.from_json(file.read_text(encoding="utf-8"))
-    whole = not list(damaged(plan.folder, manifest))
+    text = file.read_bytes().decode(errors="replace")
+    try:
+        manifest = CacheManifest.from_json(text)
+    except (ValueError, TypeError, KeyError):
+        return None
+    whole = text == manifest.to_json() and not list(damaged(plan.folder, manifest))
     return manifest if whole and manifest.key == plan.key else None
 
 

@@ -97,6 +97,8 @@ class Tree:
                 for leader in self._leaders(module, statements):
                     self._followers[leader].add((module, name))
         self._digest = cache(self._digest_of)
+        self._next = cache(self._next_of)
+        self._together = cache(self._together_of)
 
     def _leaders(self, module: str, statements: Iterable[ast.stmt]) -> Iterator[Name]:
         """Base classes and decorators of a definition."""
@@ -138,12 +140,15 @@ class Tree:
             if name in seen or name[0].startswith(_ASIDE):
                 continue
             seen.add(name)
-            for statement in self.modules[name[0]].definitions[name[1]]:
-                waiting += self._named(name[0], statement)
-            for statement in self.modules[name[0]].loose:
-                waiting += self._named(name[0], statement)
-            waiting += self._followers.get(name, ())
+            waiting += self._next(name)
         return seen
+
+    def _next_of(self, name: Name) -> set[Name]:
+        """The definitions that one names, and those that it is a base class or decorator of."""
+        module = self.modules[name[0]]
+        statements = (*module.definitions[name[1]], *module.loose)
+        named = {other for statement in statements for other in self._named(name[0], statement)}
+        return named | self._followers.get(name, set())
 
     def _entry(self, entry: Name) -> Name:
         name = self._resolve(*entry)
@@ -159,6 +164,9 @@ class Tree:
 
     def digest(self, entries: Iterable[Name]) -> str:
         """Digest of everything these reach, as 16 hexadecimal digits."""
+        return self._together(tuple(entries))
+
+    def _together_of(self, entries: tuple[Name, ...]) -> str:
         parts = sorted(f"{m}:{n} {self._digest((m, n))}" for m, n in self.reached(entries))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

@@ -1,8 +1,9 @@
 """Tables on disk: written whole or not at all, each saying what it was made from.
 
 A table is one Parquet file. Its footer holds, under ``sfc.*`` keys, the stage that made it, a
-fingerprint of what it was made from (contents of its inputs, settings, version of the code) and a
-hash of its own values. A stage whose table carries the wanted fingerprint has nothing to do.
+fingerprint of what it was made from (contents of its inputs, settings, version of the code), a hash
+of its own values and a seal over all of these. A stage whose table carries the wanted fingerprint
+has nothing to do. Pages carry checksums, so that damaged values are refused and not passed on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.engine.recipe import LAYOUT, Recipe
+from assets.engine.recipe import LAYOUT, Recipe, digest
 from assets.settings import ExperimentError
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -162,35 +163,40 @@ class ArtifactStore:
             ) from None
 
     def older_layout(self) -> bool:
-        """Whether the folder holds tables of another layout, which count as not there."""
+        """Whether there are tables, all of another layout: they count as not there."""
+        older = False
         for file in self.root.rglob("*.parquet"):
             try:
                 metadata = pq.read_metadata(file).metadata or {}
-            except (pa.ArrowInvalid, OSError):
+            except (pa.ArrowException, OSError):
                 continue
             if f"{PREFIX}fingerprint".encode() in metadata:
-                return metadata.get(f"{PREFIX}layout".encode()) != str(LAYOUT).encode()
-        return False
+                if metadata.get(f"{PREFIX}layout".encode()) == str(LAYOUT).encode():
+                    return False
+                older = True
+        return older
 
     def footer(self, key: Key) -> Footer | None:
         """What the table with this key says about itself; None if there is no such table.
 
-        A file that is no table of this layout, or truncated, counts as none.
+        A file that is no table of this layout, truncated or damaged in its footer counts as none.
         """
         try:
             metadata = pq.read_metadata(self.path(key))
-        except FileNotFoundError:
+            schema = metadata.schema.to_arrow_schema()
+            raw = cast("dict[bytes, bytes]", metadata.metadata or {})
+            texts = {
+                name.decode().removeprefix(PREFIX): value.decode()
+                for name, value in raw.items()
+                if name.startswith(PREFIX.encode())
+            }
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             return None
-        except (pa.ArrowException, OSError):
+        if texts.get("layout") != str(LAYOUT) or texts.pop("seal", None) != digest(texts):
             return None
-        raw = cast("dict[bytes, bytes]", metadata.metadata or {})
-        notes = {
-            name.decode().removeprefix(PREFIX): json.loads(value)
-            for name, value in raw.items()
-            if name.startswith(PREFIX.encode())
-        }
-        if notes.get("layout") != LAYOUT or not {"fingerprint", "content"} <= notes.keys():
+        if not schema.equals(TABLES[key.table].schema):
             return None
+        notes = {name: json.loads(text) for name, text in texts.items()}
         return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes)
 
     def is_current(self, key: Key, recipe: Recipe) -> bool:
@@ -225,9 +231,15 @@ class ArtifactStore:
         return footer
 
     def read(self, key: Key, columns: list[str] | None = None) -> pa.Table:
-        """The table with this key; raises like `content`."""
+        """The table with this key; raises like `content`, and where its values are damaged."""
         self._needed(key)
-        return pq.read_table(self.path(key), columns=columns)
+        path = self.path(key)
+        try:
+            return pq.read_table(path, columns=columns, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise ExperimentError(
+                f"{path} is damaged ({error}): delete it and materialize {key.stage} again."
+            ) from None
 
     def open(self, key: Key) -> pq.ParquetFile:
         """The table with this key, to be read in pieces; raises like `content`.
@@ -235,7 +247,7 @@ class ArtifactStore:
         What was opened stays as it was even if the table is written again.
         """
         self._needed(key)
-        return pq.ParquetFile(self.path(key))
+        return pq.ParquetFile(self.path(key), page_checksum_verification=True)
 
     def n_rows(self, key: Key) -> int:
         """Rows of the table with this key; raises like `content`."""
@@ -275,7 +287,9 @@ class ArtifactStore:
         }
         with (
             replacing(self.path(key)) as temporary,
-            pq.ParquetWriter(temporary, schema, compression="zstd") as writer,
+            pq.ParquetWriter(
+                temporary, schema, compression="zstd", write_page_checksum=True
+            ) as writer,
         ):
             pieces = [table] if isinstance(table, pa.Table) else table
             for piece in cast("Iterable[pa.Table]", pieces):
@@ -284,12 +298,9 @@ class ArtifactStore:
                 writer.write_table(rows)
             content = hashed.hexdigest()
             footer |= {**((notes() if callable(notes) else notes) or {}), "content": content}
-            writer.add_key_value_metadata(
-                {
-                    f"{PREFIX}{name}": json.dumps(value, default=str)
-                    for name, value in footer.items()
-                }
-            )
+            texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
+            texts["seal"] = digest(texts)
+            writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
         return content
 
     def write_text(self, key: Key, suffix: str, text: str) -> Path:

@@ -11,11 +11,20 @@ from assets.checks import (
     circuits_are_faithful,
     every_sample_is_assigned,
     set_is_usable,
+    summary_is_current,
     vectors_are_finite,
 )
-from assets.engine.stage import Work
-from assets.engine.store import Recipe
+from assets.engine.recipe import Recipe
+from assets.engine.store import ArtifactStore
 from assets.settings import Experiment
+from assets.tables.places import (
+    DICTIONARY_SET,
+    EVALUATION_SUMMARY,
+    FILTERED_TOKENS,
+    Key,
+    assignments,
+    vectors,
+)
 from assets.tables.schemas import TABLES
 from pipelines.experiment import read_experiment
 from tests.tiny_experiment import write_experiment
@@ -24,14 +33,17 @@ RECIPE = Recipe("test", {}, {}, "1")
 
 
 @pytest.fixture
-def work(tmp_path: Path) -> Work:
-    path = write_experiment(tmp_path, submodules=["embed", "attn_0", "resid_0"])
-    experiment: Experiment = read_experiment(path)
-    return Work.on(experiment)
+def experiment(tmp_path: Path) -> Experiment:
+    return read_experiment(write_experiment(tmp_path, submodules=["embed", "attn_0", "resid_0"]))
 
 
-def _write(work: Work, name: str, rows: list[dict[str, Any]]) -> None:
-    work.store.write(name, TABLES[name].build(rows), RECIPE)
+@pytest.fixture
+def store(experiment: Experiment) -> ArtifactStore:
+    return ArtifactStore(experiment.artifacts)
+
+
+def _write(store: ArtifactStore, key: Key, rows: list[dict[str, Any]], **notes: Any) -> None:
+    store.write(key, TABLES[key.table].build(rows), RECIPE, notes=notes)
 
 
 def _dictionary(submodule: str, **changed: Any) -> dict[str, Any]:
@@ -40,9 +52,11 @@ def _dictionary(submodule: str, **changed: Any) -> dict[str, Any]:
     return {**dict.fromkeys(names, 1), "n_features": 8, **text, **changed}
 
 
-def test_three_working_dictionaries_are_usable(work: Work) -> None:
-    _write(work, "dictionary_set", [_dictionary(s) for s in work.experiment.submodules])
-    assert set_is_usable(work).passed
+def test_three_working_dictionaries_are_usable(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
+    _write(store, DICTIONARY_SET, [_dictionary(s) for s in experiment.submodules])
+    assert set_is_usable(experiment, store).passed
 
 
 @pytest.mark.parametrize(
@@ -55,55 +69,82 @@ def test_three_working_dictionaries_are_usable(work: Work) -> None:
         {"ce_hat": float("inf")},
     ],
 )
-def test_one_broken_dictionary_makes_the_set_unusable(work: Work, changed: dict[str, Any]) -> None:
-    rows = [_dictionary(s) for s in work.experiment.submodules]
-    _write(work, "dictionary_set", [*rows[:-1], _dictionary("resid_0", **changed)])
-    found = set_is_usable(work)
+def test_one_broken_dictionary_makes_the_set_unusable(
+    experiment: Experiment, store: ArtifactStore, changed: dict[str, Any]
+) -> None:
+    rows = [_dictionary(s) for s in experiment.submodules]
+    _write(store, DICTIONARY_SET, [*rows[:-1], _dictionary("resid_0", **changed)])
+    found = set_is_usable(experiment, store)
     assert not found.passed
     assert "resid_0" in found.says
 
 
-def test_a_missing_dictionary_makes_the_set_unusable(work: Work) -> None:
-    _write(work, "dictionary_set", [_dictionary("embed")])
-    assert not set_is_usable(work).passed
+def test_a_missing_dictionary_makes_the_set_unusable(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
+    _write(store, DICTIONARY_SET, [_dictionary("embed")])
+    assert not set_is_usable(experiment, store).passed
 
 
-def _assign(work: Work, clusters: list[int]) -> None:
+def _assign(store: ArtifactStore, clusters: list[int]) -> None:
     blank = {"document": 0, "window": 0, "pos": 1, "context": [1], "answer": 2, "loss": 0.1}
     samples = [{"sample": i, "label": None, **blank} for i in range(3)]
-    _write(work, "filtered_tokens", samples)
+    _write(store, FILTERED_TOKENS, samples)
     rows = [{"sample": i, "cluster": c, "similarity": 0.5} for i, c in enumerate(clusters)]
-    _write(work, "cluster_assignments", rows)
+    _write(store, assignments(), rows)
 
 
 @pytest.mark.parametrize(
     ("clusters", "passed"), [([0, 0, 1], True), ([0, 1], False), ([0, 1, 2], False)]
 )
 def test_every_sample_must_be_assigned_and_some_share_a_cluster(
-    work: Work, clusters: list[int], passed: bool
+    experiment: Experiment, store: ArtifactStore, clusters: list[int], passed: bool
 ) -> None:
-    _assign(work, clusters)
-    assert every_sample_is_assigned(work).passed is passed
+    _assign(store, clusters)
+    assert every_sample_is_assigned(experiment, store).passed is passed
 
 
 @pytest.mark.parametrize("bad", [[0.0, 0.0], [1.0, float("nan")]])
-def test_a_vector_that_cannot_be_compared_is_told(work: Work, bad: list[float]) -> None:
+def test_a_vector_that_cannot_be_compared_is_told(
+    experiment: Experiment, store: ArtifactStore, bad: list[float]
+) -> None:
     rows = [{"sample": i, "index": None, "value": [1.0, 2.0]} for i in range(2)]
-    _write(work, "cluster_vectors", rows)
-    assert vectors_are_finite(work).passed
-    _write(work, "cluster_vectors", [*rows, {"sample": 2, "index": None, "value": bad}])
-    assert not vectors_are_finite(work).passed
+    _write(store, vectors(), rows)
+    assert vectors_are_finite(experiment, store).passed
+    _write(store, vectors(), [*rows, {"sample": 2, "index": None, "value": bad}])
+    assert not vectors_are_finite(experiment, store).passed
 
 
-def _summary(faithfulness: float, cluster: int = 0) -> dict[str, Any]:
+def _summary(faithfulness: float, **changed: str) -> dict[str, Any]:
     names = TABLES["evaluation_summary"].schema.names
-    text = {"example": "x", "behaviour": None, "errors": "circuit", "held_out": True}
-    return {**dict.fromkeys(names, 1), **text, "cluster": cluster, "faithfulness": faithfulness}
+    text = {"source": "clusters", "name": "k00000", "about": "x", "label": None, "held_out": True}
+    row = {**dict.fromkeys(names, 1), **text, "error_nodes": "circuit", **changed}
+    return {**row, "faithfulness": faithfulness}
 
 
-def test_the_median_circuit_decides_and_undefined_ones_do_not_count(work: Work) -> None:
+def test_the_median_circuit_decides_and_undefined_ones_do_not_count(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
     rows = [_summary(value) for value in (0.1, 0.3, 0.9, float("nan"))]
-    _write(work, "evaluation_summary", rows)
-    assert circuits_are_faithful(work).passed
-    _write(work, "evaluation_summary", [*rows, _summary(0.0), _summary(0.0)])
-    assert not circuits_are_faithful(work).passed
+    _write(store, EVALUATION_SUMMARY, rows)
+    assert circuits_are_faithful(experiment, store).passed
+    _write(store, EVALUATION_SUMMARY, [*rows, _summary(0.0), _summary(0.0)])
+    assert not circuits_are_faithful(experiment, store).passed
+
+
+def test_tasks_and_other_policies_do_not_count_for_the_median(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
+    bad = [_summary(0.0, source="tasks"), _summary(0.0, error_nodes="drop")]
+    _write(store, EVALUATION_SUMMARY, [_summary(0.9), *bad, *bad])
+    assert circuits_are_faithful(experiment, store).passed
+
+
+@pytest.mark.parametrize("n_stale", [0, 2])
+def test_circuits_of_earlier_examples_are_told(
+    experiment: Experiment, store: ArtifactStore, n_stale: int
+) -> None:
+    _write(store, EVALUATION_SUMMARY, [_summary(0.9)], n_stale=n_stale)
+    found = summary_is_current(experiment, store)
+    assert found.passed is (n_stale == 0)
+    assert found.says.startswith(f"{n_stale} circuits")

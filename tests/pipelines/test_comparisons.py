@@ -9,8 +9,16 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from assets.engine.stage import Work
-from assets.settings import Experiment
+from assets.engine.store import ArtifactStore
+from assets.settings import CHOSEN, Experiment
+from assets.tables.places import (
+    CLUSTERING_BEHAVIOURS,
+    CLUSTERING_COMPARISON,
+    FILTERED_TOKENS,
+    Key,
+    assignments,
+    vectors,
+)
 from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.run import run_experiment
@@ -25,14 +33,13 @@ COMPARISONS = {
     },
     "effects": {"representation": "feature_effects", "reduction": "sum", "k": 2},
 }
-AFTER = {"circuits", "circuit_evaluations", "evaluation_summary"}
 
 
 def run(experiment: Experiment, instance: dg.DagsterInstance) -> None:
     """Everything up to the comparison."""
-    wanted = [s for s in stages_of(experiment) if s.name not in AFTER and "agree" not in s.name]
-    assert wanted[-1].name == "clustering_comparison"
-    list(run_experiment(experiment, instance, wanted))
+    every = stages_of(experiment)
+    last = [stage.name for stage in every].index("clustering_comparison")
+    list(run_experiment(experiment, instance, every[: last + 1]))
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +50,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInsta
     return experiment
 
 
-def rows(experiment: Experiment, key: str) -> list[dict[str, Any]]:
-    return Work.on(experiment).store.read(key).to_pylist()
+def rows(experiment: Experiment, key: Key) -> list[dict[str, Any]]:
+    return ArtifactStore(experiment.artifacts).read(key).to_pylist()
 
 
 def test_all_clusterings_stand_in_one_table(finished: Experiment) -> None:
-    table = {row["name"]: row for row in rows(finished, "clustering_comparison")}
-    assert list(table) == ["clustering", "dense", "effects", "answer token"]
-    assert table["clustering"]["ami_with_chosen"] == pytest.approx(1.0)
+    table = {row["name"]: row for row in rows(finished, CLUSTERING_COMPARISON)}
+    assert list(table) == [CHOSEN, "dense", "effects", "answer token"]
+    assert table[CHOSEN]["ami_with_chosen"] == pytest.approx(1.0)
     assert (table["dense"]["representation"], table["dense"]["n_clusters"]) == ("activations", 4)
     assert table["answer token"]["answer_entropy"] == 0.0
     assert all(0 < row["purity"] <= 1 for row in table.values())
@@ -59,28 +66,28 @@ def test_all_clusterings_stand_in_one_table(finished: Experiment) -> None:
 def test_scores_are_those_of_the_assignments_beside_them(finished: Experiment) -> None:
     from sklearn.metrics import adjusted_mutual_info_score
 
-    truth = [row["label"] for row in rows(finished, "filtered_tokens")]
-    found = {row["name"]: row["ami"] for row in rows(finished, "clustering_comparison")}
-    for name, folder in (("clustering", ""), ("dense", "comparisons/dense/")):
-        labels = [row["cluster"] for row in rows(finished, f"{folder}cluster_assignments")]
+    truth = [row["label"] for row in rows(finished, FILTERED_TOKENS)]
+    found = {row["name"]: row["ami"] for row in rows(finished, CLUSTERING_COMPARISON)}
+    for name in (CHOSEN, "dense"):
+        labels = [row["cluster"] for row in rows(finished, assignments(name))]
         assert found[name] == pytest.approx(adjusted_mutual_info_score(truth, labels))
 
 
 def test_a_behaviour_is_followed_through_every_clustering(finished: Experiment) -> None:
     shares: dict[tuple[str, str], float] = defaultdict(float)
-    for row in rows(finished, "clustering_behaviours"):
+    for row in rows(finished, CLUSTERING_BEHAVIOURS):
         shares[row["name"], row["behaviour"]] += row["of_behaviour"]
-    assert {name for name, _ in shares} == {"clustering", *COMPARISONS, "answer token"}
+    assert {name for name, _ in shares} == {CHOSEN, *COMPARISONS, "answer token"}
     assert all(share == pytest.approx(1.0) for share in shares.values())
 
 
 def test_each_has_tables_and_pages_of_its_own(finished: Experiment) -> None:
-    folder = finished.artifacts / "comparisons" / "effects"
-    assert (folder / "clusters" / "index.html").is_file()
-    dense = Work.on(finished).store.notes("comparisons/dense/cluster_vectors")
+    folder = finished.artifacts / "clusterings"
+    assert (folder / "effects" / "pages" / "index.html").is_file()
+    dense = ArtifactStore(finished.artifacts).notes(vectors("dense"))
     assert dense["width"] == WIDTH  # of the one submodule it reads
-    chosen = (finished.artifacts / "cluster_vectors.parquet").read_bytes()
-    assert (folder / "cluster_vectors.parquet").read_bytes() != chosen
+    chosen = (folder / CHOSEN / "vectors.parquet").read_bytes()
+    assert (folder / "effects" / "vectors.parquet").read_bytes() != chosen
 
 
 def test_a_changed_comparison_is_redone_alone(
@@ -99,14 +106,10 @@ def test_a_changed_comparison_is_redone_alone(
     assert written == {
         "clustering_comparison.parquet",
         "clustering_behaviours.parquet",
-        "comparisons/dense/clustering_score.parquet",  # one row, from tables that stay
-        *(
-            f"comparisons/effects/{name}.parquet"
-            for name in ("cluster_assignments", "clusters", "clustering_score")
-        ),
+        *(f"clusterings/effects/{name}.parquet" for name in ("assignments", "clusters", "score")),
     }
 
 
 def test_without_comparisons_there_is_nothing_to_compare(tmp_path: Path) -> None:
     names = {stage.name for stage in stages_of(read_experiment(write_experiment(tmp_path)))}
-    assert not names & {"compared_clusterings", "clustering_comparison"}
+    assert not names & {"compared_vectors", "compared_clusterings", "clustering_comparison"}

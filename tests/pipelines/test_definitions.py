@@ -29,15 +29,28 @@ GRAPH = {
         {"filtered_tokens", "cluster_vectors", "cluster_assignments"},
         0,
     ),
-    "circuits": (
-        "circuits",
-        {"filtered_tokens", "cluster_assignments", "dictionary_set"},
+    "cluster_behaviours": ("circuits", {"filtered_tokens", "cluster_assignments", "clusters"}, 0),
+    "circuits": ("circuits", {"cluster_behaviours", "dictionary_set"}, 3),
+    "task_behaviours": ("circuits", set(), 0),
+    "task_circuits": ("circuits", {"task_behaviours", "dictionary_set"}, 1),
+    "circuit_evaluations": (
+        "evaluations",
+        {"cluster_behaviours", "circuits", "dictionary_set"},
         3,
     ),
-    "circuit_evaluations": ("evaluations", {"circuits", "dictionary_set"}, 3),
-    "evaluation_summary": ("evaluations", {"clusters", "circuits", "circuit_evaluations"}, 0),
-    "agreement_circuits": ("agreement", {"dictionary_set"}, 0),
-    "agreement_evaluations": ("agreement", {"dictionary_set", "agreement_circuits"}, 0),
+    "task_evaluations": (
+        "evaluations",
+        {"task_behaviours", "task_circuits", "dictionary_set"},
+        1,
+    ),
+    "evaluation_summary": (
+        "evaluations",
+        {
+            *("cluster_behaviours", "circuits", "circuit_evaluations"),
+            *("task_behaviours", "task_circuits", "task_evaluations"),
+        },
+        0,
+    ),
 }
 BLOCKING = {"contexts", "activation_cache", "dictionary_set", "cluster_assignments"}
 
@@ -64,20 +77,34 @@ def test_the_graph_is_this(definitions: dg.Definitions) -> None:
         partitions = node.partitions_def
         n_partitions = 0 if partitions is None else len(partitions.get_partition_keys())
         deps = {parent.path[-1] for parent in node.parent_keys}
-        found[key.path[-1]] = ((node.group_name or "").removeprefix("tiny_"), deps, n_partitions)
+        found[key.path[-1]] = ((node.group_name or "").split("_")[-1], deps, n_partitions)
     assert found == GRAPH
 
 
-def test_comparisons_add_two_assets_and_change_no_other(tmp_path: Path) -> None:
+def test_groups_are_numbered_in_the_order_of_the_method(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    groups = {graph.get(key).group_name for key in graph.get_all_asset_keys()}
+    assert sorted(map(str, groups)) == [
+        "tiny_1_corpus",
+        "tiny_2_dictionaries",
+        "tiny_3_tokens",
+        "tiny_4_clusters",
+        "tiny_5_circuits",
+        "tiny_6_evaluations",
+    ]
+
+
+def test_comparisons_add_three_assets_and_change_no_other(tmp_path: Path) -> None:
     comparisons = {"dense": {"k": 3}, "gradients": {"k": 2}}
     graph = build_definitions(
         [write_experiment(tmp_path, comparisons=comparisons)]
     ).resolve_asset_graph()
     added = {key.path[-1] for key in graph.get_all_asset_keys()} - set(GRAPH)
-    assert added == {"compared_clusterings", "clustering_comparison"}
-    compared = graph.get(dg.AssetKey(["tiny", "compared_clusterings"])).partitions_def
-    assert compared is not None
-    assert compared.get_partition_keys() == ["dense", "gradients"]
+    assert added == {"compared_vectors", "compared_clusterings", "clustering_comparison"}
+    for name in ("compared_vectors", "compared_clusterings"):
+        compared = graph.get(dg.AssetKey(["tiny", name])).partitions_def
+        assert compared is not None
+        assert compared.get_partition_keys() == ["dense", "gradients"]
 
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
@@ -90,10 +117,13 @@ def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
         assert node.code_version, key
 
 
-def test_every_stage_has_a_check_and_the_right_ones_block(definitions: dg.Definitions) -> None:
+def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
+    definitions: dg.Definitions,
+) -> None:
     graph = definitions.resolve_asset_graph()
     checks = {key.asset_key.path[-1]: graph.get(key) for key in graph.asset_check_keys}
-    assert checks.keys() == GRAPH.keys()
+    # Behaviours hold no numbers: what cannot be in them is refused while they are made.
+    assert checks.keys() == GRAPH.keys() - {"cluster_behaviours", "task_behaviours"}
     assert {name for name, check in checks.items() if check.blocking} == BLOCKING
 
 
@@ -123,10 +153,27 @@ def test_experiments_stand_side_by_side(tmp_path: Path) -> None:
     assert len(keys) == 2 * len(GRAPH)
 
 
+def test_a_broken_file_is_warned_about_and_hides_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = write_experiment(tmp_path, "broken", circuits={"steps": 0})
+    definitions = build_definitions([broken, write_experiment(tmp_path, "good")])
+    assert {key.split("/")[0] for key in _keys(definitions)} == {"good"}
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith(f"{broken} has 1 problem:\n  circuits.steps: 0 will not do")
+
+
+def test_nothing_but_broken_files_is_an_error_with_all_they_say(tmp_path: Path) -> None:
+    paths = [write_experiment(tmp_path, name, circuits={"steps": 0}) for name in ("one", "two")]
+    with pytest.raises(ExperimentError) as caught:
+        build_definitions(paths)
+    assert all(f"{path} has 1 problem" in str(caught.value) for path in paths)
+
+
 def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     paths = [write_experiment(tmp_path), write_experiment(tmp_path / "other")]
-    with pytest.raises(ExperimentError, match="2 experiments are called tiny"):
+    with pytest.raises(ExperimentError, match="would both be the group tiny: rename one"):
         build_definitions(paths)
 
 
@@ -143,7 +190,9 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         ({"dictionaries": {"seed": 1}}, {"saes"}),
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
         ({"evaluations": {"min_faithfulness": 0.9}}, set()),
-        ({"agreement": {"n_test": 5}}, {"agreement_evaluations"}),
+        ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
+        ({"tasks": {"start_layer": 1}}, {"task_evaluations"}),
+        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations"}),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(

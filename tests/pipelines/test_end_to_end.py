@@ -11,8 +11,18 @@ import pytest
 
 from assets.circuits.stages import load_circuit
 from assets.dictionaries.stages import SAES
-from assets.engine.stage import Work
+from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
+from assets.tables.places import (
+    DICTIONARY_SET,
+    EVALUATION_SUMMARY,
+    behaviours,
+    circuit,
+    clusters,
+    evaluation,
+    examples,
+    sae,
+)
 from core.errors import InputError, ModelError
 from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
@@ -34,6 +44,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInsta
     return experiment
 
 
+def _store(experiment: Experiment) -> ArtifactStore:
+    return ArtifactStore(experiment.artifacts)
+
+
 def _times(experiment: Experiment) -> dict[str, int]:
     """When each file of the store was last written."""
     files = experiment.artifacts.rglob("*.parquet")
@@ -41,8 +55,11 @@ def _times(experiment: Experiment) -> dict[str, int]:
 
 
 def _changed(before: dict[str, int], after: dict[str, int]) -> set[str]:
-    """The stages whose tables were written again."""
-    return {name.split("/")[0].split(".")[0] for name in after if after[name] != before.get(name)}
+    """The parts of the store with a file that was written again."""
+    written = {name for name in after if after[name] != before.get(name)}
+    return {
+        name.rsplit("/", name.count("/") - 1 or 1)[0].removesuffix(".parquet") for name in written
+    }
 
 
 def test_every_stage_is_materialized_and_seen_by_dagster(
@@ -74,32 +91,41 @@ def test_checks_are_evaluated_with_their_stage(
 
 
 def test_a_circuit_names_where_it_comes_from(finished: Experiment) -> None:
-    work = Work.on(finished)
-    circuit = load_circuit(work.store, "circuits/k00000")
-    assert circuit is not None
-    assert circuit.nodes
-    made_from = circuit.settings["made_from"]
+    store = _store(finished)
+    found = load_circuit(store, "clusters", "k00000")
+    assert found is not None
+    assert found.nodes
+    made_from = found.settings["made_from"]
     assert isinstance(made_from, dict)
-    assert made_from["dictionary_set"] == work.store.content("dictionary_set")
-    assert made_from["cluster_assignments"] == work.store.content("cluster_assignments")
-    assert circuit.settings["model"] == "./model"
-    assert circuit.settings["node_threshold"] == 0.01
+    assert made_from["dictionary_set"] == store.content(DICTIONARY_SET)
+    (digest,) = [
+        row["digest"]
+        for row in store.read(behaviours("clusters")).to_pylist()
+        if row["name"] == "k00000"
+    ]
+    assert made_from["behaviour"] == digest
+    assert found.settings["model"] == "./model"
+    assert store.notes(circuit("clusters", "k00000"))["settings"]["node_threshold"] == 0.01
 
 
 def test_an_empty_cluster_has_an_empty_circuit(finished: Experiment) -> None:
     # Three clusters were asked for, so a fourth partition would be one too many.
     assert finished.clusters == ["k00000", "k00001", "k00002"]
-    work = Work.on(finished)
-    sizes = work.store.read("clusters")["size"].to_pylist()
+    store = _store(finished)
+    sizes = store.read(clusters())["size"].to_pylist()
     for cluster in finished.clusters[len(sizes) :]:
-        assert load_circuit(work.store, f"circuits/{cluster}") is None
+        assert load_circuit(store, "clusters", cluster) is None
 
 
 def test_circuits_are_judged_on_examples_kept_back(finished: Experiment) -> None:
-    store = Work.on(finished).store
-    rows = store.read("circuits/k00000/examples").to_pylist()
-    assert not any(row["found"] and row["evaluated"] for row in rows)
-    assert store.read("circuit_evaluations/k00000")["held_out"].to_pylist() == [True]
+    store = _store(finished)
+    rows = store.read(examples("clusters")).to_pylist()
+    own = [row for row in rows if row["name"] == "k00000"]
+    assert own
+    assert not any(row["found"] and row["evaluated"] for row in own)
+    judged = store.read(evaluation("clusters", "k00000")).to_pylist()
+    assert [row["threshold"] for row in judged] == [None, pytest.approx(1e-4), pytest.approx(1.0)]
+    assert all(row["held_out"] for row in judged)
 
 
 def test_a_second_run_does_nothing_again(
@@ -120,8 +146,8 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     finally:
         write_experiment(finished.path.parent)
     changed = _changed(before, _times(finished))
-    assert "circuits" in changed
-    assert changed <= {"circuits", "circuit_evaluations", "evaluation_summary"}
+    assert "circuits/clusters" in changed
+    assert changed <= {"circuits/clusters", "evaluations/clusters", "evaluation_summary"}
     list(run_experiment(finished, instance))
 
 
@@ -134,7 +160,7 @@ def test_finished_dictionaries_can_be_imported_from_a_folder_and_from_an_archive
             archive.write(file, f"set/{file.name}")
     folder = {"repository": str(own), "path": "{submodule}.safetensors"}
     zipped = {"repository": ".", "archive": "saes.zip", "path": "set/{submodule}.safetensors"}
-    wanted = Work.on(finished).store
+    wanted = _store(finished)
     for name, where in (("folder", folder), ("zipped", zipped)):
         tiny_experiment(tmp_path)
         path = write_experiment(
@@ -145,15 +171,15 @@ def test_finished_dictionaries_can_be_imported_from_a_folder_and_from_an_archive
             artifacts=f"./{name}",
         )
         path.write_text(path.read_text().replace("imported:", "dictionaries:"))
-        work = Work.on(read_experiment(path))
-        assert SAES.run(work, work.experiment.submodules) == 4
-        for submodule in work.experiment.submodules:
-            found = work.store.notes(f"saes/{submodule}")["weights"]
-            assert found == wanted.notes(f"saes/{submodule}")["weights"]
+        experiment = read_experiment(path)
+        assert SAES.run(experiment, experiment.submodules) == 4
+        for submodule in experiment.submodules:
+            weights = _store(experiment).notes(sae(submodule))["weights"]
+            assert weights == wanted.notes(sae(submodule))["weights"]
 
 
 def test_the_report_fits_a_terminal_and_names_what_was_found(finished: Experiment) -> None:
-    text = report(Work.on(finished))
+    text = report(finished, _store(finished))
     places = text.index("Where to look")
     told = [line for line in text[:places].splitlines() if not line.strip().startswith("/")]
     assert max(map(len, told)) <= 100
@@ -217,22 +243,22 @@ def test_a_read_only_artifacts_folder_is_refused_before_any_work(tmp_path: Path)
 
 def test_a_useless_dictionary_stops_everything_after_it(tmp_path: Path) -> None:
     # One step of this size leaves weights that reconstruct far worse than the mean would.
-    experiment = tiny_experiment(tmp_path, dictionaries={"steps": 1, "warmup": 0, "lr": 50.0})
+    experiment = tiny_experiment(tmp_path, dictionaries={"steps": 1, "warmup": 0, "lr": 10.0})
     with pytest.raises(ExperimentError, match="set_is_usable"):
         _run(experiment)
-    assert not (experiment.artifacts / "cluster_vectors.parquet").exists()
+    assert not (experiment.artifacts / "clusterings").exists()
 
 
 def test_a_file_changed_under_a_running_job_changes_nothing_in_it(
     tmp_path: Path,
 ) -> None:
-    experiment = tiny_experiment(tmp_path, agreement=None)
+    experiment = tiny_experiment(tmp_path, tasks=None)
     with dg.DagsterInstance.ephemeral() as instance:
         steps = run_experiment(experiment, instance)
         next(steps)
-        write_experiment(tmp_path, agreement=None, circuits={"node_threshold": 5.0})
+        write_experiment(tmp_path, tasks=None, circuits={"node_threshold": 5.0})
         list(steps)
-    settings = Work.on(experiment).store.notes("circuits/k00000/circuit")["settings"]
+    settings = _store(experiment).notes(circuit("clusters", "k00000"))["settings"]
     assert settings["node_threshold"] == 0.01
 
 
@@ -254,10 +280,10 @@ def test_a_real_llama_gives_circuits(tmp_path: Path) -> None:
         dictionaries={"n_features": 128, "batch": 256, "lr": 0.005, "steps": 60},
         filter={"max_loss": 0.3, "n_samples": 40},
         clustering={"k": 6, "max_clusters": 2},
-        agreement=None,
+        tasks=None,
     )
     _run(experiment)
-    rows = Work.on(experiment).store.read("evaluation_summary").to_pylist()
+    rows = _store(experiment).read(EVALUATION_SUMMARY).to_pylist()
     assert len(rows) == 2
     assert all(row["n_nodes"] > 0 and row["m_empty"] > row["m_full"] for row in rows)
 
@@ -269,7 +295,7 @@ def test_a_circuit_is_printed_and_drawn_from_its_tables(
     assert show([str(finished.path), "simple", "--nodes", "5", "--draw", str(picture)]) == 0
     printed = capsys.readouterr().out
     assert "Nodes by submodule" in printed
-    assert str(finished.artifacts / "agreement" / "simple" / "circuit.svg") in printed
+    assert str(finished.artifacts / "circuits" / "tasks" / "simple" / "circuit.svg") in printed
     assert picture.read_text().startswith("<svg")
 
 

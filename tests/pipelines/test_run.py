@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import dagster as dg
 import pytest
 
 from pipelines import run
@@ -84,4 +83,4 @@ def test_a_partitioned_stage_is_run_over_all_its_partitions(tmp_path: Path) -> N
     tags = run._partition_range(SAES, experiment)
     assert list(tags.values()) == ["embed", "resid_1"]
     assert all(tag.startswith("dagster/") for tag in tags)
-    assert isinstance(SAES.partitions(experiment), dg.StaticPartitionsDefinition)
+    assert list(SAES.partitions(experiment)) == ["embed", "attn_0", "resid_0", "resid_1"]

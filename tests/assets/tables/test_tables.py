@@ -21,7 +21,7 @@ from assets.tables.schemas import TABLES, describe_tables
 from core.discovery import Sample
 from core.types import ERROR, Circuit, Edge, Node
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 CIRCUIT = Circuit(
     nodes=(Node("embed", 3, 0, 0.5), Node("mlp_1", ERROR, 2, -0.25)),
@@ -30,7 +30,7 @@ CIRCUIT = Circuit(
     n_examples=7,
     metric_clean=-1.5,
     metric_patch=2.5,
-    residuals={"embed": 0.01},
+    gaps={"embed": 0.01},
     tokens=("the", "cat", "is"),
 )
 

@@ -13,12 +13,14 @@ import pytest
 from assets.corpus.contexts import Contexts, read_contexts, read_lengths, telling
 from assets.corpus.text import Context
 from assets.corpus.writing import write_cache
-from assets.engine.store import ArtifactStore, Recipe, content_hash
+from assets.engine.recipe import Recipe
+from assets.engine.store import ArtifactStore, content_hash
 from assets.settings import ExperimentError
 from assets.tables.conversions import contexts_pieces, contexts_table, samples_table
+from assets.tables.places import CONTEXTS
 from core.discovery import Sample
 from core.training import ModelRows
-from tests.assets.toy_model import WIDTHS, ToyModel
+from tests.assets.corpus.toy_model import WIDTHS, ToyModel
 from tests.core.tiny import make_model
 
 RECIPE = Recipe("contexts", {}, {}, "1")
@@ -37,7 +39,7 @@ def _contexts(n: int = 11) -> list[Context]:
 
 def _write(folder: Path, contexts: list[Context], n: int = 4) -> ArtifactStore:
     store = ArtifactStore(folder)
-    store.write("contexts", contexts_pieces(contexts, n), RECIPE)
+    store.write(CONTEXTS, contexts_pieces(contexts, n), RECIPE)
     return store
 
 
@@ -137,11 +139,11 @@ def test_the_hash_is_that_of_the_whole_table_whatever_the_row_groups(
     tmp_path: Path, known: list[Context], n: int
 ) -> None:
     store = _write(tmp_path, known, n)
-    assert store.open("contexts").metadata.num_row_groups == -(-11 // n)
-    content = store.content("contexts")
-    assert content == content_hash(contexts_table(known)) == content_hash(store.read("contexts"))
+    assert store.open(CONTEXTS).metadata.num_row_groups == -(-11 // n)
+    content = store.content(CONTEXTS)
+    assert content == content_hash(contexts_table(known)) == content_hash(store.read(CONTEXTS))
     other = _write(tmp_path, [*known[:-1], Context(20, known[-1].tokens[::-1])], n)
-    assert other.content("contexts") != content
+    assert other.content(CONTEXTS) != content
 
 
 def test_samples_take_their_labels_from_the_file(found: Contexts, known: list[Context]) -> None:
@@ -214,7 +216,7 @@ def test_200_000_contexts_are_written_and_read_without_holding_them(tmp_path: Pa
             held.append(pa.total_allocated_bytes() - before)
             yield piece
 
-    store.write("contexts", pieces(), RECIPE)
+    store.write(CONTEXTS, pieces(), RECIPE)
     assert len(held) == 391
     assert max(held) < 2 << 20
     assert _arrow_peak(read_contexts(store).tokens) < 2 << 20
@@ -234,7 +236,7 @@ def _python_peak(work: Callable[[], object]) -> int:
 
 def test_python_objects_are_made_for_one_row_group_at_a_time(tmp_path: Path) -> None:
     store, n = ArtifactStore(tmp_path), 20_000
-    write = _python_peak(lambda: store.write("contexts", contexts_pieces(_many(n)), RECIPE))
+    write = _python_peak(lambda: store.write(CONTEXTS, contexts_pieces(_many(n)), RECIPE))
     read = _python_peak(lambda: sum(map(len, read_contexts(store).tokens)))
     assert max(write, read) < 2 << 20
     assert _python_peak(lambda: list(contexts_pieces(_many(n), n))) > 4 << 20

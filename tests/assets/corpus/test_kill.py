@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.assets.cache_and_train import cache_and_train
-from tests.assets.test_cache import content
+from tests.assets.corpus.cache_and_train import cache_and_train
+from tests.assets.corpus.test_activations import content
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # Lines of an uninterrupted run: 12 shards, 40 steps, 3 dictionaries.
 N_LINES = 55
 
 
 def run_until(folder: Path, n_lines: int | None) -> int:
     """Run in another process, killed after `n_lines` lines; how many lines it wrote."""
-    command = [sys.executable, "-m", "tests.assets.cache_and_train", str(folder)]
+    command = [sys.executable, "-m", "tests.assets.corpus.cache_and_train", str(folder)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ})
     assert process.stdout is not None
     with process.stdout as lines:

@@ -1,6 +1,6 @@
 """What the kill tests run in a process of its own: cache, then train, a line for each event.
 
-Run as ``python -m tests.assets.cache_and_train FOLDER``.
+Run as ``python -m tests.assets.corpus.cache_and_train FOLDER``.
 """
 
 import sys
@@ -11,7 +11,7 @@ import torch
 from assets.corpus.writing import open_cache, write_cache
 from core.dictionaries.files import save_dictionary
 from core.training import TrainingSettings, train_dictionaries
-from tests.assets.toy_model import ToyModel, contexts
+from tests.assets.corpus.toy_model import ToyModel, contexts
 
 SETTINGS = TrainingSettings(
     n_features=12,

@@ -12,15 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from assets import cache
+from assets.corpus import writing
+from assets.corpus.activations import CacheManifest
 from assets.corpus.text import Context
 from assets.corpus.writing import estimate_cache, open_cache, write_cache
 from core.errors import FormatError, InputError, NotFinite, OutOfBudget
 from core.training import ModelRows, ShuffledBuffer
-from tests.assets.toy_model import WIDTHS, ToyModel, contexts
+from tests.assets.corpus.toy_model import WIDTHS, ToyModel, contexts
 
 
-def write(folder: Path, model=None, texts=None, **options) -> cache.CacheManifest:
+def write(folder: Path, model=None, texts=None, **options) -> CacheManifest:
     model = model or ToyModel()
     options = {"model_fingerprint": "toy", "contexts_per_shard": 10, "batch_contexts": 4} | options
     texts = contexts() if texts is None else texts
@@ -77,9 +78,9 @@ def test_some_submodules_may_be_read_alone(tmp_path):
 
 
 def test_a_row_group_is_a_unit(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "ROW_GROUP", 8)
+    monkeypatch.setattr(writing, "ROW_GROUP", 8)
     manifest = write(tmp_path, texts=contexts(3))
-    manifest = cache.CacheManifest(manifest.key, manifest.widths, manifest.shards, row_group=8)
+    manifest = CacheManifest(manifest.key, manifest.widths, manifest.shards, row_group=8)
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     found = open_cache(tmp_path)
     assert sum(found.unit_rows) == manifest.n_rows
@@ -201,13 +202,13 @@ def test_nan_in_a_shard_is_named_with_its_row(tmp_path):
         open_cache(tmp_path).load(0)
 
 
-def open_manifest_with_sizes(folder: Path) -> cache.CacheManifest:
+def open_manifest_with_sizes(folder: Path) -> CacheManifest:
     """The manifest as if the files of the first shard had always had their present sizes."""
-    manifest = cache.CacheManifest.from_json((folder / "manifest.json").read_text())
+    manifest = CacheManifest.from_json((folder / "manifest.json").read_text())
     first = manifest.shards[0]
     sizes = {n: (folder / n / "00000.parquet").stat().st_size for n in first.n_bytes}
     changed = type(first)(first.n_rows, first.n_documents, sizes, first.sha256)
-    return cache.CacheManifest(manifest.key, manifest.widths, (changed, *manifest.shards[1:]))
+    return CacheManifest(manifest.key, manifest.widths, (changed, *manifest.shards[1:]))
 
 
 def test_activations_beyond_float16_are_refused(tmp_path):
@@ -257,6 +258,18 @@ def test_an_empty_corpus_is_refused(tmp_path):
         write(tmp_path, texts=[])
 
 
+@pytest.mark.parametrize(
+    "text", ["", '{"a": 1}', "[1]", "\0", '{"key": 3, "widths": 1, "shards": []}']
+)
+def test_a_damaged_manifest_is_written_again(tmp_path, text):
+    write(tmp_path)
+    before, model = content(tmp_path), ToyModel()
+    (tmp_path / "manifest.json").write_text(text)
+    write(tmp_path, model)
+    assert content(tmp_path) == before
+    assert model.n_runs == 0
+
+
 def test_a_file_that_is_no_manifest_is_refused(tmp_path):
     (tmp_path / "manifest.json").write_text('{"a": 1}')
     with pytest.raises(FormatError, match="not a manifest"):
@@ -278,7 +291,7 @@ for batch in islice(buffer.batches(), 30):
 def test_two_processes_read_one_cache_in_the_same_order(tmp_path):
     write(tmp_path)
     command = [sys.executable, "-c", ORDER, str(tmp_path)]
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     run = subprocess.run(
         command, cwd=root, capture_output=True, text=True, check=True, env={**os.environ}
     )

@@ -25,7 +25,7 @@ CLUSTERING = Clustering(
     similarity=np.array([0.5, 0.9, 0.7, np.nan]),
     k=2,
     curve=[CurvePoint(1, 1), CurvePoint(2, 1)],
-    method="spectral",
+    algorithm="spectral",
 )
 SAMPLES = [
     Sample(4, 0, 3, (1, 2, 3), 5, 0.01),

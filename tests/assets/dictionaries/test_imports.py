@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from assets.dictionaries.stages import SAES
+from assets.engine.loading import Loader
 from assets.engine.stage import Work
-from assets.settings import ExperimentError
+from assets.engine.store import ArtifactStore
+from assets.settings import Experiment, ExperimentError
+from assets.tables.places import sae
 from core.dictionaries.formats import choose
 from core.errors import FormatError
 from pipelines.experiment import read_experiment
@@ -36,47 +39,51 @@ def scope(tmp_path: Path) -> Path:
     return tmp_path / "scope"
 
 
-def importing(folder: Path, **changed: Any) -> Work:
-    """Work on an experiment that imports from the scope beside its file."""
+def importing(folder: Path, **changed: Any) -> Experiment:
+    """An experiment that imports from the scope beside its file."""
     section = {"source": "import", "format": "gemma_scope", "repository": "./scope", "path": PATH}
     path = write_experiment(
         folder, dictionaries=None, imported=section | changed, submodules=["resid_0"]
     )
     path.write_text(path.read_text().replace("imported:", "dictionaries:"))
-    return Work.on(read_experiment(path))
+    return read_experiment(path)
 
 
-def made_from(work: Work) -> dict[str, str]:
-    return work.store.notes("saes/resid_0")["inputs"]
+def made_from(experiment: Experiment) -> dict[str, str]:
+    return ArtifactStore(experiment.artifacts).notes(sae("resid_0"))["inputs"]
+
+
+def weights(experiment: Experiment) -> str:
+    return ArtifactStore(experiment.artifacts).notes(sae("resid_0"))["weights"]
 
 
 def test_the_chosen_path_is_in_the_recipe_and_in_the_metadata(scope: Path) -> None:
-    work = importing(scope.parent, options={"l0": 100})
-    assert SAES.run(work, ["resid_0"]) == 1
+    experiment = importing(scope.parent, options={"l0": 100})
+    assert SAES.run(experiment, ["resid_0"]) == 1
     chosen = "layer_0/width_8/average_l0_60/params.npz"
-    assert made_from(work)["path"] == chosen
-    assert SAES.show(work, "resid_0")["imported from"] == chosen
-    assert SAES.run(work, ["resid_0"]) == 0
+    assert made_from(experiment)["path"] == chosen
+    assert SAES.show(Work.on(experiment), "resid_0")["imported from"] == chosen
+    assert SAES.run(experiment, ["resid_0"]) == 0
 
 
 def test_another_choice_is_another_dictionary(scope: Path) -> None:
-    work = importing(scope.parent, options={"l0": 100})
-    SAES.run(work, ["resid_0"])
-    first = work.store.notes("saes/resid_0")["weights"]
+    experiment = importing(scope.parent, options={"l0": 100})
+    SAES.run(experiment, ["resid_0"])
+    first = weights(experiment)
     write_scope(scope, 0, 99, seed=5)  # the same settings, but something nearer is there now
-    assert SAES.run(work, ["resid_0"]) == 1
-    second = work.store.notes("saes/resid_0")["weights"]
+    assert SAES.run(experiment, ["resid_0"]) == 1
+    second = weights(experiment)
     assert SAES.run(importing(scope.parent, options={"l0": 299}), ["resid_0"]) == 1
-    third = work.store.notes("saes/resid_0")["weights"]
+    third = weights(experiment)
     assert len({first, second, third}) == 3
 
 
 def test_a_file_with_other_contents_is_read_again(scope: Path) -> None:
-    work = importing(scope.parent, path=PATH.replace("{l0}", "10"))
-    assert SAES.run(work, ["resid_0"]) == 1
-    assert SAES.run(work, ["resid_0"]) == 0
+    experiment = importing(scope.parent, path=PATH.replace("{l0}", "10"))
+    assert SAES.run(experiment, ["resid_0"]) == 1
+    assert SAES.run(experiment, ["resid_0"]) == 0
     write_scope(scope, 0, 10, seed=6)
-    assert SAES.run(work, ["resid_0"]) == 1
+    assert SAES.run(experiment, ["resid_0"]) == 1
 
 
 def test_a_choice_left_open_lists_what_there_is(scope: Path) -> None:
@@ -86,10 +93,10 @@ def test_a_choice_left_open_lists_what_there_is(scope: Path) -> None:
 
 def test_a_kind_may_have_a_repository_of_its_own(scope: Path) -> None:
     write_scope(scope.parent / "other", 0, 7, seed=7)
-    work = importing(scope.parent, repositories={"resid": "./other"})
-    assert SAES.run(work, ["resid_0"]) == 1
-    assert "average_l0_7/" in made_from(work)["path"]
-    assert set(made_from(work)) == {"path", "contents", "repository", "resid"}
+    experiment = importing(scope.parent, repositories={"resid": "./other"})
+    assert SAES.run(experiment, ["resid_0"]) == 1
+    assert "average_l0_7/" in made_from(experiment)["path"]
+    assert set(made_from(experiment)) == {"path", "contents", "model"}
 
 
 def test_a_hub_out_of_reach_changes_nothing_about_what_is_there(
@@ -111,16 +118,17 @@ def test_a_hub_out_of_reach_changes_nothing_about_what_is_there(
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", listed)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_: str(scope))
     hub: dict[str, Any] = {"repository": "some/scope", "options": {"l0": 100}}
-    work = importing(scope.parent, **hub)
-    assert SAES.run(work, ["resid_0"]) == 1
+    experiment = importing(scope.parent, **hub)
+    assert SAES.run(experiment, ["resid_0"]) == 1
     assert asked == ["some/scope"]
-    assert made_from(work) == {
+    assert made_from(experiment) == {
         "path": "layer_0/width_8/average_l0_60/params.npz",
         "repository": "some/scope",
+        "model": Loader(experiment).identity("model"),
     }
     choose._hub_files.cache_clear()
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", broken)
-    assert SAES.run(work, ["resid_0"]) == 0
+    assert SAES.run(experiment, ["resid_0"]) == 0
     with pytest.raises(FormatError, match="could not be fetched"):
         SAES.run(importing(scope.parent, **(hub | {"options": {"l0": 101}})), ["resid_0"])
 

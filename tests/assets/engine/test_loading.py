@@ -1,0 +1,54 @@
+"""A stage opens what it declares and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE
+from assets.discovery.tokens import FILTERED_TOKENS_STAGE
+from assets.engine.loading import Loader, Need
+from assets.engine.stage import always
+from assets.engine.store import Undeclared
+from assets.settings import Experiment
+
+LOADS: dict[Need, Callable[[Loader], object]] = {
+    "model": Loader.model,
+    "tokenizer": Loader.tokenizer,
+    "dictionaries": Loader.dictionaries,
+}
+
+
+@pytest.mark.parametrize("need", LOADS)
+def test_a_loader_refuses_what_is_not_declared(finished: Experiment, need: Need) -> None:
+    others = [other for other in LOADS if other != need]
+    with pytest.raises(Undeclared, match=f"loads the {need} without declaring it"):
+        LOADS[need](Loader(finished).only(others))
+    assert LOADS[need](Loader(finished)) is not None
+
+
+def test_dictionaries_need_the_model_for_its_device(finished: Experiment) -> None:
+    with pytest.raises(Undeclared, match="loads the model"):
+        Loader(finished).only(["dictionaries"]).dictionaries()
+    loaded = Loader(finished).only(["dictionaries", "model"]).dictionaries()
+    assert list(loaded) == finished.submodules
+
+
+def test_a_stage_cannot_read_a_table_that_is_no_dep(finished: Experiment) -> None:
+    stage = replace(FILTERED_TOKENS_STAGE, deps=always("saes"), inputs=lambda _w, _s: {"a": "b"})
+    with pytest.raises(Undeclared, match="contexts, which is not among"):
+        stage.run(finished)
+
+
+def test_a_stage_cannot_write_a_table_of_another(finished: Experiment) -> None:
+    stage = replace(FILTERED_TOKENS_STAGE, name="another")
+    with pytest.raises(Undeclared, match="filtered_tokens, which is not among"):
+        stage.run(finished)
+
+
+def test_a_stage_cannot_load_what_it_does_not_need(finished: Experiment) -> None:
+    stage = replace(TASK_BEHAVIOURS_STAGE, needs=always())
+    with pytest.raises(Undeclared, match="loads the tokenizer"):
+        stage.run(finished)

@@ -1,0 +1,36 @@
+"""The thresholds of curves, and what a curve says in one number, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import pytest
+
+from assets.evaluations.stages import thresholds
+from assets.evaluations.summary import area_of, nodes_for
+
+CURVE = pd.DataFrame({"n_nodes": [10, 5, 1], "faithfulness": [1.0, 0.8, 0.2]})
+
+
+def test_thresholds_are_the_papers() -> None:
+    found = thresholds(15)
+    assert found[0] == pytest.approx(1e-4)
+    assert found[-1] == pytest.approx(1.0)
+    assert found[7] == pytest.approx(1e-2)
+
+
+def test_the_fewest_nodes_with_a_share_of_the_behaviour() -> None:
+    assert (nodes_for(CURVE, 0.5), nodes_for(CURVE, 0.9), nodes_for(CURVE, 1.1)) == (5, 10, None)
+
+
+def test_the_area_is_that_under_straight_lines_from_no_node_to_all() -> None:
+    by_hand = 0.1 * (0 + 0.2) / 2 + 0.4 * (0.2 + 0.8) / 2 + 0.5 * (0.8 + 1.0) / 2
+    assert area_of(CURVE) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"n_nodes": [0, 0, 0]}, {"faithfulness": [1.0, float("nan"), 0.2]}]
+)
+def test_a_curve_of_nothing_has_no_area(changed: dict[str, list[float]]) -> None:
+    assert math.isnan(area_of(CURVE.assign(**changed)))
