@@ -1,7 +1,7 @@
 """Metrics: one number per example, read off the logits at the example's last token.
 
 A metric says which columns of the unembedding it reads, so that nothing else is computed. Any
-object with these six members is a metric; `docs/method.md` shows one written by hand.
+object with these six members is a metric; `docs/extend.md` shows one written by hand.
 """
 
 from __future__ import annotations
