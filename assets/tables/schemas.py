@@ -127,7 +127,7 @@ _ALL = (
         pa.schema(
             [
                 _SUBMODULE,
-                _column("activation", _TEXT, "ReLU, TopK, JumpReLU, Gated or Linear"),
+                _column("activation", _TEXT, "relu, topk, jumprelu, gated or linear"),
                 _column("n_features", _INT, "features"),
                 _column("width", _INT, "width of the submodule"),
                 _column("weights", _TEXT, "hash of the weights"),
