@@ -26,6 +26,7 @@ from core.inputs import Inputs
 from core.models import LanguageModel
 from core.models.replay import Resumed, at_last
 from core.options import ABLATIONS, Ablation, check_option
+from core.sparse import add_at, count_true
 from core.types import Node, Submodule, causal_order
 
 
@@ -101,7 +102,7 @@ def _mean_features(dictionary: Dictionary, x: Tensor, mask: Tensor, same_length:
     n_pos = x.shape[1] if same_length else 1
     pos = token % n_pos if same_length else torch.zeros_like(token)
     total = value.new_zeros(n_pos * act.shape[2])
-    total.index_put_((pos * act.shape[2] + feature,), value, accumulate=True)
+    add_at(total, pos * act.shape[2] + feature, value)
     n = x.shape[0] if same_length else int(mask.sum())
     return (total / n).view(n_pos, -1) if same_length else total / n
 
@@ -159,30 +160,32 @@ def _at_last(values: Tensor, last: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Edit:
-    """x' = error x + shift + sum over `features` of weight_i f_i(x) W_d[i], at one submodule.
+    """x' = error x + shift + f(x) rows, f being some features of x: one submodule's new output.
 
     Attributes:
-        features: ``(k,)``, those that are encoded.
-        weight: ``(pos, k)``, or a plain number for all positions.
+        features: ``(k,)``, those that are encoded; None for all.
+        rows: ``(k, d)``, decoder rows of those features, each times the weight it has everywhere.
+        weight: ``(pos, k)``, what features weigh at each position; None where that is 1.
         error: ``(pos, 1)``, 1 where the error is kept, or a plain 0.0 or 1.0.
         shift: ``(..., d)``, what does not depend on x; broadcasts to ``(batch, pos, d)``.
     """
 
     dictionary: Dictionary
-    features: Tensor
-    weight: Tensor | float
+    features: Tensor | None
+    rows: Tensor
+    weight: Tensor | None
     error: Tensor | float
     shift: Tensor
 
     @property
     def is_whole(self) -> bool:
         """Whether every node is ablated: what comes out is `shift`, whatever x is."""
-        return not len(self.features) and isinstance(self.error, float) and self.error == 0
+        return not len(self.rows) and isinstance(self.error, float) and self.error == 0
 
     @property
     def is_nothing(self) -> bool:
         """Whether every node is kept: x comes out."""
-        return not len(self.features) and isinstance(self.error, float) and self.error == 1
+        return not len(self.rows) and isinstance(self.error, float) and self.error == 1
 
     def __call__(self, x: Tensor) -> Tensor:
         """The submodule's output edited, ``(batch, pos, d)``."""
@@ -190,24 +193,21 @@ class Edit:
             return x
         if self.is_whole:
             return self.shift.to(x.dtype).expand_as(x)
-        wide = x.to(self.dictionary.decoder.dtype)
+        wide = x.to(self.rows.dtype)
         features = self.dictionary.encode(wide, self.features)
-        rows = self.dictionary.decoder[self.features]
-        if isinstance(self.weight, Tensor):
-            moved = (features * self.weight) @ rows
-        else:
-            moved = features @ (rows * self.weight)
-        # Not error * x: a plain 0.0 or 1.0 needs no product.
-        moved = moved + self.shift
+        if self.weight is not None:
+            features = features * self.weight
+        out = features @ self.rows + self.shift
         if isinstance(self.error, Tensor):
-            return (moved + self.error * wide).to(x.dtype)
-        return (moved + wide if self.error else moved).to(x.dtype)
+            out += self.error * wide
+        elif self.error:
+            out += wide
+        return out.to(x.dtype)
 
     def at_last(self, last: Tensor) -> Edit:
         """The same edit of each example's last token alone, ``(batch, d)``."""
-        weight, error = (
-            _at_last(v, last) if isinstance(v, Tensor) else v for v in (self.weight, self.error)
-        )
+        weight = None if self.weight is None else self.weight[last]
+        error = self.error[last] if isinstance(self.error, Tensor) else self.error
         return replace(self, weight=weight, error=error, shift=_at_last(self.shift, last))
 
 
@@ -215,26 +215,33 @@ def keep_edit(
     dictionary: Dictionary, values: AblationValues, part: Part, *, complement: bool
 ) -> Edit:
     """What a submodule's output becomes when only a circuit, or only its complement, is kept."""
-    error, sign = (1 - part.error, -1.0) if complement else (part.error, 1.0)
-    # A kept feature weighs 1 where the error is ablated; an ablated one -1 where it is kept.
+    n_features = dictionary.n_features
+    # By position where the part is: 1 for a kept feature where the error is ablated, -1 for an
+    # ablated one where it is kept, 0 where the sum needs nothing.
     if isinstance(part.error, Tensor):
         assert part.where is not None
-        weight = -part.error.repeat(1, dictionary.n_features)
+        weight = -part.error.repeat(1, n_features)
         weight[:, part.features] += part.where
-        features = weight.any(0).nonzero().flatten()
-        weight = sign * weight[:, features]
     else:
-        features = part.features
-        weight = sign
-        if part.error:
-            others = torch.ones(dictionary.n_features, dtype=torch.bool, device=features.device)
-            others[features] = False
-            features, weight = others.nonzero().flatten(), -sign
+        weight = dictionary.bias.new_full((n_features,), -part.error)
+        weight[part.features] += 1
+    error = part.error
+    if complement:
+        weight, error = -weight, 1 - error
+    used = weight.view(-1, n_features).any(0)
+    # To encode all features costs less than to pick more than half of them.
+    few = 2 * count_true(used) <= n_features
+    index = used.nonzero().flatten() if few else None
+    rows, ablated = dictionary.decoder, values.features
+    if index is not None:
+        rows, weight = rows[index], weight[..., index]
+        ablated = None if ablated is None else ablated[..., index]
+    if weight.ndim == 1:
+        rows, weight = weight[:, None] * rows, None
     shift = (1 - error) * values.base
-    if values.features is not None and len(features):
-        ablated = weight * values.features[..., features]
-        shift = shift - ablated @ dictionary.decoder[features]
-    return Edit(dictionary, features, weight, error, shift)
+    if ablated is not None:
+        shift = shift - (ablated if weight is None else ablated * weight) @ rows
+    return Edit(dictionary, index, rows, weight, error, shift)
 
 
 @torch.no_grad()

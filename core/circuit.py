@@ -16,6 +16,7 @@ from core.errors import InputError, ShapeMismatch
 from core.estimators import Estimator, IntegratedGradients, check_estimator, check_gradients
 from core.inputs import Inputs
 from core.models import LanguageModel
+from core.sparse import add_at
 from core.types import ERROR, Circuit, Edge, Node, SubmoduleEffects, causal_order
 
 Progress = Callable[[str], None]
@@ -95,12 +96,7 @@ def _summed(effects: SubmoduleEffects, by_position: bool) -> Tensor:
     total = effects.error.new_zeros(shape)
     features = effects.features
     key = node_keys(features.feature, features.pos, n_features, by_position)
-    flat = total.flatten()
-    if flat.is_cuda:
-        flat.index_put_((key,), features.value, accumulate=True)
-    else:
-        flat.index_add_(0, key, features.value)
-    total = flat.view(shape)
+    add_at(total.view(-1), key, features.value)
     total[..., -1] += effects.error.sum(0) if by_position else effects.error.sum()
     return total
 

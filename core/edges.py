@@ -34,6 +34,8 @@ from core.dictionaries import Dictionary
 from core.effects import Effects, feature_dots
 from core.estimators import check_gradients
 from core.models import LanguageModel
+from core.shapes import Bool, Float, Int
+from core.sparse import add_at
 from core.types import Submodule, SubmoduleEffects
 
 _BLOCK = 1 << 22
@@ -45,14 +47,14 @@ class EdgeEffects:
     """Edge effects between two submodules, one row for each pair of nodes with a non-zero weight.
 
     Attributes:
-        upstream, downstream: ``(n,)`` node keys.
-        weight: ``(n,)``, summed over positions and examples where those are not apart; divide by
+        upstream, downstream: node keys.
+        weight: summed over positions and examples where those are not apart; divide by
             the number of examples for the mean. In the metric's units.
     """
 
-    upstream: Tensor
-    downstream: Tensor
-    weight: Tensor
+    upstream: Int[Tensor, " n"]
+    downstream: Int[Tensor, " n"]
+    weight: Float[Tensor, " n"]
 
 
 def edge_kinds(model: LanguageModel, names: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -66,7 +68,9 @@ def edge_kinds(model: LanguageModel, names: Mapping[str, object]) -> Iterator[tu
         yield from ((up, down) for up, down in kinds if up in names and down in names)
 
 
-def node_keys(feature: Tensor, pos: Tensor, n_features: int, by_position: bool) -> Tensor:
+def node_keys(
+    feature: Int[Tensor, " n"], pos: Int[Tensor, " n"], n_features: int, by_position: bool
+) -> Int[Tensor, " n"]:
     """Node keys of features (n_features for the error) at positions."""
     return pos * (n_features + 1) + feature if by_position else feature
 
@@ -78,8 +82,8 @@ class _Nodes:
         self,
         effects: SubmoduleEffects,
         dictionary: Dictionary,
-        mask: Tensor,
-        keep: Tensor | None,
+        mask: Bool[Tensor, "batch pos"],
+        keep: Int[Tensor, " n"] | None,
         by_position: bool,
     ) -> None:
         self.effects, self.dictionary, self.mask = effects, dictionary, mask
@@ -100,33 +104,32 @@ class _Nodes:
         places.append((self.real, torch.full_like(self.real, self.dictionary.n_features)))
         return torch.cat([self.key_of(*place) for place in places]).unique()
 
-    def find(self, token: Tensor, feature: Tensor) -> tuple[Tensor, Tensor]:
+    def find(
+        self, token: Int[Tensor, " n"], feature: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " chosen"], Int[Tensor, " chosen"]]:
         """Which of the given places belong to a chosen node, and to which (index into keys)."""
         if not len(self.keys):
             nothing = token[:0]
             return nothing, nothing
         key = self.key_of(token, feature)
         at = torch.searchsorted(self.keys, key).clamp(max=len(self.keys) - 1)
-        found = (self.keys[at] == key).nonzero().flatten()
-        return found, at[found]
+        chosen = (self.keys[at] == key).nonzero().flatten()
+        return chosen, at[chosen]
 
     def errors(self) -> tuple[Tensor, Tensor]:
         """Tokens and node indices of the chosen error nodes."""
         feature = torch.full_like(self.real, self.dictionary.n_features)
-        found, node = self.find(self.real, feature)
-        return self.real[found], node
+        chosen, node = self.find(self.real, feature)
+        return self.real[chosen], node
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Vectors at tokens, each belonging to a node; sorted by token.
+    """Vectors at tokens, each belonging to a node; sorted by token."""
 
-    ``token (n,)``, ``node (n,)``, ``vector (n, d)``.
-    """
-
-    token: Tensor
-    node: Tensor
-    vector: Tensor
+    token: Int[Tensor, " n"]
+    node: Int[Tensor, " n"]
+    vector: Float[Tensor, "n d"]
 
     @classmethod
     def sorted(cls, token: Tensor, node: Tensor, vector: Tensor) -> _Rows:
@@ -159,8 +162,8 @@ def cotangents(nodes: _Nodes) -> _Rows:
     """
     effects, dictionary = nodes.effects, nodes.dictionary
     token, feature, value = _downstream_places(nodes)
-    found, node = nodes.find(token, feature)
-    token, feature, value = token[found], feature[found], value[found]
+    chosen, node = nodes.find(token, feature)
+    token, feature, value = token[chosen], feature[chosen], value[chosen]
     flat = effects.gradient.flatten(0, 1)
     gain = torch.linalg.vecdot(dictionary.decoder[feature], flat[token])
     gain = gain * dictionary.slope(value, feature)
@@ -177,8 +180,10 @@ def cotangents(nodes: _Nodes) -> _Rows:
     )
 
 
-def _passed_by_features(effects: SubmoduleEffects, dictionary: Dictionary, flat: Tensor) -> Tensor:
-    """W_e^T (slope . W_d g) at every token, ``(token, d)``."""
+def _passed_by_features(
+    effects: SubmoduleEffects, dictionary: Dictionary, flat: Float[Tensor, "token d"]
+) -> Float[Tensor, "token d"]:
+    """W_e^T (slope . W_d g) at every token."""
     active = effects.clean.features
     if dictionary.activation.acts_at_zero:
         slope = dictionary.activation.slope(active.to_dense().flatten(0, 1))
@@ -199,9 +204,9 @@ def _changes(nodes: _Nodes) -> _Rows:
     """What the change of each chosen upstream node adds to its submodule's output, by token."""
     change, dictionary = nodes.effects.change, nodes.dictionary
     features = change.features
-    found, node = nodes.find(features.token, features.feature)
-    token = features.token[found]
-    vector = features.value[found, None] * dictionary.decoder[features.feature[found]]
+    chosen, node = nodes.find(features.token, features.feature)
+    token = features.token[chosen]
+    vector = features.value[chosen, None] * dictionary.decoder[features.feature[chosen]]
     error_token, error_node = nodes.errors()
     return _Rows.sorted(
         torch.cat([token, error_token]),
@@ -210,7 +215,7 @@ def _changes(nodes: _Nodes) -> _Rows:
     )
 
 
-def _pad(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
+def _by_token(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
     """Rows laid out by token: vectors ``(token, most, d)`` and nodes, `n_nodes` where none is."""
     at = torch.searchsorted(tokens, rows.token)
     counts = torch.bincount(at, minlength=len(tokens))
@@ -221,14 +226,6 @@ def _pad(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor]:
     vector[at, slot] = rows.vector
     node[at, slot] = rows.node
     return vector, node
-
-
-def _add(total: Tensor, index: Tensor, value: Tensor) -> None:
-    """total[index] += value, in a fixed order on every device."""
-    if total.is_cuda:
-        total.index_put_((index,), value, accumulate=True)
-    else:
-        total.index_add_(0, index, value)
 
 
 class _Sums:
@@ -268,13 +265,13 @@ class _Sums:
         return start + max(1, int((size <= _BLOCK).sum()))
 
     def _meet_block(self, down: _Rows, up: _Rows, tokens: Tensor) -> None:
-        down_vector, down_node = _pad(
+        down_vector, down_node = _by_token(
             down.part(torch.isin(down.token, tokens)), tokens, self.n_down
         )
-        up_vector, up_node = _pad(up.part(torch.isin(up.token, tokens)), tokens, self.n_up)
+        up_vector, up_node = _by_token(up.part(torch.isin(up.token, tokens)), tokens, self.n_up)
         product = torch.bmm(down_vector, up_vector.mT)
         index = down_node[:, :, None] * (self.n_up + 1) + up_node[:, None, :]
-        _add(self.total, index.flatten(), product.flatten())
+        add_at(self.total, index.flatten(), product.flatten())
 
     def triplets(self, down_keys: Tensor, up_keys: Tensor) -> EdgeEffects:
         """The sums that are not zero."""
@@ -319,21 +316,22 @@ class _Pullbacks:
         )
         example_of, node_of = example[first], down.node[first]
         order = example_of.argsort(stable=True)
-        for some in order.split(self.passes.rows):
-            rows = torch.isin(of_row, some)
-            place = torch.empty(len(group), dtype=torch.long, device=some.device)
-            place[some] = torch.arange(len(some), device=some.device)
-            y_bar = down.vector.new_zeros(len(some), self.n_pos, down.vector.shape[1])
+        for groups in order.split(self.passes.rows):
+            rows = torch.isin(of_row, groups)
+            place = torch.empty(len(group), dtype=torch.long, device=groups.device)
+            place[groups] = torch.arange(len(groups), device=groups.device)
+            y_bar = down.vector.new_zeros(len(groups), self.n_pos, down.vector.shape[1])
             at, pos = place[of_row[rows]], down.token[rows] % self.n_pos
-            y_bar.index_put_((at, pos), down.vector[rows], accumulate=True)
-            examples = example_of[some]
+            # A node acts at a token once, so nothing is added to anything.
+            y_bar[at, pos] = down.vector[rows]
+            examples = example_of[groups]
             x = self.run.stream_before(layer)[examples].requires_grad_()
             context = self.run.context_of(examples)[layer]
             y = self.model.attn(layer, x, context)
             (x_bar,) = torch.autograd.grad(y, x, y_bar.to(y.dtype))
             n_pos = self.n_pos
             token = examples[:, None] * n_pos + torch.arange(n_pos, device=x.device)
-            node = node_of[some][:, None].expand(-1, n_pos)
+            node = node_of[groups][:, None].expand(-1, n_pos)
             vector = x_bar.to(down.vector.dtype).flatten(0, 1)
             live = vector.any(1)
             yield _Rows.sorted(token.flatten()[live], node.flatten()[live], vector[live])
@@ -367,7 +365,7 @@ def _edges_between(
     up = _changes(up_nodes)
     rows = cotangents(down_nodes)
     kind, _, layer = downstream.partition("_")
-    found = []
+    parts = []
     for start, stop, part in _blocks(rows, len(down_nodes.keys), len(up_nodes.keys)):
         sums = _Sums(stop - start, len(up_nodes.keys), rows.vector)
         if len(part.token) and len(up.token):
@@ -379,11 +377,11 @@ def _edges_between(
                 pulled = iter([part])
             for piece in pulled:
                 sums.meet(back.through_write(upstream, piece), up)
-        found.append(sums.triplets(down_nodes.keys[start:stop], up_nodes.keys))
-    if not found:
+        parts.append(sums.triplets(down_nodes.keys[start:stop], up_nodes.keys))
+    if not parts:
         nothing = up_nodes.keys[:0]
         return EdgeEffects(nothing, nothing, rows.vector.new_zeros(0))
-    columns = [(e.upstream, e.downstream, e.weight) for e in found]
+    columns = [(e.upstream, e.downstream, e.weight) for e in parts]
     return EdgeEffects(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 

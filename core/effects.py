@@ -28,7 +28,8 @@ from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
 from core.models.replay import Resumed
 from core.options import Rule
-from core.sparse import products
+from core.shapes import Bool, Float, Int
+from core.sparse import add_at, products
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
 
 
@@ -50,22 +51,19 @@ def sparse_difference(a: SparseFeatures, b: SparseFeatures) -> SparseFeatures:
     width = a.shape[2]
     keys = torch.cat([a.token * width + a.feature, b.token * width + b.feature])
     unique, inverse = keys.unique(return_inverse=True)
-    # Each place gets at most two terms, so the order of addition cannot matter.
-    value = torch.zeros(len(unique), dtype=a.value.dtype, device=a.value.device)
-    value.index_add_(0, inverse, torch.cat([a.value, -b.value]))
+    value = add_at(a.value.new_zeros(len(unique)), inverse, torch.cat([a.value, -b.value]))
     differs = value != 0
     unique = unique[differs]
     return SparseFeatures(unique // width, unique % width, value[differs], a.shape)
 
 
-def feature_dots(dictionary: Dictionary, at: SparseFeatures, gradient: Tensor) -> Tensor:
+def feature_dots(
+    dictionary: Dictionary, at: SparseFeatures, gradient: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, " n"]:
     """<decoder row, gradient> for each (token, feature) of `at`: dm/df by the chain rule.
 
     Args:
-        gradient: ``(batch, pos, d)``, dm/dx.
-
-    Returns:
-        ``(n,)``, aligned with `at`.
+        gradient: dm/dx.
     """
     flat = gradient.reshape(-1, gradient.shape[-1])
     return products(at.token, at.feature, flat, dictionary.decoder)
@@ -76,13 +74,13 @@ class Endpoints:
     """Where a submodule's line starts and ends.
 
     Attributes:
-        clean, patch: ``(batch, pos, d)``, the submodule's output; equal at padding.
+        clean, patch: the submodule's output; equal at padding.
         act: features and error at clean.
         change: features and error, patch minus clean; zero at padding.
     """
 
-    clean: Tensor
-    patch: Tensor
+    clean: Float[Tensor, "batch pos d"]
+    patch: Float[Tensor, "batch pos d"]
     act: SparseAct
     change: SparseAct
 
@@ -114,7 +112,10 @@ def _change(dictionary: Dictionary, act: SparseAct, clean: Tensor, patch: Tensor
 
 
 def endpoints(
-    dictionary: Dictionary, clean: Tensor, patch: Tensor | None, mask: Tensor
+    dictionary: Dictionary,
+    clean: Float[Tensor, "batch pos d"],
+    patch: Float[Tensor, "batch pos d"] | None,
+    mask: Bool[Tensor, "batch pos"],
 ) -> Endpoints:
     """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias."""
     act = _only_real(dictionary.split(clean), mask)
@@ -129,7 +130,10 @@ def endpoints(
 
 
 def _gather_effects(
-    dictionary: Dictionary, ends: Endpoints, gradient: Tensor, gap: Tensor
+    dictionary: Dictionary,
+    ends: Endpoints,
+    gradient: Float[Tensor, "batch pos d"],
+    gap: Float[Tensor, " batch"],
 ) -> SubmoduleEffects:
     """Effects of every node from the mean gradient at the submodule's output."""
     gradient = gradient.to(dictionary.decoder.dtype)
@@ -166,8 +170,10 @@ def _integrate(
 
 
 @torch.no_grad()
-def _patched_metric(runs: Resumed, name: str, ends: Endpoints, passes: Passes) -> Tensor:
-    """The metric with the whole submodule patched, ``(batch,)``."""
+def _patched_metric(
+    runs: Resumed, name: str, ends: Endpoints, passes: Passes
+) -> Float[Tensor, " batch"]:
+    """The metric with the whole submodule patched."""
     parts = [
         runs.select(rows).metric_with(name, ends.patch[rows])
         for rows in passes.examples(len(ends.patch), 1)
@@ -181,7 +187,7 @@ def integrated_gradients(
     dictionary: Dictionary,
     ends: Endpoints,
     *,
-    metric_clean: Tensor,
+    metric_clean: Float[Tensor, " batch"],
     estimator: IntegratedGradients,
     passes: Passes,
 ) -> SubmoduleEffects:
@@ -195,7 +201,7 @@ def integrated_gradients(
     Args:
         runs: runs that can be resumed at the submodule.
         ends: the line's ends, ``(batch, pos, d)``.
-        metric_clean: ``(batch,)``, the metric at the clean end.
+        metric_clean: the metric at the clean end.
         estimator: steps, their rule, and when to double them.
 
     Returns:
@@ -217,7 +223,9 @@ def integrated_gradients(
     return _gather_effects(dictionary, ends, gradient, gap)
 
 
-def _gap(ends: Endpoints, gradient: Tensor, total: Tensor) -> Tensor:
+def _gap(
+    ends: Endpoints, gradient: Float[Tensor, "batch pos d"], total: Float[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
     """Sum of all effects at a submodule, <mean gradient, x_patch - x_clean>, minus `total`."""
     wide = torch.promote_types(gradient.dtype, torch.float32)
     return (gradient.to(wide) * (ends.patch.to(wide) - ends.clean.to(wide))).sum((1, 2)) - total
@@ -254,7 +262,7 @@ def attribution_effects(
     dictionary: Dictionary,
     ends: Endpoints,
     *,
-    metric_clean: Tensor,
+    metric_clean: Float[Tensor, " batch"],
     gradients: Mapping[str, Tensor],
     passes: Passes,
 ) -> SubmoduleEffects:
@@ -275,7 +283,7 @@ def exact_effects(
     dictionary: Dictionary,
     ends: Endpoints,
     *,
-    metric_clean: Tensor,
+    metric_clean: Float[Tensor, " batch"],
     passes: Passes,
 ) -> SubmoduleEffects:
     """Exact indirect effect of every node of a submodule (eq. 2): one run for each.
@@ -285,7 +293,9 @@ def exact_effects(
     """
     n_pos = ends.clean.shape[1]
 
-    def effects_of(token: Tensor, moves: Callable[[slice], Tensor]) -> Tensor:
+    def effects_of(
+        token: Int[Tensor, " n"], moves: Callable[[slice], Tensor]
+    ) -> Float[Tensor, " n"]:
         moved_by = torch.empty(len(token), dtype=metric_clean.dtype, device=token.device)
         for start in range(0, len(token), passes.rows):
             part = slice(start, start + passes.rows)
@@ -355,7 +365,7 @@ def _effects_by(
     estimator: Estimator,
     runs: Resumed,
     names: Sequence[str],
-    metric_clean: Tensor,
+    metric_clean: Float[Tensor, " batch"],
     passes: Passes,
 ) -> EffectsOf:
     """The function that an estimator is, for runs from one recording."""

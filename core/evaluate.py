@@ -245,14 +245,14 @@ class Evaluator:
         """
         check_option("error_nodes", error_nodes, ERROR_NODES)
         nodes = self._counted(circuit, error_nodes)
-        kept, removed = nodes, nodes
+        staying, leaving = nodes, nodes
         if error_nodes in ("remove", "keep"):
             features = [node for node in nodes if not node.is_error]
             errors = [Node(name, ERROR, None, 0.0) for name in self.dictionaries]
-            kept = features + (errors if error_nodes == "keep" else [])
-            removed = features + (errors if error_nodes == "remove" else [])
-        m_circuit = self._run(kept, complement=False)
-        m_complement = self._run(removed, complement=True)
+            staying = features + (errors if error_nodes == "keep" else [])
+            leaving = features + (errors if error_nodes == "remove" else [])
+        m_circuit = self._run(staying, complement=False)
+        m_complement = self._run(leaving, complement=True)
         span = self.m_full - self.m_empty
         scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
         defined = abs(span) > 1e-6 * scale

@@ -134,19 +134,17 @@ def answer_token(tokenizer: Any, text: str) -> int:
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token lists of any lengths as ``(batch, pos)`` tokens and mask, padded on the right.
+    """Token lists of any lengths as ``(batch, pos)`` tokens and mask, padded on the right with 0.
 
     Raises:
         InputError: no rows, or an empty row.
     """
     if not rows or not all(len(row) for row in rows):
         raise InputError("there is no example, or one without tokens: nothing to run on.")
-    n_pos = max(len(row) for row in rows)
-    tokens = torch.zeros(len(rows), n_pos, dtype=torch.long)
-    mask = torch.zeros(len(rows), n_pos, dtype=torch.bool)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = True
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    tokens = torch.zeros(mask.shape, dtype=torch.long)
+    tokens[mask] = torch.tensor([token for row in rows for token in row], dtype=torch.long)
     return tokens, mask
 
 
@@ -180,7 +178,7 @@ def tokenize_pairs(
         InputError: no row can be used.
     """
     start = [] if bos is None else [bos]
-    kept: list[int] = []
+    usable: list[int] = []
     clean, patch, answers = [], [], []
     for i, row in enumerate(rows):
         texts = [row["clean_prefix"], row["patch_prefix"]]
@@ -191,15 +189,15 @@ def tokenize_pairs(
             continue
         if whole != ids[0] + ends[0]:
             continue
-        kept.append(i)
+        usable.append(i)
         clean.append(start + ids[0])
         patch.append(start + ids[1])
         answers.append([ends[0][0], ends[1][0]])
-    if not kept:
+    if not usable:
         raise InputError(
             f"none of {len(rows)} pairs can be used with this tokenizer: both answers must be one "
             "token and both prefixes equally long."
         )
     tokens, mask = pad(clean)
     answer = torch.tensor(answers, dtype=torch.long)
-    return Inputs.pairs(tokens, pad(patch)[0], answer[:, 0], answer[:, 1], mask), kept
+    return Inputs.pairs(tokens, pad(patch)[0], answer[:, 0], answer[:, 1], mask), usable

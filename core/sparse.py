@@ -40,15 +40,31 @@ def true_places(mask: Tensor) -> Tensor:
         return _nonzero(flat)
     # Eight flags are one 64-bit word, and most words are zero: look inside the others only.
     words = flat.view(torch.int64)
-    some = _nonzero(words != 0)
-    inside = _nonzero(words.index_select(0, some).view(torch.bool))
-    return some.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
+    busy = _nonzero(words != 0)
+    inside = _nonzero(words.index_select(0, busy).view(torch.bool))
+    return busy.index_select(0, inside >> 3).mul_(8).add_(inside & 7)
 
 
 def _nonzero(flags: Tensor) -> Tensor:
     if flags.device.type != "cpu":
         return flags.nonzero().flatten()
     return torch.from_numpy(np.flatnonzero(flags.numpy()))
+
+
+def add_at(total: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    """total[index] += value in place, index by index in the order given, on every device.
+
+    Args:
+        total: ``(m,)``.
+        index, value: ``(n,)``; an index may repeat.
+
+    Returns:
+        `total`.
+    """
+    if total.is_cuda:
+        # Sorted by index first; index_add_ adds in whatever order threads finish.
+        return total.index_put_((index,), value, accumulate=True)
+    return total.index_add_(0, index, value)
 
 
 def ends_of(token: Tensor, n_tokens: int) -> Tensor:
@@ -95,6 +111,6 @@ def products(token: Tensor, feature: Tensor, left: Tensor, rows: Tensor) -> Tens
         return csr_products(ends_of(token, len(left)), feature, left, rows)
     out = left.new_empty(len(token))
     for start in range(0, len(token), _AT_ONCE):
-        some = slice(start, start + _AT_ONCE)
-        out[some] = torch.linalg.vecdot(rows[feature[some]], left[token[some]])
+        part = slice(start, start + _AT_ONCE)
+        out[part] = torch.linalg.vecdot(rows[feature[part]], left[token[part]])
     return out

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from core.errors import InputError, MissingSubmodule
 from core.estimators import Estimator
+from core.shapes import Bool, Float, Int
+from core.sparse import add_at
 
 ERROR = -1
 """The index that stands for a submodule's error node wherever a feature index is expected."""
@@ -66,26 +68,26 @@ class SparseFeatures:
     """One number for each (token, feature) that is not zero, sorted by token, then feature.
 
     Attributes:
-        token: ``(n,)`` long, batch_index * n_pos + pos_index.
-        feature: ``(n,)`` long.
-        value: ``(n,)``; an activation, a change or an effect.
+        token: batch_index * n_pos + pos_index.
+        feature: index into the dictionary.
+        value: an activation, a change or an effect.
         shape: ``(batch, pos, feature)`` of the dense tensor this stands for.
     """
 
-    token: Tensor
-    feature: Tensor
-    value: Tensor
+    token: Int[Tensor, " n"]
+    feature: Int[Tensor, " n"]
+    value: Float[Tensor, " n"]
     shape: tuple[int, int, int]
 
     @classmethod
-    def from_dense(cls, dense: Tensor) -> SparseFeatures:
+    def from_dense(cls, dense: Float[Tensor, "batch pos feature"]) -> SparseFeatures:
         """The non-zero entries of `dense`, ``(batch, pos, feature)``."""
         batch, pos, n_features = dense.shape
         flat = dense.reshape(batch * pos, n_features)
         token, feature = flat.nonzero(as_tuple=True)
         return cls(token, feature, flat[token, feature], (batch, pos, n_features))
 
-    def to_dense(self) -> Tensor:
+    def to_dense(self) -> Float[Tensor, "batch pos feature"]:
         """The tensor this stands for, ``(batch, pos, feature)``."""
         batch, pos, n_features = self.shape
         dense = self.value.new_zeros(batch * pos, n_features)
@@ -96,24 +98,24 @@ class SparseFeatures:
         """The same places with another number at each."""
         return SparseFeatures(self.token, self.feature, value, self.shape)
 
-    def where(self, chosen: Tensor) -> SparseFeatures:
+    def where(self, chosen: Bool[Tensor, " n"]) -> SparseFeatures:
         """The entries that are `chosen`, ``(n,)`` bool."""
         places = self.token[chosen], self.feature[chosen]
         return SparseFeatures(*places, self.value[chosen], self.shape)
 
     @property
-    def example(self) -> Tensor:
+    def example(self) -> Int[Tensor, " n"]:
         """``(n,)``: which example each entry belongs to."""
         return self.token // self.shape[1]
 
     @property
-    def pos(self) -> Tensor:
+    def pos(self) -> Int[Tensor, " n"]:
         """``(n,)``: which position each entry is at."""
         return self.token % self.shape[1]
 
-    def total(self) -> Tensor:
+    def total(self) -> Float[Tensor, " batch"]:
         """Sum over positions and features, ``(batch,)``."""
-        return self.value.new_zeros(self.shape[0]).index_add_(0, self.example, self.value)
+        return add_at(self.value.new_zeros(self.shape[0]), self.example, self.value)
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,11 @@ class SparseAct:
 
     Attributes:
         features: activations, ``(batch, pos, feature)``.
-        error: ``(batch, pos, d)``, eps = x - decode(features).
+        error: eps = x - decode(features).
     """
 
     features: SparseFeatures
-    error: Tensor
+    error: Float[Tensor, "batch pos d"]
 
 
 @dataclass(frozen=True)
@@ -135,21 +137,21 @@ class SubmoduleEffects:
 
     Attributes:
         features: effect of each feature at each token, positive where patching raises the metric.
-        error: ``(batch, pos)``, effect of the error node at each token.
-        gradient: ``(batch, pos, d)``, the (mean) gradient of the metric with respect to the
+        error: effect of the error node at each token.
+        gradient: the (mean) gradient of the metric with respect to the
             submodule's output; a feature's gradient is its decoder row times this.
         change: features and error, patch minus clean.
         clean: features and error of the clean input.
-        gap: ``(batch,)``, the completeness gap: the sum of all effects minus the
+        gap: the completeness gap: the sum of all effects minus the
             change of the metric when the whole submodule is patched; NaN where not measured.
     """
 
     features: SparseFeatures
-    error: Tensor
-    gradient: Tensor
+    error: Float[Tensor, "batch pos"]
+    gradient: Float[Tensor, "batch pos d"]
     change: SparseAct
     clean: SparseAct
-    gap: Tensor
+    gap: Float[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
@@ -158,17 +160,17 @@ class NodeEffects:
 
     Attributes:
         submodules: effects by submodule name, in causal order.
-        metric_clean: ``(batch,)``, the metric on the clean input.
-        metric_patch: ``(batch,)``, on the patch input; None when ablating to zero.
+        metric_clean: the metric on the clean input.
+        metric_patch: on the patch input; None when ablating to zero.
         estimator: what estimated the effects.
-        mask: ``(batch, pos)`` bool, True at real tokens.
+        mask: True at real tokens.
     """
 
     submodules: Mapping[str, SubmoduleEffects]
-    metric_clean: Tensor
-    metric_patch: Tensor | None
+    metric_clean: Float[Tensor, " batch"]
+    metric_patch: Float[Tensor, " batch"] | None
     estimator: Estimator
-    mask: Tensor
+    mask: Bool[Tensor, "batch pos"]
 
     def __getitem__(self, name: str) -> SubmoduleEffects:
         """Effects at the submodule `name`."""

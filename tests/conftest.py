@@ -2,6 +2,10 @@
 
 import pytest
 import torch
+from jaxtyping import install_import_hook
+
+# Shapes in annotations are checked at every call; before any of these modules is imported.
+install_import_hook(["core.types", "core.effects", "core.edges"], "beartype.beartype")
 
 
 def pytest_configure() -> None:

@@ -2,9 +2,10 @@
 
 Starting from a stage's function, the definitions it names are followed through `core` and `assets`,
 as the source files say, nothing being imported: functions, classes (with their methods and
-subclasses), constants, and what is decorated by something reached, as registries do. Comments,
-docstrings and layout do not count. What a stage writes its tables with (`assets.engine`) and the
-tables' descriptions do not count either: a new layout of those has a number of its own.
+subclasses), constants, what is decorated by something reached, as registries do, and the templates
+beside a module that is reached. Comments, docstrings and the way lines are broken do not count.
+Neither does what a stage writes its tables with (`assets.engine`), nor the tables' descriptions: a
+new layout of those has a number of its own.
 """
 
 from __future__ import annotations
@@ -33,15 +34,23 @@ class _Module:
         definitions: statements that define each name.
         imports: ``(module, name)`` by local name; name is empty for a module itself.
         loose: statements that define nothing, run when the module is imported.
+        templates: digest of the files in the folder ``templates`` beside it, if it names that.
     """
 
     definitions: dict[str, list[ast.stmt]] = field(default_factory=lambda: defaultdict(list))
     imports: dict[str, Name] = field(default_factory=dict)
     loose: list[ast.stmt] = field(default_factory=list)
+    templates: str = ""
+
+
+_parsed = cache(ast.parse)
 
 
 def _read(path: Path) -> _Module:
-    tree, module = ast.parse(path.read_text(encoding="utf-8")), _Module()
+    text = path.read_text(encoding="utf-8")
+    tree, module = _parsed(text), _Module()
+    beside = sorted((path.parent / "templates").glob("*")) if "templates" in text else []
+    module.templates = "".join(hashlib.sha256(file.read_bytes()).hexdigest() for file in beside)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -99,8 +108,9 @@ class Tree:
     def _named(self, module: str, node: ast.AST) -> Iterator[Name]:
         """The project's definitions that a piece of code of a module names."""
         for part in ast.walk(node):
-            if isinstance(part, ast.Name) and (name := self._resolve(module, part.id)):
-                yield name
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
+                if name := self._resolve(module, part.id):
+                    yield name
             elif isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name):
                 owner, empty = self.modules[module].imports.get(part.value.id, ("", "-"))
                 if f"{owner}.{empty}" in self.modules:  # from package import module
@@ -144,6 +154,7 @@ class Tree:
     def _digest_of(self, name: Name) -> str:
         module = self.modules[name[0]]
         text = "".join(map(_written, (*module.definitions[name[1]], *module.loose)))
+        text += module.templates
         return hashlib.sha256(text.encode()).hexdigest()
 
     def digest(self, entries: Iterable[Name]) -> str:

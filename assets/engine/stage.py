@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import dagster as dg
 import pyarrow as pa
 
-from assets.engine.code import Name, installed
+from assets.engine.code import Name, Tree, installed
 from assets.engine.loading import CODE, Loader, Need
 from assets.engine.recipe import Recipe, digest, plain, sources
 from assets.engine.store import ArtifactStore
@@ -133,17 +133,17 @@ class _Stage(Generic[S]):
         contents = {name: source.content for name, source in sources(settings) if source.whole}
         known = {name: value for name, value in loaded.items() if value is not None}
         return Recipe(
-            self.name, {**inputs, **known, **contents}, plain(settings), self._code(settings)
+            self.name, {**inputs, **known, **contents}, plain(settings), self.code(settings)
         )
 
-    def _code(self, settings: S) -> str:
-        """Digest of the code that makes the result."""
+    def code(self, settings: S, tree: Tree | None = None) -> str:
+        """Digest of the code that makes the result, as it runs here or lies in another tree."""
         entries = [self._entry(), *(CODE[need] for need in self.needs(settings))]
         schemas = [
             [(column.name, str(column.type)) for column in TABLES[table].schema]
             for table in sorted(self._tables())
         ]
-        return digest([installed().digest(entries), schemas])
+        return digest([(tree or installed()).digest(entries), schemas])
 
     def _as_written(self, experiment: Experiment, settings: S) -> object:
         """What shapes the result as far as the experiment's file tells, without a look at files."""
@@ -152,7 +152,7 @@ class _Stage(Generic[S]):
             plain(settings),
             {name: source.written for name, source in sources(settings)},
             {need: loader.as_written(need) for need in self.needs(settings)},
-            self._code(settings),
+            self.code(settings),
         ]
 
     def _entry(self) -> Name:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.discovery.filter import Sample
 from core.errors import InputError
+from core.inputs import pad
 from core.metrics import NegativeLogProb
 from core.models.language_model import LanguageModel
 from core.models.replay import Resumed
@@ -69,10 +70,10 @@ def batches(
         n_tokens = (len(batch) + 1) * len(samples[group[-1]].context)
         n_samples = sum(map(len, batch)) + len(group)
         if batch and (n_tokens > batch_tokens or n_samples > _MOST):
-            yield _pad(samples, batch)
+            yield _batch_of(samples, batch)
             batch = []
         batch.append(group)
-    yield _pad(samples, batch)
+    yield _batch_of(samples, batch)
 
 
 def _beginnings(samples: Sequence[Sample]) -> Iterator[list[int]]:
@@ -110,11 +111,8 @@ def check_contexts(samples: Sequence[Sample], max_positions: int) -> None:
         )
 
 
-def _pad(samples: Sequence[Sample], groups: list[list[int]]) -> Batch:
-    longest = [samples[group[-1]].context for group in groups]
-    tokens = torch.zeros(len(groups), max(map(len, longest)), dtype=torch.long)
-    for run, context in enumerate(longest):
-        tokens[run, : len(context)] = torch.tensor(context)
+def _batch_of(samples: Sequence[Sample], groups: list[list[int]]) -> Batch:
+    tokens, _ = pad([samples[group[-1]].context for group in groups])
     rows = [i for group in groups for i in group]
     return Batch(
         rows=torch.tensor(rows),

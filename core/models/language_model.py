@@ -225,20 +225,20 @@ class LanguageModel:
         tokens = tokens.to(self.device)
         mask = token_mask(tokens, mask if mask is None else mask.to(self.device))
         self._check_tokens(tokens)
-        kept: dict[str, Tensor] = {}
+        values: dict[str, Tensor] = {}
         contexts: list[Mapping[str, Any]] = [{} for _ in self.layers]
         padded = {}
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)
         # Causal attention never shows real tokens what is padded to their right: no mask is needed.
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             padded = {"attention_mask": mask.long(), "position_ids": positions}
-        with self._recording(kept, contexts):
+        with self._recording(values, contexts):
             self.hf.base_model(tokens, use_cache=False, **padded)
         position: Tensor | float = 0.0
         if self.family.position is not None:
             position = attrgetter(self.family.position)(self.hf)(positions)
-        outputs = {"embed": kept.pop("stream") - position}
-        outputs.update((name, kept[name]) for name in self.submodules[1:])
+        outputs = {"embed": values.pop("stream") - position}
+        outputs.update((name, values[name]) for name in self.submodules[1:])
         return Recording(tokens, mask, outputs, position, tuple(contexts))
 
     def _check_tokens(self, tokens: Tensor) -> None:
@@ -255,13 +255,13 @@ class LanguageModel:
 
     @contextmanager
     def _recording(
-        self, kept: dict[str, Tensor], contexts: list[Mapping[str, Any]]
+        self, values: dict[str, Tensor], contexts: list[Mapping[str, Any]]
     ) -> Iterator[None]:
-        """Hooks that fill `kept` and `contexts` while the model runs."""
+        """Hooks that fill `values` and `contexts` while the model runs."""
 
         def keep(name: str) -> Any:
             def hook(_module: Any, _args: Any, output: Any) -> None:
-                kept[name] = _first(output)
+                values[name] = _first(output)
 
             return hook
 
@@ -274,7 +274,7 @@ class LanguageModel:
 
         def keep_input(name: str) -> Any:
             def hook(_module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-                kept[name] = args[0] if args else kwargs["hidden_states"]
+                values[name] = args[0] if args else kwargs["hidden_states"]
 
             return hook
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError, NotFinite
+from core.inputs import pad
 from core.models import LanguageModel
 
 _TELL_EVERY = 10_000
@@ -35,13 +36,7 @@ def context_rows(
     Raises:
         NotFinite: an activation is NaN, infinite or too large for float16.
     """
-    n_pos = max(map(len, contexts))
-    tokens = torch.zeros(len(contexts), n_pos, dtype=torch.long)
-    mask = torch.zeros(len(contexts), n_pos, dtype=torch.bool)
-    for i, context in enumerate(contexts):
-        tokens[i, : len(context)] = torch.tensor(context)
-        mask[i, : len(context)] = True
-    recording = model.record(tokens, mask)
+    recording = model.record(*pad(contexts))
     everything = bool(recording.mask.all())
     rows = {}
     for name in submodules:

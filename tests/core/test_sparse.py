@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from core.sparse import count_true, products, true_places
+from core.sparse import add_at, count_true, products, true_places
 
 
 @pytest.mark.parametrize("shape", [(4, 16), (3, 5), (1, 8), (7,), (0, 8), (2, 0)])
@@ -43,3 +43,16 @@ def test_products_are_those_of_the_rows(
     torch.testing.assert_close(
         found.double(), dense, rtol=0.02 if wide else 1e-5, atol=0.05 if wide else 1e-6
     )
+
+
+def test_adding_at_indices_that_repeat_is_a_loop_over_them() -> None:
+    index, value = (
+        torch.tensor([2, 0, 2, 2]),
+        torch.tensor([1.0, 0.5, 1e-3, -1.0], dtype=torch.double),
+    )
+    expected = [0.0, 0.0, 0.0]
+    for i, v in zip(index.tolist(), value.tolist(), strict=True):
+        expected[i] += v
+    total = torch.zeros(3, dtype=torch.double)
+    assert add_at(total, index, value) is total
+    assert total.tolist() == expected  # to the last bit: 1 + 1e-3 - 1 is not 1e-3

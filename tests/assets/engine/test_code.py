@@ -1,0 +1,120 @@
+"""Code is part of a recipe: a changed line makes stale exactly the stages that run it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.engine.code import ROOT, Tree
+from assets.settings import Experiment
+from pipelines.definitions import stages_of
+from tests.tiny_experiment import tiny_experiment
+
+COMPARED = {"other": {"representation": "gradients", "k": 2, "n_projected": 32}}
+CIRCUITS = {"circuits", "task_circuits"}
+EVALUATIONS = {"circuit_evaluations", "task_evaluations"}
+CLUSTERED = {"cluster_assignments", "compared_clusterings"}
+VECTORS = {"cluster_vectors", "compared_vectors"}
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    return tiny_experiment(tmp_path_factory.mktemp("code"), comparisons=COMPARED)
+
+
+@pytest.fixture(scope="module")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tree")
+    for package in ("core", "assets"):
+        shutil.copytree(ROOT / package, root / package)
+    return root
+
+
+def codes(experiment: Experiment, root: Path) -> dict[str, str]:
+    tree = Tree(root)
+    found: dict[str, str] = {}
+    for stage in stages_of(experiment):
+        every: Any = stage._every(experiment)
+        found[stage.name] = " ".join(stage.code(settings, tree) for settings in every)
+    return found
+
+
+@pytest.fixture(scope="module")
+def stale(experiment: Experiment, copied: Path) -> Callable[[str, str, str], set[str]]:
+    """Stages whose code changes when one place of one file of the copy does."""
+    before = codes(experiment, copied)
+
+    def changed(file: str, old: str, new: str) -> set[str]:
+        path = copied / file
+        text = path.read_text(encoding="utf-8")
+        assert old in text, f"{file} has no {old!r}"
+        path.write_text(text.replace(old, new, 1), encoding="utf-8")
+        after = codes(experiment, copied)
+        path.write_text(text, encoding="utf-8")
+        return {name for name in before if before[name] != after[name]}
+
+    return changed
+
+
+ALGORITHMS = [
+    ("core/edges.py", "nothing = up_nodes.keys[:0]", "nothing = up_nodes.keys[0:0]", CIRCUITS),
+    ("core/circuit.py", "(weight.abs() > threshold)", "(weight.abs() >= threshold)", CIRCUITS),
+    ("core/effects.py", "value != 0", "value != 0.0", CIRCUITS),
+    ("core/evaluate.py", "> 1e-6 * scale", "> 1e-7 * scale", EVALUATIONS),
+    ("core/discovery/filter.py", "if not self.max_loss > 0", "if not self.max_loss >= 0",
+     {"filtered_tokens"}),
+    ("core/discovery/clustering.py", "batch_size=4096", "batch_size=4095", CLUSTERED),
+    ("core/discovery/projection.py", "{self.seed}/{name}", "{self.seed}:{name}", VECTORS),
+    ("core/dictionaries/quality.py", "1 - unexplained", "1.0 - unexplained", {"dictionary_set"}),
+    ("core/training/learner.py", "> self.settings.dead_after", ">= self.settings.dead_after",
+     {"saes"}),
+    ("assets/corpus/text.py", "_TOKENIZE_AT_ONCE = 256", "_TOKENIZE_AT_ONCE = 255", {"contexts"}),
+    ("assets/circuits/behaviours.py", "len(shuffled) // 3", "len(shuffled) // 4",
+     {"cluster_behaviours"}),
+    ("assets/circuits/pairs.py", "most_common(1)", "most_common(2)", {"task_behaviours"}),
+    ("assets/evaluations/summary.py", "[0.0, *curve", "[0, *curve", {"evaluation_summary"}),
+    ("assets/discovery/templates/cluster.html", "<p>", "<p >",
+     {"clusters", "compared_clusterings"}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "old", "new", "which"), ALGORITHMS)
+def test_a_changed_line_makes_exactly_the_stages_stale_that_run_it(
+    stale: Callable[[str, str, str], set[str]], file: str, old: str, new: str, which: set[str]
+) -> None:
+    assert stale(file, old, new) == which
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("core/edges.py", "from __future__", "# A comment.\nfrom __future__"),
+        ("core/edges.py", '"""', '"""Another docstring. '),
+        ("core/edges.py", '    """', '    """Another docstring. '),
+        ("core/circuit.py", "    def mean(", "    # A comment.\n\n    def mean("),
+        ("assets/engine/store.py", "def read(", "def read_(self): ...\n\n    def read("),
+        ("assets/tables/schemas.py", "token ids", "ids of tokens"),
+        ("core/pictures/describe.py", "_WIDTH = 100", "_WIDTH = 101"),
+    ],
+)
+def test_what_does_not_shape_a_result_makes_nothing_stale(
+    stale: Callable[[str, str, str], set[str]], file: str, old: str, new: str
+) -> None:
+    assert stale(file, old, new) == set()
+
+
+def test_a_kind_that_a_registry_finds_counts_for_whoever_looks_it_up(
+    stale: Callable[[str, str, str], set[str]],
+) -> None:
+    users = stale("core/dictionaries/activations.py", "F.relu(pre)", "pre.clamp(min=0)")
+    assert users >= CIRCUITS | EVALUATIONS | {"saes", "dictionary_set"}
+    assert not users & {"contexts", "filtered_tokens", "cluster_assignments", "evaluation_summary"}
+
+
+def test_a_name_that_is_nowhere_is_an_error_and_not_an_empty_digest() -> None:
+    with pytest.raises(LookupError, match=r"core\.edges defines no nothing"):
+        Tree().digest([("core.edges", "nothing")])
