@@ -96,7 +96,9 @@ class Tree:
             for name, statements in source.definitions.items():
                 for leader in self._leaders(module, statements):
                     self._followers[leader].add((module, name))
+        # Every stage asks, and partitions each: one walk through the files serves all.
         self._digest = cache(self._digest_of)
+        self._next = cache(self._next_of)
 
     def _leaders(self, module: str, statements: Iterable[ast.stmt]) -> Iterator[Name]:
         """Base classes and decorators of a definition."""
@@ -138,12 +140,15 @@ class Tree:
             if name in seen or name[0].startswith(_ASIDE):
                 continue
             seen.add(name)
-            for statement in self.modules[name[0]].definitions[name[1]]:
-                waiting += self._named(name[0], statement)
-            for statement in self.modules[name[0]].loose:
-                waiting += self._named(name[0], statement)
-            waiting += self._followers.get(name, ())
+            waiting += self._next(name)
         return seen
+
+    def _next_of(self, name: Name) -> set[Name]:
+        """What a definition names, what its module runs, and what follows it."""
+        module = self.modules[name[0]]
+        statements = (*module.definitions[name[1]], *module.loose)
+        named = {other for one in statements for other in self._named(name[0], one)}
+        return named | self._followers.get(name, set())
 
     def _entry(self, entry: Name) -> Name:
         name = self._resolve(*entry)
