@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_experiment import tiny_experiment
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXTEND = ROOT / "docs" / "extend.md"
@@ -147,14 +149,14 @@ def test_a_changed_line_of_a_pasted_stage_makes_it_again_and_a_comment_does_not(
 ):
     project, _ = extended
     file = project / "assets/corpus/token_counts.py"
+    tiny_experiment(tmp_path)
     run = f"""
 from pathlib import Path
 from pipelines.definitions import stages_of
-from tests.tiny_experiment import tiny_experiment
-experiment = tiny_experiment(Path({str(tmp_path)!r}))
-made = [stage.run(experiment) for stage in stages_of(experiment)
-        if stage.name in ("contexts", "token_counts")]
-assert made == """
+from pipelines.experiment import read_experiment
+experiment = read_experiment(Path({str(tmp_path / "tiny.yaml")!r}))
+stages = {{stage.name: stage for stage in stages_of(experiment)}}
+assert [stages[name].run(experiment) for name in ("contexts", "token_counts")] == """
     run_in(project, run + "[True, True]")
     file.write_text(file.read_text().replace("    rows = [", "    # in order\n    rows = ["))
     run_in(project, run + "[False, False]")
