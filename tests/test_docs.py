@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny_experiment import tiny_experiment
+from tests.tiny_experiment import tiny_experiment, write_experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -84,6 +84,29 @@ def test_files_that_a_page_names_exist(page: Path):
     )
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_the_page_on_dagster_has_every_stage_and_says_which_run_by_themselves(tmp_path: Path):
+    from assets.engine.stage import PartitionedStage
+    from pipelines.definitions import stages_of
+    from pipelines.experiment import read_experiment
+
+    rows = re.findall(
+        r"^\| (`[\w`, ]+`) \| (.+) \| (.+) \|$",
+        (ROOT / "docs/dagster.md").read_text(),
+        re.MULTILINE,
+    )
+    listed = {
+        name: (partitions != "-", by_itself.startswith("yes"))
+        for names, partitions, by_itself in rows
+        for name in re.findall(r"\w+", names)
+    }
+    other = {"other": {"representation": "activations", "k": 3}}
+    experiment = read_experiment(write_experiment(tmp_path, comparisons=other))
+    assert listed == {
+        stage.name: (isinstance(stage, PartitionedStage), stage.automation is not None)
+        for stage in stages_of(experiment)
+    }
 
 
 # -- docs/extend.md: pasted into a copy of the project, and run there ------------------------------
