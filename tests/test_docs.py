@@ -53,6 +53,17 @@ def test_links_to_files_lead_somewhere(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_sections_lead_to_a_heading(page: Path):
+    missing = []
+    for file, section in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.+)$", (page.parent / (file or page.name)).read_text(), re.M)
+        slugs = [re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        if section not in slugs:
+            missing.append(f"{file}#{section}")
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_core_that_a_page_mentions_exist(page: Path):
     from importlib import import_module
 
