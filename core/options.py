@@ -35,7 +35,7 @@ ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
-WITH_DICTIONARIES: tuple[Representation, ...] = ("features", "feature_effects")
+WITH_DICTIONARIES: frozenset[Representation] = frozenset({"features", "feature_effects"})
 """The representations that read dictionaries."""
 
 
