@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core.options import (
+    WITH_DICTIONARIES,
     Ablation,
     Algorithm,
     DictionaryKind,
@@ -568,7 +569,7 @@ def _grouping_problems(
         return
     n_layers = above["model"].n_layers
     known, why = submodule_names(n_layers), f"a model of {n_layers} layers has no"
-    if grouping.representation in ("features", "feature_effects"):
+    if grouping.representation in WITH_DICTIONARIES:
         known, why = above["submodules"] or known, "no dictionary sits at"
     yield from _unknown(where, grouping.submodules, known, why)
 

@@ -1,7 +1,7 @@
 """Metrics: one number per example, read off the logits at the example's last token.
 
 A metric says which columns of the unembedding it reads, so that nothing else is computed. Any
-object with these six members is a metric; `docs/method.md` shows one written by hand.
+object with these six members is a metric; `docs/extend.md` shows one written by hand.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Metric(Protocol):
 
 
 @dataclass(frozen=True)
-class _OfAnswers:
+class OfAnswers:
     """A metric whose fields are token ids, one per example."""
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class _OfAnswers:
 
 
 @dataclass(frozen=True)
-class LogitDifference(_OfAnswers):
+class LogitDifference(OfAnswers):
     """m = logit[patch answer] - logit[clean answer] (section 3.1): higher is nearer the patch.
 
     Attributes:
@@ -99,7 +99,7 @@ class LogitDifference(_OfAnswers):
 
 
 @dataclass(frozen=True)
-class NegativeLogProb(_OfAnswers):
+class NegativeLogProb(OfAnswers):
     """m = -log P(answer) (section 5): higher is further from the answer.
 
     Attributes:
@@ -122,7 +122,7 @@ class NegativeLogProb(_OfAnswers):
 
 
 @dataclass(frozen=True)
-class NegativeLogit(_OfAnswers):
+class NegativeLogit(OfAnswers):
     """m = -logit[answer]: cheap, but blind to what the other logits do.
 
     Attributes:

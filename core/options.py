@@ -35,6 +35,9 @@ ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
+WITH_DICTIONARIES: frozenset[Representation] = frozenset({"features", "feature_effects"})
+"""The representations that read dictionaries."""
+
 
 def check_option(what: str, value: object, options: Sequence[str]) -> None:
     """Raise `InputError` if `value` is none of the options that `what` has."""

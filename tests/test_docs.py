@@ -1,16 +1,26 @@
 """The documentation does what it says: its code runs, its links lead somewhere."""
 
+import os
 import re
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from tests.tiny_experiment import tiny_experiment, write_experiment
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITH_CODE = [page for page in PAGES if "```python" in page.read_text()]
+EXTEND = ROOT / "docs" / "extend.md"
+WITH_CODE = [page for page in PAGES if "```python" in page.read_text() and page != EXTEND]
 WITH_EXPERIMENT = [page for page in PAGES if "```yaml" in page.read_text()]
 _YAML = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(?:python|diff)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+_FILE = re.compile(r"# (\S+\.py)\n")
 _LINK = re.compile(r"\]\((?!https?://|#|mailto:)([^)#\s]+)")
 _NAMED = re.compile(r"`(core(?:\.\w+)+)`")
 
@@ -43,6 +53,17 @@ def test_links_to_files_lead_somewhere(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_to_sections_lead_to_a_heading(page: Path):
+    missing = []
+    for file, section in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.+)$", (page.parent / (file or page.name)).read_text(), re.M)
+        slugs = [re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        if section not in slugs:
+            missing.append(f"{file}#{section}")
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_names_of_core_that_a_page_mentions_exist(page: Path):
     from importlib import import_module
 
@@ -60,6 +81,13 @@ def test_names_of_core_that_a_page_mentions_exist(page: Path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_a_page_names_exist(page: Path):
+    named = re.findall(r"python3? -m ([\w.]+)", page.read_text())
+    missing = [name for name in named if find_spec(name) is None]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_that_a_page_names_exist(page: Path):
     named = re.findall(
         r"`((?:core|assets|pipelines|tests|benchmarks|testbed|experiments|docs)/[\w/.-]+)`",
@@ -67,3 +95,104 @@ def test_files_that_a_page_names_exist(page: Path):
     )
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_the_page_on_dagster_has_every_stage_and_says_which_run_by_themselves(tmp_path: Path):
+    from assets.engine.stage import PartitionedStage
+    from pipelines.definitions import stages_of
+    from pipelines.experiment import read_experiment
+
+    rows = re.findall(
+        r"^\| (`[\w`, ]+`) \| (.+) \| (.+) \|$",
+        (ROOT / "docs/dagster.md").read_text(),
+        re.MULTILINE,
+    )
+    listed = {
+        name: (partitions != "-", by_itself.startswith("yes"))
+        for names, partitions, by_itself in rows
+        for name in re.findall(r"\w+", names)
+    }
+    other = {"other": {"representation": "activations", "k": 3}}
+    experiment = read_experiment(write_experiment(tmp_path, comparisons=other))
+    assert listed == {
+        stage.name: (isinstance(stage, PartitionedStage), stage.automation is not None)
+        for stage in stages_of(experiment)
+    }
+
+
+# -- docs/extend.md: pasted into a copy of the project, and run there ------------------------------
+
+
+def changed(text: str, diff: str) -> str:
+    """The text with the lines of a diff, which has no line numbers, put in."""
+    for hunk in diff.split("@@\n"):
+        lines = [(line[:1], line[1:] + "\n") for line in hunk.splitlines()]
+        before, after = (
+            "".join(text for sign, text in lines if sign != other) for other in ("+", "-")
+        )
+        assert text.count(before) == 1, f"these lines are not there, or more than once:\n{before}"
+        text = text.replace(before, after)
+    return text
+
+
+def run_in(project: Path, code: str) -> None:
+    """Run code as a new process that knows this copy of the project alone."""
+    environment = os.environ | {"PYTHONPATH": str(project), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-c", code]
+    ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A copy of the project with the page's files and lines, and the code that it runs."""
+    project, sections = tmp_path_factory.mktemp("project"), []
+    for folder in ("core", "assets", "pipelines", "tests"):
+        shutil.copytree(ROOT / folder, project / folder, ignore=shutil.ignore_patterns("*.pyc"))
+    for shared in ("testbed", "experiments", "pyproject.toml"):
+        (project / shared).symlink_to(ROOT / shared)
+    for block in _BLOCK.findall(EXTEND.read_text()):
+        named = _FILE.match(block)
+        if named is None:
+            sections.append(block)
+            continue
+        file, content = project / named[1], block[named.end() :]
+        file.write_text(changed(file.read_text(), content) if file.exists() else content)
+    run = "".join(f"exec({block!r}, {{'__name__': '__main__'}})\n" for block in sections)
+    return project, run
+
+
+def test_everything_in_the_page_on_extending_works_as_pasted(extended: tuple[Path, str]):
+    run_in(*extended)
+
+
+def test_what_is_pasted_keeps_the_style_of_the_project(extended: tuple[Path, str]):
+    ruff = [sys.executable, "-m", "ruff"]
+    for command in (["check"], ["format", "--check"]):
+        ran = subprocess.run(
+            [*ruff, *command, "core", "assets", "pipelines"],
+            cwd=extended[0],
+            capture_output=True,
+            text=True,
+        )
+        assert ran.returncode == 0, ran.stdout
+
+
+def test_a_changed_line_of_a_pasted_stage_makes_it_again_and_a_comment_does_not(
+    extended: tuple[Path, str], tmp_path: Path
+):
+    project, _ = extended
+    file = project / "assets/corpus/token_counts.py"
+    tiny_experiment(tmp_path)
+    run = f"""
+from pathlib import Path
+from pipelines.definitions import stages_of
+from pipelines.experiment import read_experiment
+experiment = read_experiment(Path({str(tmp_path / "tiny.yaml")!r}))
+stages = {{stage.name: stage for stage in stages_of(experiment)}}
+assert [stages[name].run(experiment) for name in ("contexts", "token_counts")] == """
+    run_in(project, run + "[True, True]")
+    file.write_text(file.read_text().replace("    rows = [", "    # in order\n    rows = ["))
+    run_in(project, run + "[False, False]")
+    file.write_text(file.read_text().replace("counts.update(tokens)", "counts.update(set(tokens))"))
+    run_in(project, run + "[False, True]")

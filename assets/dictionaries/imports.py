@@ -12,6 +12,7 @@ from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ImportSettings
 from assets.tables.places import Key, sae
+from core.options import Format
 
 if TYPE_CHECKING:
     from core.dictionaries import Dictionary
@@ -22,7 +23,7 @@ class Imported:
     """Where the dictionary of one submodule comes from; see `assets.settings.ImportSettings`."""
 
     submodule: str
-    format: str
+    format: Format
     repository: Source
     revision: str | None
     archive: str | None

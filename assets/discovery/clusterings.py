@@ -33,12 +33,11 @@ from assets.tables.places import (
     vectors,
 )
 from assets.tables.schemas import TABLES
-from core.options import Algorithm, Reduction, Representation
+from core.options import WITH_DICTIONARIES, Algorithm, Reduction, Representation
 
 if TYPE_CHECKING:
     from core.discovery import Clustering
 
-_WITH_DICTIONARIES = ("features", "feature_effects")
 _SUMMARY = ("cluster", "size", "n_documents", "n_answers", "answer_entropy", "coherence")
 
 
@@ -59,7 +58,7 @@ class Representing:
     @property
     def with_dictionaries(self) -> bool:
         """Whether it reads dictionaries."""
-        return self.representation in _WITH_DICTIONARIES
+        return self.representation in WITH_DICTIONARIES
 
 
 def representing(experiment: Experiment, how: GroupingSettings) -> Representing:

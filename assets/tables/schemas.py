@@ -127,7 +127,7 @@ _ALL = (
         pa.schema(
             [
                 _SUBMODULE,
-                _column("activation", _TEXT, "ReLU, TopK, JumpReLU, Gated or Linear"),
+                _column("activation", _TEXT, "relu, topk, jumprelu, gated or linear"),
                 _column("n_features", _INT, "features"),
                 _column("width", _INT, "width of the submodule"),
                 _column("weights", _TEXT, "hash of the weights"),
@@ -401,8 +401,10 @@ def describe_tables() -> str:
         "",
         "Every table the pipeline writes: `python -m assets.tables.schemas` prints this page.",
         "All are Parquet, below `artifacts/EXPERIMENT/`. The footer of each holds, under `sfc.*`",
-        "keys, the stage that made it, hashes of its inputs, the settings, the version of the",
-        "code, a fingerprint of all of these, and a hash of its own values.",
+        "keys, its recipe (`stage`, hashes of its `inputs`, `settings`, a digest of the `code`),",
+        "the `fingerprint` of that, a hash of its own values (`content`), the `layout` number of",
+        "the folder, and the `files` written with it, with their sizes.",
+        "[What makes a table stale](dagster.md#what-a-table-is-made-from).",
     ]
     for table in _ALL:
         lines += ["", f"## {table.name}", "", f"`{table.place}`", "", f"One row: {table.row}.", ""]

@@ -8,13 +8,14 @@
 
 with m = -log P(answer). Linear effects estimate what setting the neuron or feature to zero does
 to m (attribution patching, eq. 3, to the zero patch): positive where the answer needs it. All but
-the gradients are taken at the last n positions, concatenated, or summed over the context.
+the gradients are taken at the last n positions, concatenated, or summed over the context: a
+function each, in `READINGS`, of what stands at the tokens of one submodule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +31,90 @@ from core.discovery.projection import Projection, gradient_modules, projected_gr
 from core.effects import clean_gradients, feature_dots
 from core.errors import InputError, MissingSubmodule, NotFinite, OutOfBudget
 from core.models.language_model import LanguageModel
-from core.options import REDUCTIONS, REPRESENTATIONS, Reduction, Representation, check_option
-from core.types import causal_order
+from core.options import (
+    REDUCTIONS,
+    WITH_DICTIONARIES,
+    Reduction,
+    Representation,
+    check_option,
+)
+from core.types import SparseFeatures, causal_order
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
 
-_SPARSE = ("features", "feature_effects")
-_WITHOUT_METRIC = ("activations", "features")
 _PROGRESS_EVERY = 500
+
+
+# -- what is read at the tokens of one submodule --------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a representation is read where a submodule puts out x.
+
+    Attributes:
+        of: gives ``(token, width)``, dense or sparse (`SparseFeatures` of one position). Called
+            with x ``(token, d)``, then dm/dx of the same shape if `with_gradient`, then the
+            submodule's dictionary if `core.options.WITH_DICTIONARIES` names the representation.
+        with_gradient: whether it needs a backward pass.
+    """
+
+    of: Callable[..., Tensor | SparseFeatures]
+    with_gradient: bool = False
+
+
+def _activations(x: Tensor) -> Tensor:
+    return x
+
+
+def _features(x: Tensor, dictionary: Dictionary) -> SparseFeatures:
+    return dictionary.encode_sparse(x[:, None])
+
+
+def _linear_effects(x: Tensor, gradient: Tensor) -> Tensor:
+    return -x * gradient  # zero patch: the change is -x
+
+
+def _feature_effects(x: Tensor, gradient: Tensor, dictionary: Dictionary) -> SparseFeatures:
+    return _effects_of(dictionary.encode_sparse(x[:, None]), gradient, dictionary)
+
+
+def _effects_of(
+    features: SparseFeatures, gradient: Tensor, dictionary: Dictionary
+) -> SparseFeatures:
+    value = -features.value * feature_dots(dictionary, features, gradient[:, None])
+    return replace(features, value=value)
+
+
+def _feature_and_error_effects(
+    x: Tensor, gradient: Tensor, dictionary: Dictionary
+) -> SparseFeatures:
+    features = dictionary.encode_sparse(x[:, None])
+    effects = _effects_of(features, gradient, dictionary)
+    error = x - dictionary.decode_sparse(features)[:, 0]
+    n_tokens, _, n_features = effects.shape
+    every = torch.arange(n_tokens, device=x.device)
+    token = torch.cat([effects.token, every])
+    order = token.argsort(stable=True)
+    return SparseFeatures(
+        token=token[order],
+        feature=torch.cat([effects.feature, torch.full_like(every, n_features)])[order],
+        value=torch.cat([effects.value, -torch.linalg.vecdot(error, gradient)])[order],
+        shape=(n_tokens, 1, n_features + 1),
+    )
+
+
+READINGS: dict[str, Reading] = {
+    "activations": Reading(_activations),
+    "features": Reading(_features),
+    "linear_effects": Reading(_linear_effects, with_gradient=True),
+    "feature_effects": Reading(_feature_effects, with_gradient=True),
+}
+"""Every representation but the gradients, by name."""
+
+
+# -- vectors --------------------------------------------------------------------------------------
 
 
 def represent(
@@ -61,7 +137,7 @@ def represent(
 
     Args:
         dictionaries: by submodule; read by ``features`` and ``feature_effects`` only.
-        representation: one of `core.options.REPRESENTATIONS`.
+        representation: one of `READINGS`, or ``gradients``.
         reduction: ``last``, the last `n_last` positions one after the other (zeros where the
             context is shorter), or ``sum`` over the context. Gradients have no positions.
         submodules: which to use; None for every dictionary's, or without dictionaries every
@@ -88,21 +164,23 @@ def represent(
         model, dictionaries, representation, reduction, n_last, submodules, error_effects
     )
     vectors: Callable[[Batch], Tensor | csr_array]
+    reading = None
     if representation == "gradients":
         gradient_modules(model)
         width = n_projected
         vectors = partial(_gradient_vectors, model, Projection(n_projected, seed))
     else:
+        reading = READINGS[representation]
+        if error_effects:
+            reading = replace(reading, of=_feature_and_error_effects)
         places = _Places(n_last if reduction == "last" else None)
         width = places.n_slots * sum(map(model.width, names))
-        vectors = partial(_dense_vectors, model, representation, names, places)
-        if representation in _SPARSE:
-            those = {name: dictionaries[name] for name in names}
-            vectors = partial(_sparse_vectors, model, representation, those, places, error_effects)
-    if representation not in _SPARSE:
+        read_with = dictionaries if representation in WITH_DICTIONARIES else {}
+        vectors = partial(_read_vectors, model, reading, names, read_with, places)
+    if representation not in WITH_DICTIONARIES:
         _check_budget(len(samples), width, budget_bytes)
     # Sums over a context are as long as it is: a batch of those is bounded by its own tokens.
-    share = representation in _WITHOUT_METRIC and reduction == "last"
+    share = reading is not None and not reading.with_gradient and reduction == "last"
     most = {"batch_tokens": batch_tokens, "max_positions": model.max_positions}
     todo = batches(samples, **most, share=share)
     return _run(todo, vectors, budget_bytes, _Progress(representation, len(samples), progress))
@@ -120,7 +198,9 @@ def _run(
         rows.append(batch.rows)
         parts.append(_checked(vectors(batch), progress.representation))
         progress.add(len(batch.rows))
-        if progress.representation in _SPARSE:
+        if isinstance(parts[-1], np.ndarray):
+            _check_budget(progress.n_samples, parts[-1].shape[1], budget_bytes)
+        else:
             _check_growth(parts, progress.n_done, progress.n_samples, budget_bytes)
     return _in_order(torch.cat(rows).numpy(), parts)
 
@@ -153,7 +233,7 @@ def _check(
     error_effects: bool,
 ) -> list[str]:
     """Raise if the arguments make no sense; the submodules to read, in causal order."""
-    check_option("representation", representation, REPRESENTATIONS)
+    check_option("representation", representation, (*READINGS, "gradients"))
     check_option("reduction", reduction, REDUCTIONS)
     if n_last < 1:
         raise InputError(f"n_last is {n_last}, but at least one position is needed.")
@@ -162,7 +242,7 @@ def _check(
     names = causal_order(submodules or dictionaries or model.submodules)
     for name in names:
         model.width(name)
-    if representation in _SPARSE:
+    if representation in WITH_DICTIONARIES:
         check_widths(dictionaries, model.width)
         missing = [name for name in names if name not in dictionaries]
         if missing:
@@ -210,76 +290,61 @@ def _gradient_vectors(model: LanguageModel, projection: Projection, batch: Batch
     return projected_gradients(batch.record(model), projection)
 
 
+def _read_vectors(
+    model: LanguageModel,
+    reading: Reading,
+    names: Sequence[str],
+    dictionaries: Mapping[str, Dictionary],
+    places: _Places,
+    batch: Batch,
+) -> Tensor | csr_array:
+    """What is read at the chosen tokens of each submodule, ``(sample, width)``."""
+    outputs, gradients = _outputs(model, reading, names, batch)
+    n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
+    at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
+    dense: list[Tensor] = []
+    blocks: list[Any] = []
+    for name in names:
+        arguments: list[Any] = [outputs[name][at.run, at.pos]]
+        if reading.with_gradient:
+            arguments.append(gradients[name][at.run, at.pos])
+        if dictionaries:
+            arguments.append(dictionaries[name])
+        read = reading.of(*arguments)
+        if isinstance(read, SparseFeatures):
+            blocks.append(_sparse_block(read, at, n_samples, places.n_slots))
+        else:
+            part = read.new_zeros(n_samples * places.n_slots, read.shape[-1])
+            part.index_add_(0, at.example * places.n_slots + at.slot, read)
+            dense.append(part.reshape(n_samples, -1))
+    if dense:
+        return torch.cat(dense, 1)
+    from scipy import sparse
+
+    joined: Any = sparse.hstack(blocks, format="csr")
+    return joined
+
+
 def _outputs(
-    model: LanguageModel, representation: str, names: Collection[str], batch: Batch
+    model: LanguageModel, reading: Reading, names: Sequence[str], batch: Batch
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """What submodules put out, ``(run, pos, d)``, and for effects dm/dx of the same shape."""
-    if representation in _WITHOUT_METRIC:
+    """What submodules put out, ``(run, pos, d)``, and dm/dx of the same shape where it is read."""
+    if not reading.with_gradient:
         return model.record(batch.tokens).outputs, {}
     runs = batch.record(model)
     passes = Passes(len(runs.last), model.device)
     return runs.recording.outputs, clean_gradients(runs, list(names), passes)
 
 
-def _dense_vectors(
-    model: LanguageModel,
-    representation: str,
-    names: Collection[str],
-    places: _Places,
-    batch: Batch,
-) -> Tensor:
-    """Activations or linear effects, ``(sample, width)``."""
-    outputs, gradients = _outputs(model, representation, names, batch)
-    n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
-    at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
-    parts = []
-    for name in names:
-        value = outputs[name][at.run, at.pos]
-        if gradients:
-            # Zero patch: the change is -x.
-            value = -value * gradients[name][at.run, at.pos]
-        part = value.new_zeros(n_samples * places.n_slots, value.shape[-1])
-        part.index_add_(0, at.example * places.n_slots + at.slot, value)
-        parts.append(part.reshape(n_samples, -1))
-    return torch.cat(parts, 1)
-
-
-def _sparse_vectors(
-    model: LanguageModel,
-    representation: str,
-    dictionaries: Mapping[str, Dictionary],
-    places: _Places,
-    error_effects: bool,
-    batch: Batch,
-) -> csr_array:
-    """Features or feature effects, ``(sample, width)``."""
+def _sparse_block(read: SparseFeatures, at: _Tokens, n_samples: int, n_slots: int) -> Any:
     from scipy import sparse
 
-    outputs, gradients = _outputs(model, representation, dictionaries, batch)
-    n_samples, n_pos = len(batch.rows), batch.tokens.shape[1]
-    at = places.of(batch.run.to(model.device), batch.last.to(model.device), n_pos)
-    blocks: list[Any] = []
-    for name, dictionary in dictionaries.items():
-        x = outputs[name][at.run, at.pos][:, None]
-        width = dictionary.n_features + error_effects
-        features = dictionary.encode_sparse(x)
-        token, column, value = features.token, features.feature, features.value
-        if gradients:
-            gradient = gradients[name][at.run, at.pos][:, None]
-            value = -value * feature_dots(dictionary, features, gradient)
-            if error_effects:
-                error = x - dictionary.decode_sparse(features)
-                effect = -torch.linalg.vecdot(error, gradient).flatten()
-                token = torch.cat([token, torch.arange(len(effect), device=token.device)])
-                column = torch.cat([column, torch.full_like(at.pos, width - 1)])
-                value = torch.cat([value, effect])
-        column = at.slot[token] * width + column
-        entries = [v.cpu().numpy() for v in (value.float(), at.example[token], column)]
-        shape = (n_samples, places.n_slots * width)
-        # Converting adds up the entries of one place: the sum over positions.
-        blocks.append(sparse.coo_array((entries[0], (entries[1], entries[2])), shape).tocsr())
-    joined: Any = sparse.hstack(blocks, format="csr")
-    return joined
+    width = read.shape[-1]
+    column = at.slot[read.token] * width + read.feature
+    entries = [v.cpu().numpy() for v in (read.value.float(), at.example[read.token], column)]
+    shape = (n_samples, n_slots * width)
+    # Converting adds up the entries of one place: the sum over positions.
+    return sparse.coo_array((entries[0], (entries[1], entries[2])), shape).tocsr()
 
 
 def _checked(part: Tensor | csr_array, representation: str) -> np.ndarray | csr_array:

@@ -8,7 +8,7 @@ A decoder layer is, for every family here,
 with the MLP reading ``h`` in parallel models and ``mid`` in sequential ones. A family names the
 modules that play these parts. `LanguageModel` checks the description against the model's own
 logits when it loads, so a wrong one cannot go unnoticed. To add a family, append an entry to
-`FAMILIES`; `docs/models.md` walks through an example.
+`FAMILIES`; `docs/extend.md` walks through an example.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Family:
     parallel: Callable[[Any], bool] = _never
 
 
-FAMILIES = (
+FAMILIES: list[Family] = [
     Family(
         model_types=("gpt_neox",),
         layers="gpt_neox.layers",
@@ -94,7 +94,7 @@ FAMILIES = (
         pre_mlp="pre_feedforward_layernorm",
         post_mlp="post_feedforward_layernorm",
     ),
-)
+]
 
 
 def family_of(config: Any) -> Family:
