@@ -260,6 +260,11 @@ class TableStage(_Stage[S]):
             _write(work.store, self.key, self.make(work, settings), recipe)
             return True
 
+    def adopt(self, experiment: Experiment) -> list[str]:
+        """Take what other code made as it is, where nothing but the code changed; what was."""
+        store, recipe = ArtifactStore(experiment.artifacts), self.recipe(experiment)
+        return [key.path for key in (*self.beside, self.key) if store.adopt(key, recipe)]
+
     def shown(self, experiment: Experiment) -> Metadata:
         """What the UI shows of the table."""
         settings = self.reads(experiment)
@@ -317,6 +322,12 @@ class PartitionedStage(_Stage[S]):
         every = list(settings)
         deps = {dep for value in every for dep in self.deps(value)}
         return work.only({self.name, *deps}, {need for v in every for need in self.needs(v)})
+
+    def adopt(self, experiment: Experiment) -> list[str]:
+        """Take what other code made as it is, where nothing but the code changed; what was."""
+        store = ArtifactStore(experiment.artifacts)
+        recipes = self.recipes(experiment, self.partitions(experiment))
+        return [key for key, recipe in recipes.items() if store.adopt(self.key(key), recipe)]
 
     def run(self, experiment: Experiment, keys: Sequence[str], say: Say = _quiet) -> int:
         """Bring these partitions up to date; how many had anything to do."""
