@@ -1,10 +1,14 @@
-"""Small pictures for the UI. They live in the event log: keep them below about 50 kB."""
+"""What the UI shows: small pictures and tables.
+
+Pictures live in the event log: keep them below about 50 kB.
+"""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,6 +19,27 @@ BLUE, RED, GRID = "#2b6cb0", "#c53030", "#dddddd"
 def picture(png: bytes) -> dg.MetadataValue:
     """A PNG as metadata that the UI shows."""
     return dg.MetadataValue.md(f"![plot](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def records(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """Rows as a table in the UI: numbers rounded, nulls empty, NaN said in words.
+
+    A NaN as it is would break the row: JSON has none.
+    """
+    return dg.MetadataValue.table(
+        [dg.TableRecord({str(k): cell(v) for k, v in row.items()}) for row in rows]
+    )
+
+
+def cell(value: Any) -> str | int | float | bool:
+    """One value of such a table."""
+    if value is None:
+        return ""
+    if isinstance(value, float):  # numpy's floats are floats too
+        if not math.isfinite(value):
+            return "not defined" if math.isnan(value) else str(value)
+        return float(f"{value:.4g}")
+    return value
 
 
 def figure_of(width: float, height: float, n_rows: int = 1, *, dpi: int = 80) -> tuple[Any, Any]:

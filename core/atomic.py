@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from core.errors import OutOfBudget
 
 
 @contextmanager
@@ -14,7 +17,25 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The file takes its name only when its bytes are on the disk; on an error it is removed. A
     killed process leaves a hidden ``.NAME.PID.tmp``, which `sweep` removes.
+
+    Raises:
+        OutOfBudget: the disk is full; what was at `path` before is still there.
     """
+    try:
+        with _replacing(path) as temporary:
+            yield temporary
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutOfBudget(
+            f"there is no room left to write '{path}' ({error.strerror or error}): nothing of it "
+            "was kept, and what was finished before is whole. Make room and run again; the work "
+            "goes on from there."
+        ) from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -151,17 +151,26 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m pipelines.run", description=__doc__)
     default = EXPERIMENTS / "testbed.yaml"
     parser.add_argument("experiment", nargs="?", type=Path, default=default, help="a YAML file")
+    parser.add_argument(
+        "--adopt",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="keep what this stage made although its code has changed since (not its settings or "
+        "inputs); may be given several times",
+    )
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
-    path = _parse(arguments).experiment.resolve()
+    options = _parse(arguments)
+    path = options.experiment.resolve()
     # Places in dagster.yaml are relative to the working directory.
     os.chdir(ROOT)
     os.environ.setdefault("DAGSTER_HOME", str(ROOT))
     try:
-        _run_and_report(path)
+        _run_and_report(path, options.adopt)
     except (ExperimentError, CircuitError, dg.DagsterError) as error:
         cause = _cause(error)
         if not isinstance(cause, ExperimentError | CircuitError):
@@ -174,7 +183,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run_and_report(path: Path) -> None:
+def _adopt(experiment: Experiment, names: Sequence[str]) -> None:
+    """Keep what these stages made although their code has changed since."""
+    stages = {stage.name: stage for stage in stages_of(experiment)}
+    for name in names:
+        if name not in stages:
+            raise ExperimentError(f"no stage is called {name}: there are {', '.join(stages)}.")
+        kept = stages[name].adopt(experiment)
+        print(f"{name}: {len(kept)} kept as they are, though the code has changed since\n")
+
+
+def _run_and_report(path: Path, adopted: Sequence[str]) -> None:
     experiment = read_experiment(path)
     check_places(experiment)
     store = ArtifactStore(experiment.artifacts)
@@ -186,6 +205,7 @@ def _run_and_report(path: Path) -> None:
             "used, and everything is made again beside it. Remove it when you no longer need it.\n"
         )
     print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
+    _adopt(experiment, adopted)
     seconds = 0.0
     with dg.DagsterInstance.get() as instance:
         for step in run_experiment(experiment, instance):

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-import dagster as dg
-
-from assets.discovery.clusterings import members, plain_cell
+from assets.discovery.clusterings import members
 from assets.discovery.tokens import example
 from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
+from assets.plots import records
 from assets.settings import Experiment, ExperimentError
 from assets.tables.conversions import read_samples
 from assets.tables.places import (
@@ -185,9 +184,7 @@ def behaviour_digests(store: ArtifactStore, source: BehaviourSource) -> dict[str
 def show_behaviours(source: BehaviourSource, store: ArtifactStore) -> Metadata:
     """Sizes and examples of the first behaviours."""
     columns = ["name", "size", "n_found", "n_evaluated", "n_dropped", "label", "about"]
-    rows = store.read(behaviours(source), columns).slice(0, 25).to_pylist()
-    records = [dg.TableRecord({k: plain_cell(v) for k, v in row.items()}) for row in rows]
-    return {"behaviours": dg.MetadataValue.table(records)}
+    return {"behaviours": records(store.read(behaviours(source), columns).slice(0, 25).to_pylist())}
 
 
 # -- of clusters ----------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from assets.engine.automation import rerun_on_new_data
 from assets.engine.partitions import circuits_together
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
+from assets.plots import records
 from assets.settings import CircuitSettings, Experiment
 from assets.tables.conversions import circuit_tables, read_circuit
 from assets.tables.places import DICTIONARY_SET, BehaviourSource, behaviours, circuit
@@ -146,10 +147,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
 def strongest_nodes(found: Circuit) -> dg.TableMetadataValue:
     """The nodes with the largest effects, as a table in the UI."""
     nodes = sorted(found.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
-    return dg.MetadataValue.table(
-        [dg.TableRecord({"node": node.name, "effect": round(node.effect, 4)}) for node in nodes],
-        schema=dg.TableSchema([dg.TableColumn("node"), dg.TableColumn("effect", "float")]),
-    )
+    return records({"node": node.name, "effect": node.effect} for node in nodes)
 
 
 def _circuit_stage(

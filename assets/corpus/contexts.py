@@ -10,19 +10,43 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, Generic, Self, TypeVar, overload
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.corpus.text import Context
 from assets.engine.store import ArtifactStore
 from assets.tables.places import CONTEXTS
+from assets.tables.schemas import TABLES
 
 _T = TypeVar("_T")
 _GROUPS_HELD = 4
 _TELL_EVERY = 10_000
+
+CONTEXTS_PER_PIECE = 512
+"""Rows of a row group of the contexts table. Dictionaries that train without a cache read 32
+contexts here and 32 there, a row group each time: 0.6 ms for 512 contexts of 128 tokens, 7 ms for
+8,192."""
+
+
+def contexts_table(contexts: Iterable[Context]) -> pa.Table:
+    """The contexts table, or a piece of it."""
+    return TABLES["contexts"].build(
+        {"document": c.document, "tokens": c.tokens, "labels": c.labels and list(c.labels)}
+        for c in contexts
+    )
+
+
+def contexts_pieces(
+    contexts: Iterable[Context], rows_per_piece: int = CONTEXTS_PER_PIECE
+) -> Iterator[pa.Table]:
+    """The contexts table in pieces of so many rows, the last one shorter."""
+    contexts = iter(contexts)
+    while piece := list(islice(contexts, rows_per_piece)):
+        yield contexts_table(piece)
 
 
 class View(Sequence[_T], Generic[_T]):

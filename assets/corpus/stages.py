@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 import dagster as dg
 
-from assets.corpus.contexts import Contexts, read_contexts, read_lengths, telling
+from assets.corpus.contexts import (
+    Contexts,
+    contexts_pieces,
+    read_contexts,
+    read_lengths,
+    telling,
+)
 from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import Source, aside
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, TrainSettings
-from assets.tables.conversions import contexts_pieces
 from assets.tables.places import ACTIVATION_CACHE, CONTEXTS
 from assets.tables.schemas import TABLES
 

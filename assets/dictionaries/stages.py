@@ -27,7 +27,7 @@ from assets.engine.stage import (
     always,
 )
 from assets.engine.store import ArtifactStore
-from assets.plots import bars, density_histogram, picture
+from assets.plots import bars, density_histogram, picture, records
 from assets.settings import Experiment, ImportSettings
 from assets.tables.conversions import frame
 from assets.tables.places import (
@@ -364,9 +364,7 @@ def show_dictionary_set(work: Work, _measured: Measured) -> Metadata:
     figures = {name: metrics[name].tolist() for name in shown[:2]}
     densities = work.store.read(FEATURE_DENSITIES, ["density"])["density"].to_numpy()
     return {
-        "metrics": dg.MetadataValue.table(
-            [dg.TableRecord(row) for row in metrics.to_dict("records")]
-        ),
+        "metrics": records(metrics.to_dict("records")),
         **{f"mean {name}": value for name, value in metrics[shown].mean().items()},
         "plot": picture(bars(metrics["submodule"].tolist(), figures)),
         "densities": picture(density_histogram(densities)),

@@ -20,7 +20,7 @@ from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
-from assets.plots import picture
+from assets.plots import picture, records
 from assets.settings import Experiment, GroupingSettings
 from assets.tables.conversions import read_samples, read_vectors, vectors_tables
 from assets.tables.places import (
@@ -303,20 +303,15 @@ def _recovery(clustering: Clustering, truth: Sequence[str]) -> dict[str, float]:
 def show_clusters(work: Work, clustering: str) -> Metadata:
     """The largest clusters in a table, and where their pages are."""
     table, notes = work.store.read(clusters(clustering)), work.store.notes(clusters(clustering))
-    shown = ("cluster", "size", "n_answers", "example", "behaviour", "share")
-    rows = [{k: plain_cell(row[k]) for k in shown} for row in table.slice(0, 25).to_pylist()]
+    shown = ["cluster", "size", "n_answers", "example", "behaviour", "share"]
+    rows = table.select(shown).slice(0, 25).to_pylist()
     scores = {f"truth: {name}": notes[name] for name in ("ami", "purity") if name in notes}
     return {
-        "largest": dg.MetadataValue.table([dg.TableRecord(row) for row in rows]),
+        "largest": records(rows),
         "pages": dg.MetadataValue.path(work.store.path(cluster_pages(clustering), "/index.html")),
         "shared by documents": sum(n > 1 for n in table["n_documents"].to_pylist()),
         **scores,
     }
-
-
-def plain_cell(value: Any) -> str | int | float:
-    """A cell of a table in the UI, which shows no nulls."""
-    return "" if value is None else value
 
 
 # -- the chosen clustering ------------------------------------------------------------------------

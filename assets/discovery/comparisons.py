@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import dagster as dg
 import numpy as np
 
 from assets.discovery.clusterings import (
@@ -20,7 +19,6 @@ from assets.discovery.clusterings import (
     group_samples,
     grouping,
     load_clustering,
-    plain_cell,
     represent_samples,
     representing,
     show_clusters,
@@ -43,6 +41,7 @@ from assets.engine.stage import (
     always,
 )
 from assets.engine.store import ArtifactStore
+from assets.plots import records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
@@ -172,15 +171,10 @@ def _answers(store: ArtifactStore) -> _Labelled:
 
 def show_clustering_comparison(work: Work, _names: Sequence[str]) -> Metadata:
     """The scores of all clusterings, side by side."""
-    rows = work.store.read(CLUSTERING_COMPARISON).to_pylist()
-    return {
-        "clusterings": dg.MetadataValue.table(
-            [dg.TableRecord({name: plain_cell(row[name]) for name in _SHOWN}) for row in rows]
-        )
-    }
+    return {"clusterings": records(work.store.read(CLUSTERING_COMPARISON, _SHOWN).to_pylist())}
 
 
-_SHOWN = ("name", "n_clusters", "n_shared", "ami_with_chosen", "ami", "purity")
+_SHOWN = ["name", "n_clusters", "n_shared", "ami_with_chosen", "ami", "purity"]
 
 
 def _comparison_inputs(work: Work, names: Sequence[str]) -> Mapping[str, str]:

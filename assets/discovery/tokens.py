@@ -9,8 +9,10 @@ from typing import Any
 import dagster as dg
 
 from assets.corpus.contexts import read_contexts
+from assets.corpus.text import harmless
 from assets.engine.automation import rerun_on_new_data
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
+from assets.plots import records
 from assets.settings import Experiment
 from assets.tables.conversions import read_samples, samples_table
 from assets.tables.places import CONTEXTS, FILTERED_TOKENS
@@ -65,9 +67,7 @@ def show_filtered_tokens(work: Work, _settings: Filter) -> Metadata:
     return {
         "tokens looked at": notes["n_tokens"],
         "share kept": len(samples) / notes["n_tokens"],
-        "counts": dg.MetadataValue.table(
-            [dg.TableRecord({"tokens": why, "n": n}) for why, n in counts.items()]
-        ),
+        "counts": records({"tokens": why, "n": n} for why, n in counts.items()),
         "examples": dg.MetadataValue.md(
             "\n".join(f"- `{example(tokenizer, s.context, s.answer)}`" for s in spread)
         ),
@@ -75,10 +75,10 @@ def show_filtered_tokens(work: Work, _settings: Filter) -> Metadata:
 
 
 def example(tokenizer: Any, context: Sequence[int], answer_id: int) -> str:
-    """The end of a context and its answer in brackets, on one line."""
+    """The end of a context and its answer in brackets, on one line, harmless wherever shown."""
     before = " ".join(tokenizer.decode(list(context)).split())[-_EXAMPLE_CHARACTERS:]
     answer = tokenizer.decode([answer_id])
-    return f"…{before} [{answer.strip() or repr(answer)}]".replace("`", "'")
+    return harmless(f"…{before} [{answer.strip() or repr(answer)}]".replace("`", "'"))
 
 
 FILTERED_TOKENS_STAGE = TableStage(

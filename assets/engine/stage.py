@@ -17,8 +17,10 @@ import pyarrow as pa
 
 from assets.engine.code import Name, Tree, installed
 from assets.engine.loading import CODE, Loader, Need
+from assets.engine.lock import alone
 from assets.engine.recipe import Recipe, digest, plain, sources
 from assets.engine.store import ArtifactStore
+from assets.plots import cell
 from assets.settings import Experiment
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -250,12 +252,18 @@ class TableStage(_Stage[S]):
         settings = self.reads(experiment)
         work = self._work(Work.on(experiment, say), settings)
         work.store.check_writable()
-        recipe = self._recipe(work, settings, self.inputs(work, settings))
-        if work.store.is_current(self.key, recipe):
-            say(f"{self.name} is up to date")
-            return False
-        _write(work.store, self.key, self.make(work, settings), recipe)
-        return True
+        with alone(work.store.root, self.name, say):
+            recipe = self._recipe(work, settings, self.inputs(work, settings))
+            if work.store.is_current(self.key, recipe):
+                say(f"{self.name} is up to date")
+                return False
+            _write(work.store, self.key, self.make(work, settings), recipe)
+            return True
+
+    def adopt(self, experiment: Experiment) -> list[str]:
+        """Take what other code made as it is, where nothing but the code changed; what was."""
+        store, recipe = ArtifactStore(experiment.artifacts), self.recipe(experiment)
+        return [key.path for key in (*self.beside, self.key) if store.adopt(key, recipe)]
 
     def shown(self, experiment: Experiment) -> Metadata:
         """What the UI shows of the table."""
@@ -315,13 +323,23 @@ class PartitionedStage(_Stage[S]):
         deps = {dep for value in every for dep in self.deps(value)}
         return work.only({self.name, *deps}, {need for v in every for need in self.needs(v)})
 
+    def adopt(self, experiment: Experiment) -> list[str]:
+        """Take what other code made as it is, where nothing but the code changed; what was."""
+        store = ArtifactStore(experiment.artifacts)
+        recipes = self.recipes(experiment, self.partitions(experiment))
+        return [key for key, recipe in recipes.items() if store.adopt(self.key(key), recipe)]
+
     def run(self, experiment: Experiment, keys: Sequence[str], say: Say = _quiet) -> int:
         """Bring these partitions up to date; how many had anything to do."""
         work = Work.on(experiment, say)
         work.store.check_writable()
+        with alone(work.store.root, self.name, say):
+            return self._bring_up_to_date(work, experiment, keys)
+
+    def _bring_up_to_date(self, work: Work, experiment: Experiment, keys: Sequence[str]) -> int:
         jobs = self._jobs(work, experiment, keys)
         wanted = [job for job in jobs if not work.store.is_current(self.key(job.key), job.recipe)]
-        say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
+        work.say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
         if wanted:
             recipes = {job.key: job.recipe for job in wanted}
             for key, made in self.make(self._open(work, [job.settings for job in wanted]), wanted):
@@ -370,6 +388,13 @@ def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
     }
 
 
+def _printable(shown: Metadata) -> Metadata:
+    """Metadata with rounded numbers, and NaN in words: the UI reads no NaN."""
+    return {
+        name: cell(value) if isinstance(value, float) else value for name, value in shown.items()
+    }
+
+
 def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
     """The asset of a stage that writes one table."""
 
@@ -380,7 +405,7 @@ def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefi
         return dg.MaterializeResult(
             metadata={
                 **table_metadata(store, stage.key),
-                **stage.shown(experiment),
+                **_printable(stage.shown(experiment)),
                 "seconds": time.perf_counter() - began,
             },
             data_version=dg.DataVersion(store.content(stage.key)),
@@ -397,8 +422,9 @@ def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> d
         stage.run(experiment, keys, context.log.info)
         work = Work.on(experiment)
         for key in keys:
-            shown = {**table_metadata(work.store, stage.key(key)), **stage.show(work, key)}
-            context.add_asset_metadata(shown, partition_key=key)
+            shown = _printable(stage.show(work, key))
+            metadata = {**table_metadata(work.store, stage.key(key)), **shown}
+            context.add_asset_metadata(metadata, partition_key=key)
 
     return _asset(
         materialize,

@@ -27,6 +27,7 @@ from assets.tables.places import Key
 from assets.tables.schemas import TABLES
 
 PREFIX = "sfc."
+_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "seal")
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,24 @@ class ArtifactStore:
             texts["seal"] = digest(texts)
             writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
         return content
+
+    def adopt(self, key: Key, recipe: Recipe) -> bool:
+        """Take a table made by other code as made by this recipe; whether there was such a one.
+
+        Only the code may differ: inputs and settings must be those of the recipe.
+        """
+        footer = self.footer(key)
+        if footer is None or footer.fingerprint == recipe.fingerprint:
+            return False
+        known = (footer.notes["inputs"], footer.notes["settings"])
+        if known != (dict(recipe.inputs), recipe.settings):
+            return False
+        file = self.open(key)
+        pieces = (file.read_row_group(i) for i in range(file.num_row_groups))
+        files = [self.root / name for name in footer.notes["files"]]
+        notes = {name: value for name, value in footer.notes.items() if name not in _OF_RECIPE}
+        self.write(key, pieces, recipe, notes=notes, files=files)
+        return True
 
     def write_text(self, key: Key, suffix: str, text: str) -> Path:
         """Write a text file whole; where it lies."""

@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import dagster as dg
-
 from assets.circuits.pairs import task_settings
 from assets.engine.automation import rerun_when_all_are_done
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore
-from assets.plots import histogram, picture
+from assets.plots import histogram, picture, records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
@@ -116,9 +114,7 @@ def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
             )
     columns = ["source", "name", "size", "n_nodes", "n_edges", "faithfulness", "area", "about"]
     first = table.drop_duplicates(["source", "name"])[columns].head(25)
-    shown["largest clusters"] = dg.MetadataValue.table(
-        [dg.TableRecord(row) for row in first.round(3).to_dict("records")]
-    )
+    shown["circuits"] = records(first.to_dict("records"))
     return shown
 
 

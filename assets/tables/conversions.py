@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import pyarrow as pa
 from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
-    from assets.corpus.text import Context
     from core.discovery import Sample
     from core.types import Circuit, Node
 
@@ -26,29 +24,6 @@ Frame = Any
 def frame(table: pa.Table) -> Frame:
     """A table for summaries."""
     return table.to_pandas()
-
-
-CONTEXTS_PER_PIECE = 512
-"""Rows of a row group of the contexts table. Dictionaries that train without a cache read 32
-contexts here and 32 there, a row group each time: 0.6 ms for 512 contexts of 128 tokens, 7 ms for
-8,192."""
-
-
-def contexts_table(contexts: Iterable[Context]) -> pa.Table:
-    """The contexts table, or a piece of it; `assets.corpus.contexts` reads it."""
-    return TABLES["contexts"].build(
-        {"document": c.document, "tokens": c.tokens, "labels": c.labels and list(c.labels)}
-        for c in contexts
-    )
-
-
-def contexts_pieces(
-    contexts: Iterable[Context], rows_per_piece: int = CONTEXTS_PER_PIECE
-) -> Iterator[pa.Table]:
-    """The contexts table in pieces of so many rows, the last one shorter."""
-    contexts = iter(contexts)
-    while piece := list(islice(contexts, rows_per_piece)):
-        yield contexts_table(piece)
 
 
 def samples_table(samples: Sequence[Sample], labels: Sequence[Sequence[str] | None]) -> pa.Table:

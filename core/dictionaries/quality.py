@@ -9,6 +9,7 @@ submodule's place, CE_zero with zero there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class DictionaryMetrics:
     """Metrics of one dictionary on a sample of tokens.
 
     Attributes:
-        variance_explained: share of the variance, summed over the d axes.
+        variance_explained: share of the variance, summed over the d axes; NaN where there is none.
         l1, l0: mean over tokens of the norm_1 of f and of the number of active features.
         alive: share of features active on at least one token.
         ce, ce_hat, ce_zero: cross-entropy of the model as it is, with the reconstruction in
@@ -54,8 +55,16 @@ class DictionaryMetrics:
 
     @property
     def ce_recovered(self) -> float:
-        """Share of what the submodule contributes that its reconstruction keeps."""
-        return (self.ce_hat - self.ce_zero) / (self.ce - self.ce_zero)
+        """Share of what the submodule contributes that its reconstruction keeps.
+
+        NaN where it contributes nothing.
+        """
+        return _ratio(self.ce_hat - self.ce_zero, self.ce - self.ce_zero)
+
+
+def _ratio(part: float, whole: float) -> float:
+    """NaN, "not defined", where there is no whole: a constant output varies not at all."""
+    return part / whole if whole else math.nan
 
 
 class _Sums:
@@ -92,7 +101,7 @@ class _Sums:
         unexplained = self._variance(self.error_squared, self.error)
         ce = {name: total / self.n_predicted for name, total in self.ce.items()}
         return DictionaryMetrics(
-            variance_explained=1 - unexplained / self._variance(self.x_squared, self.x),
+            variance_explained=1 - _ratio(unexplained, self._variance(self.x_squared, self.x)),
             l1=self.l1 / self.n_tokens,
             l0=float(density.sum()),
             alive=float((density > 0).double().mean()),

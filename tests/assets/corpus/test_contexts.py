@@ -11,14 +11,21 @@ from random import Random
 import pyarrow as pa
 import pytest
 
-from assets.corpus.contexts import Contexts, read_contexts, read_lengths, telling
+from assets.corpus.contexts import (
+    Contexts,
+    contexts_pieces,
+    contexts_table,
+    read_contexts,
+    read_lengths,
+    telling,
+)
 from assets.corpus.stages import CONTEXTS_STAGE
 from assets.corpus.text import Context
 from assets.corpus.writing import write_cache
 from assets.engine.recipe import Recipe
 from assets.engine.store import ArtifactStore, content_hash
 from assets.settings import ExperimentError
-from assets.tables.conversions import contexts_pieces, contexts_table, samples_table
+from assets.tables.conversions import samples_table
 from assets.tables.places import CONTEXTS
 from core.discovery import Sample
 from core.training import ModelRows

@@ -69,7 +69,7 @@ ALGORITHMS = [
      {"filtered_tokens"}),
     ("core/discovery/clustering.py", "batch_size=4096", "batch_size=4095", CLUSTERED),
     ("core/discovery/projection.py", "{self.seed}/{name}", "{self.seed}:{name}", VECTORS),
-    ("core/dictionaries/quality.py", "1 - unexplained", "1.0 - unexplained", {"dictionary_set"}),
+    ("core/dictionaries/quality.py", "1 - _ratio(unex", "1.0 - _ratio(unex", {"dictionary_set"}),
     ("core/training/learner.py", "> self.settings.dead_after", ">= self.settings.dead_after",
      {"saes"}),
     ("assets/corpus/text.py", "_TOKENIZE_AT_ONCE = 256", "_TOKENIZE_AT_ONCE = 255", {"contexts"}),

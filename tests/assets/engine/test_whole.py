@@ -30,11 +30,11 @@ OWNERS = {
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Hash of every file below a folder."""
+    """Hash of every file below a folder but locks, which say who ran last."""
     return {
         str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
         for file in folder.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.parent.name != ".locks"
     }
 
 
