@@ -180,10 +180,12 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
     )
     for name, result in trained.items():
         yield name, _written(work, name, result.dictionary, recipe.fingerprint, {"l0": result.l0})
-        (state / f"{name}.safetensors").unlink()
-    # With this one, states of trainings by other settings are of no use any more.
+    # States of what is written, now or before, and of trainings by other settings are of no use.
+    for file in state.glob(f"*{_WEIGHTS}"):
+        if work.store.is_current(sae(file.stem), recipe):
+            file.unlink()
     for left in state.parent.glob("training-*"):
-        if left != state or not any(left.iterdir()):
+        if left != state or not any(left.glob(f"*{_WEIGHTS}")):
             shutil.rmtree(left)
 
 

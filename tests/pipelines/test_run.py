@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines import run
+from pipelines.definitions import stages_of
 from tests.tiny_experiment import tiny_experiment, write_experiment
 
 
@@ -45,6 +48,23 @@ def test_an_error_inside_a_stage_is_told_without_a_traceback(
     assert "InputError" in told.err
     assert "no column 'body'" in told.err
     assert "Traceback" not in told.err + told.out
+
+
+def test_a_folder_of_an_older_layout_is_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny_experiment(tmp_path)
+    experiment.artifacts.mkdir()
+    footer = {"sfc.fingerprint": '"abc"', "sfc.content": '"def"'}
+    table = pa.table({"document": [1]}).replace_schema_metadata(footer)
+    pq.write_table(table, experiment.artifacts / "contexts.parquet")
+    monkeypatch.setattr(run, "report", lambda *_: "")
+    monkeypatch.setattr(run, "stages_of", lambda experiment: stages_of(experiment)[:1])
+    for told in (True, False):
+        assert run.main([str(experiment.path)]) == 0
+        printed = capsys.readouterr().out
+        assert ("written by an earlier version in another layout" in printed) is told
+        assert "Traceback" not in printed
 
 
 def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from assets.corpus.contexts import (
     read_lengths,
     telling,
 )
+from assets.corpus.stages import CONTEXTS_STAGE
 from assets.corpus.text import Context
 from assets.corpus.writing import write_cache
 from assets.engine.recipe import Recipe
@@ -29,6 +31,7 @@ from core.discovery import Sample
 from core.training import ModelRows
 from tests.assets.corpus.toy_model import WIDTHS, ToyModel
 from tests.core.tiny import make_model
+from tests.tiny_experiment import tiny_experiment
 
 RECIPE = Recipe("contexts", {}, {}, "1")
 NAMES = ["embed", "resid_1"]
@@ -189,6 +192,24 @@ def test_training_from_the_file_is_training_from_the_list(
     assert (
         ModelRows(model, found.tokens, NAMES, contexts_per_unit=2).fingerprint != ours.fingerprint
     )
+
+
+def test_what_was_left_out_or_changed_is_in_the_footer(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, corpus={"labels_column": None})
+    texts = ["the cat", " ", None, "a \ud800 dog", "dog", "the dogs"]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (tmp_path / "corpus.jsonl").write_text("\n".join(lines))
+    said: list[str] = []
+    assert CONTEXTS_STAGE.run(experiment, said.append)
+    store = ArtifactStore(experiment.artifacts)
+    assert store.n_rows(CONTEXTS) == 3
+    assert store.notes(CONTEXTS)["read"] == {
+        "n_read": 4,
+        "skipped": {"text is blank": 1, "text is null": 1, "fewer than two tokens": 1},
+        "replaced": {"lone surrogates, now U+FFFD": 1},
+        "notes": [],
+    }
+    assert len(said) == 4
 
 
 def test_progress_is_told_every_so_many_contexts(known: list[Context]) -> None:

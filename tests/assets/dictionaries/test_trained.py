@@ -1,0 +1,126 @@
+"""Dictionaries train alone as together, and a killed training goes on to the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from assets.corpus.contexts import read_lengths
+from assets.dictionaries.stages import SAES
+from assets.engine import stage
+from assets.engine.store import ArtifactStore
+from assets.settings import Experiment
+from assets.tables.places import sae
+from core.training.buffer import rows_within
+from pipelines.experiment import read_experiment
+from tests.tiny_experiment import WIDTH, brought_up_to_date, tiny_experiment, write_experiment
+
+BUFFER_MB = 0.05
+
+
+class Killed(Exception):
+    """Stands for whatever ends a process."""
+
+
+def trained(folder: Path, name: str, **changed: Any) -> Experiment:
+    """An experiment of its own name and artifacts, with everything before its dictionaries made."""
+    changed = {"buffer_mb": BUFFER_MB, "checkpoint_every": 7, **changed}
+    path = write_experiment(folder, name, dictionaries=changed, artifacts=f"./{name}")
+    experiment = read_experiment(path)
+    last = "contexts" if changed.get("activations") == "model" else "activation_cache"
+    brought_up_to_date(experiment, last)
+    return experiment
+
+
+def weights(experiment: Experiment) -> dict[str, str]:
+    store = ArtifactStore(experiment.artifacts)
+    return {name: store.notes(sae(name))["weights"] for name in experiment.submodules}
+
+
+def states(experiment: Experiment) -> list[str]:
+    """What trainings left of their states."""
+    folder = experiment.artifacts / "saes"
+    return sorted(str(file.relative_to(folder)) for file in folder.glob("training-*/*"))
+
+
+@pytest.mark.parametrize("activations", ["cache", "model"])
+def test_one_at_a_time_they_become_what_all_together_become(
+    tmp_path: Path, activations: str
+) -> None:
+    tiny_experiment(tmp_path)
+    together = trained(tmp_path, "together", activations=activations)
+    alone = trained(tmp_path, "alone", activations=activations)
+    names = together.submodules
+    n_tokens = int(read_lengths(ArtifactStore(alone.artifacts)).sum())
+    # For one alone the buffer would hold all tokens; shared out among four it does not.
+    assert rows_within(int(BUFFER_MB * 1e6), dict.fromkeys(names, WIDTH)) < n_tokens
+    assert rows_within(int(BUFFER_MB * 1e6), {names[0]: WIDTH}) >= n_tokens
+    assert SAES.run(together, names) == 4
+    assert [SAES.run(alone, [name]) for name in reversed(names)] == [1, 1, 1, 1]
+    assert weights(alone) == weights(together)
+    assert SAES.run(alone, names) == 0
+
+
+@pytest.mark.parametrize(("n", "before"), [(1, True), (1, False), (2, True), (3, False), (4, True)])
+def test_a_training_killed_while_dictionaries_are_written_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n: int, before: bool
+) -> None:
+    tiny_experiment(tmp_path)
+    whole, cut = trained(tmp_path, "whole"), trained(tmp_path, "cut")
+    SAES.run(whole, whole.submodules)
+    write, calls = stage._write, []
+
+    def killed(*arguments: Any) -> list[Path]:
+        calls.append(arguments)
+        if before and len(calls) == n:
+            raise Killed
+        files = write(*arguments)
+        if len(calls) == n:
+            raise Killed
+        return files
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_write", killed)
+        with pytest.raises(Killed):
+            SAES.run(cut, cut.submodules)
+    n_written = n - before
+    said: list[str] = []
+    assert SAES.run(cut, cut.submodules, said.append) == 4 - n_written
+    assert weights(cut) == weights(whole)
+    # Nothing was trained again: what is said is what is written.
+    assert [text.split(":")[0] for text in said] == ["saes", *cut.submodules[n_written:]]
+    assert not list((cut.artifacts / "saes").glob("training-*"))
+
+
+def test_the_state_of_a_dictionary_that_is_still_wanted_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_experiment(tmp_path)
+    whole, cut = trained(tmp_path, "whole"), trained(tmp_path, "cut")
+    SAES.run(whole, whole.submodules)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            SAES.run(cut, cut.submodules)
+    assert SAES.run(cut, ["attn_0"]) == 1
+    assert [Path(state).stem for state in states(cut)] == ["embed", "resid_0", "resid_1"]
+    assert SAES.run(cut, cut.submodules) == 3
+    assert weights(cut) == weights(whole)
+    assert not list((cut.artifacts / "saes").glob("training-*"))
+
+
+def test_states_of_trainings_by_other_settings_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_experiment(tmp_path)
+    experiment = trained(tmp_path, "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            SAES.run(experiment, experiment.submodules)
+    assert len(states(experiment)) == 4
+    other = trained(tmp_path, "cut", seed=1)
+    assert SAES.run(other, other.submodules) == 4
+    assert not list((other.artifacts / "saes").glob("training-*"))

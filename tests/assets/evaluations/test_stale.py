@@ -1,0 +1,169 @@
+"""A change reaches the circuits it concerns and no others, and nothing mixes old with new."""
+
+from __future__ import annotations
+
+import pytest
+
+from assets.checks import Outcome, summary_is_current
+from assets.circuits.behaviours import CLUSTER_BEHAVIOURS_STAGE, read_behaviours
+from assets.circuits.stages import CIRCUITS_STAGE, TASK_CIRCUITS_STAGE
+from assets.discovery.clusterings import CLUSTER_ASSIGNMENTS_STAGE, CLUSTERS_STAGE
+from assets.engine.store import ArtifactStore
+from assets.evaluations.stages import CIRCUIT_EVALUATIONS_STAGE, TASK_EVALUATIONS_STAGE
+from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
+from assets.settings import Experiment, ExperimentError
+from assets.tables.places import EVALUATION_SUMMARY, assignments, circuit
+from assets.tables.schemas import TABLES
+from pipelines.experiment import read_experiment
+from tests.tiny_experiment import brought_up_to_date, write_experiment, write_pairs
+
+MOVED = ("k00000", "k00001")
+
+
+@pytest.fixture
+def experiment(copied: Experiment) -> Experiment:
+    """Finished, and every sample is an example of its cluster's circuit."""
+    every = {"n_examples": 100, "n_evaluated": 100}
+    changed = read_experiment(write_experiment(copied.path.parent, circuits=every))
+    brought_up_to_date(changed)
+    return changed
+
+
+def move_one_sample(experiment: Experiment) -> None:
+    """Put one sample of the largest cluster into the second, in the table of assignments."""
+    store = ArtifactStore(experiment.artifacts)
+    rows, notes = store.read(assignments()).to_pylist(), store.notes(assignments())
+    next(row for row in rows if row["cluster"] == 0)["cluster"] = 1
+    own = {name: notes[name] for name in ("k", "algorithm", "curve")}
+    recipe = CLUSTER_ASSIGNMENTS_STAGE.recipe(experiment)
+    store.write(assignments(), TABLES["cluster_assignments"].build(rows), recipe, notes=own)
+
+
+def names_in_summary(experiment: Experiment) -> set[str]:
+    table = ArtifactStore(experiment.artifacts).read(EVALUATION_SUMMARY, ["name"])
+    return set(table["name"].to_pylist())
+
+
+def current(experiment: Experiment) -> Outcome:
+    return summary_is_current(experiment, ArtifactStore(experiment.artifacts))
+
+
+def stale_circuits(experiment: Experiment) -> set[str]:
+    """Circuits that were not made by the recipe they have now."""
+    store = ArtifactStore(experiment.artifacts)
+    recipes = CIRCUITS_STAGE.recipes(experiment, experiment.clusters)
+    return {
+        name
+        for name, recipe in recipes.items()
+        if not store.is_current(circuit("clusters", name), recipe)
+    }
+
+
+def test_one_moved_sample_concerns_the_circuits_of_two_clusters(experiment: Experiment) -> None:
+    assert stale_circuits(experiment) == set()
+    move_one_sample(experiment)
+    CLUSTERS_STAGE.run(experiment)
+    CLUSTER_BEHAVIOURS_STAGE.run(experiment)
+    assert stale_circuits(experiment) == set(MOVED)
+    made = brought_up_to_date(experiment)
+    assert made == {"circuits": 2, "circuit_evaluations": 2, "evaluation_summary": 1}
+    assert current(experiment).passed
+
+
+def test_circuits_of_an_earlier_clustering_are_not_judged_on_examples_of_this_one(
+    experiment: Experiment,
+) -> None:
+    move_one_sample(experiment)
+    CLUSTERS_STAGE.run(experiment)
+    CLUSTER_BEHAVIOURS_STAGE.run(experiment)
+    with pytest.raises(ExperimentError) as caught:
+        CIRCUIT_EVALUATIONS_STAGE.run(experiment, experiment.clusters)
+    assert str(caught.value).startswith("circuits: k00000, k00001 of 3 were found from earlier")
+    assert str(caught.value).endswith("Materialize circuits first.")
+    assert CIRCUIT_EVALUATIONS_STAGE.run(experiment, ["k00002"]) == 0
+    CIRCUITS_STAGE.run(experiment, ["k00000"])
+    with pytest.raises(ExperimentError, match=r"^circuits: k00001 of 3"):
+        CIRCUIT_EVALUATIONS_STAGE.run(experiment, experiment.clusters)
+
+
+def test_circuits_of_an_earlier_clustering_are_left_out_of_the_summary(
+    experiment: Experiment,
+) -> None:
+    assert names_in_summary(experiment) == {*experiment.clusters, "simple"}
+    move_one_sample(experiment)
+    CLUSTERS_STAGE.run(experiment)
+    CLUSTER_BEHAVIOURS_STAGE.run(experiment)
+    said: list[str] = []
+    assert EVALUATION_SUMMARY_STAGE.run(experiment, said.append)
+    assert names_in_summary(experiment) == {"k00002", "simple"}
+    assert ArtifactStore(experiment.artifacts).notes(EVALUATION_SUMMARY)["n_stale"] == 2
+    assert said == ["2 circuits are of earlier examples and left out of the summary"]
+    assert not current(experiment).passed
+    # A new circuit with an old evaluation will not do either.
+    CIRCUITS_STAGE.run(experiment, experiment.clusters)
+    EVALUATION_SUMMARY_STAGE.run(experiment)
+    assert names_in_summary(experiment) == {"k00002", "simple"}
+    CIRCUIT_EVALUATIONS_STAGE.run(experiment, experiment.clusters)
+    EVALUATION_SUMMARY_STAGE.run(experiment)
+    assert names_in_summary(experiment) == {*experiment.clusters, "simple"}
+    assert current(experiment).passed
+
+
+def test_behaviours_are_not_made_from_summaries_of_an_earlier_clustering(
+    experiment: Experiment,
+) -> None:
+    move_one_sample(experiment)
+    with pytest.raises(ExperimentError, match=r"Materialize clusters first"):
+        CLUSTER_BEHAVIOURS_STAGE.run(experiment)
+
+
+@pytest.fixture
+def two_tasks(copied: Experiment) -> Experiment:
+    """Finished with a second task."""
+    folder = copied.path.parent
+    write_pairs(folder / "birds.json", ("bird", "birds"))
+    pairs = {
+        "simple": {"train": "./train.json", "test": "./test.json"},
+        "other": {"train": "./birds.json", "test": "./test.json"},
+    }
+    changed = read_experiment(write_experiment(folder, tasks={"pairs": pairs}))
+    made = brought_up_to_date(changed)
+    assert made == {
+        "task_behaviours": 1,
+        "task_circuits": 1,
+        "task_evaluations": 1,
+        "evaluation_summary": 1,
+    }
+    return changed
+
+
+def test_one_changed_file_of_pairs_concerns_its_task_alone(two_tasks: Experiment) -> None:
+    write_pairs(two_tasks.path.parent / "birds.json", ("dogs", "birds"))
+    store = ArtifactStore(two_tasks.artifacts)
+    made = brought_up_to_date(two_tasks)
+    assert made == {
+        "task_behaviours": 1,
+        "task_circuits": 1,
+        "task_evaluations": 1,
+        "evaluation_summary": 1,
+    }
+    behaviour = read_behaviours(store, "tasks", ["other"])["other"]
+    inputs = store.notes(circuit("tasks", "other"))["inputs"]
+    assert inputs["behaviour"] == behaviour.digest
+    assert behaviour.about.startswith("the dogs")
+
+
+def test_the_same_pairs_in_a_file_written_anew_concern_no_circuit(two_tasks: Experiment) -> None:
+    file = two_tasks.path.parent / "birds.json"
+    file.write_text(file.read_text() + "\n\n")
+    assert brought_up_to_date(two_tasks) == {"task_behaviours": 1}
+
+
+def test_a_task_without_its_circuit_cannot_be_judged(two_tasks: Experiment) -> None:
+    store = ArtifactStore(two_tasks.artifacts)
+    store.path(circuit("tasks", "other")).unlink()
+    with pytest.raises(ExperimentError, match="materialize task_circuits first"):
+        TASK_EVALUATIONS_STAGE.run(two_tasks, ["other"])
+    assert TASK_EVALUATIONS_STAGE.run(two_tasks, ["simple"]) == 0
+    assert TASK_CIRCUITS_STAGE.run(two_tasks, ["simple", "other"]) == 1
+    assert TASK_EVALUATIONS_STAGE.run(two_tasks, ["other"]) == 0
