@@ -17,48 +17,52 @@ from typing import TYPE_CHECKING
 
 from assets.circuits.stages import load_circuit
 from assets.engine.store import ArtifactStore
-from assets.settings import ExperimentError
+from assets.evaluations.summary import names_of
+from assets.settings import Experiment, ExperimentError
 from assets.tables.places import BehaviourSource, circuit, evaluation
 from pipelines.experiment import read_experiment
 
 if TYPE_CHECKING:
     from core.types import Circuit
 
-SOURCES: tuple[BehaviourSource, ...] = ("clusters", "tasks")
+
+def circuits_of(experiment: Experiment) -> dict[str, BehaviourSource]:
+    """The experiment's circuits that exist, clusters first, and where each comes from.
+
+    What an earlier number of clusters or an earlier name of a task left behind is not among them.
+    """
+    store = ArtifactStore(experiment.artifacts)
+    return {
+        name: source
+        for source, names in names_of(experiment).items()
+        for name in names
+        if store.footer(circuit(source, name)) is not None
+    }
 
 
-def source_of(store: ArtifactStore, name: str) -> BehaviourSource:
+def source_of(experiment: Experiment, name: str) -> BehaviourSource:
     """Where the circuit `name` comes from.
 
     Raises:
         ExperimentError: there is none; the message says which there are.
     """
-    for source in SOURCES:
-        if store.footer(circuit(source, name)) is not None:
-            return source
-    known = names_of(store)
-    raise ExperimentError(
-        f"there is no circuit '{name}' in {store.root}: "
-        + (f"there are {', '.join(known[:8])} and so on." if known else "run the experiment first.")
-    )
+    known = circuits_of(experiment)
+    if name not in known:
+        few = ", ".join(list(known)[:8])
+        raise ExperimentError(
+            f"there is no circuit '{name}' in {experiment.artifacts}: "
+            + (f"there are {few} and so on." if known else "run the experiment first.")
+        )
+    return known[name]
 
 
-def names_of(store: ArtifactStore) -> list[str]:
-    """Circuits that exist, clusters first."""
-    return [
-        path.parent.name
-        for source in SOURCES
-        for path in sorted((store.root / "circuits" / source).glob("*/circuit.parquet"))
-    ]
-
-
-def judged_circuit(store: ArtifactStore, name: str) -> Circuit:
+def judged_circuit(experiment: Experiment, name: str) -> Circuit:
     """A circuit, with its faithfulness in its settings where it was judged.
 
     Raises:
         ExperimentError: there is none, or its cluster has no samples.
     """
-    source = source_of(store, name)
+    source, store = source_of(experiment, name), ArtifactStore(experiment.artifacts)
     found = load_circuit(store, source, name)
     if found is None:
         raise ExperimentError(f"{name} is empty: its cluster has no samples.")
@@ -70,20 +74,22 @@ def judged_circuit(store: ArtifactStore, name: str) -> Circuit:
     return found
 
 
-def show(store: ArtifactStore, name: str, *, max_nodes: int, max_edges: int) -> str:
+def show(experiment: Experiment, name: str, *, max_nodes: int, max_edges: int) -> str:
     """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
     from core.pictures.describe import describe_circuit
 
-    text = describe_circuit(judged_circuit(store, name), max_nodes=max_nodes, max_edges=max_edges)
-    return f"{text}\n\npicture: {store.path(circuit(source_of(store, name), name), '.svg')}"
+    found = judged_circuit(experiment, name)
+    text = describe_circuit(found, max_nodes=max_nodes, max_edges=max_edges)
+    place = ArtifactStore(experiment.artifacts)
+    return f"{text}\n\npicture: {place.path(circuit(source_of(experiment, name), name), '.svg')}"
 
 
-def draw(store: ArtifactStore, name: str, path: Path, *, max_nodes: int, max_edges: int) -> None:
+def draw(experiment: Experiment, name: str, path: Path, *, max_nodes: int, max_edges: int) -> None:
     """Draw one circuit to a file."""
     from core.pictures.draw import draw_circuit
 
     picture = draw_circuit(
-        judged_circuit(store, name),
+        judged_circuit(experiment, name),
         title=name.replace("_", " "),
         max_nodes=max_nodes,
         max_edges=max_edges,
@@ -105,19 +111,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; its exit code."""
     options = _parse(arguments)
     try:
-        store = ArtifactStore(read_experiment(options.experiment).artifacts)
+        experiment = read_experiment(options.experiment)
         shown = [
-            show(store, name, max_nodes=options.nodes, max_edges=options.edges)
+            show(experiment, name, max_nodes=options.nodes, max_edges=options.edges)
             for name in options.circuit
         ]
         if options.draw and options.circuit:
             size = {"max_nodes": options.nodes, "max_edges": options.edges}
-            draw(store, options.circuit[0], options.draw, **size)
+            draw(experiment, options.circuit[0], options.draw, **size)
     except ExperimentError as error:
         print(f"ExperimentError: {error}", file=sys.stderr)
         return 1
     try:
-        print("\n\n".join(shown or [" ".join(names_of(store)) or "no circuits yet"]), flush=True)
+        print(
+            "\n\n".join(shown or [" ".join(circuits_of(experiment)) or "no circuits yet"]),
+            flush=True,
+        )
     except BrokenPipeError:  # `| head` has read enough; nothing may be left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

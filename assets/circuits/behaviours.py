@@ -32,6 +32,7 @@ from assets.tables.places import (
 from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
+    from core.discovery import Sample
     from core.inputs import Inputs
 
 Metric = Literal["log_prob", "logit_difference"]
@@ -69,7 +70,7 @@ class Behaviour:
         by_position: each position of a node is a node of its own.
         examples: what a circuit is found from and judged on; none for an empty cluster.
         size: samples of the cluster, or usable pairs of the file.
-        n_dropped: pairs that could not be used.
+        n_dropped: pairs that could not be used, or samples that repeat another.
         about: one example as text.
         label: what is known to be behind it, if that is known.
         tokens: what stands at each position of the first example, by position only.
@@ -211,21 +212,45 @@ def _reads(experiment: Experiment) -> Drawing:
 class Split:
     """Samples of one cluster: those a circuit is found from and those it is judged on.
 
-    They are the same where the cluster is too small to keep any back.
+    They are the same where all samples are of one document. `n_repeated` samples are left out,
+    since another has the same context and answer.
     """
 
     found: Sequence[int]
     evaluated: Sequence[int]
+    n_repeated: int
 
 
-def split_samples(samples: Sequence[int], *, n_found: int, n_evaluated: int) -> Split:
-    """Split a cluster's samples; which is in which part depends on their numbers alone."""
+def split_samples(
+    samples: Mapping[int, Sample], *, n_found: int, n_evaluated: int, max_length: int | None = None
+) -> Split:
+    """Split a cluster's samples so that no document, and no text, is on both sides.
+
+    Which is in which part depends on the samples alone; at most a third is kept back.
+
+    Args:
+        samples: by number.
+        n_found, n_evaluated: most samples of either part.
+        max_length: tokens of context that are used, from its end.
+    """
+    distinct: dict[tuple[tuple[int, ...], int], int] = {}
+    for number, sample in sorted(samples.items()):
+        distinct.setdefault((sample.context[-(max_length or 0) :], sample.answer), number)
     # A checksum shuffles without a generator, and alike on every machine.
-    shuffled = sorted(samples, key=lambda sample: zlib.crc32(str(sample).encode()))
-    n_back = min(n_evaluated, len(shuffled) // 3)
-    evaluated, rest = shuffled[:n_back], shuffled[n_back:]
-    found = rest[:n_found]
-    return Split(sorted(found), sorted(evaluated or found))
+    shuffled = sorted(distinct.values(), key=lambda number: zlib.crc32(str(number).encode()))
+    of_document: dict[int, list[int]] = {}
+    for number in shuffled:
+        of_document.setdefault(samples[number].document, []).append(number)
+    n_back, kept_back = min(n_evaluated, len(shuffled) // 3), list[int]()
+    for of_one in of_document.values():
+        if len(of_one) <= n_back - len(kept_back):
+            kept_back += of_one
+    if n_back and not kept_back and len(of_document) > 1:
+        kept_back = min(of_document.values(), key=len)
+    apart = {samples[number].document for number in kept_back}
+    found = [number for number in shuffled if samples[number].document not in apart][:n_found]
+    evaluated = kept_back[:n_back] or found
+    return Split(sorted(found), sorted(evaluated), len(samples) - len(distinct))
 
 
 def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
@@ -237,8 +262,13 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
     found = []
     for name in drawing.clusters:
         number = int(name[1:])
-        own = of_cluster.get(number, [])
-        split = split_samples(own, n_found=drawing.n_examples, n_evaluated=drawing.n_evaluated)
+        own = {i: samples[i] for i in of_cluster.get(number, [])}
+        split = split_samples(
+            own,
+            n_found=drawing.n_examples,
+            n_evaluated=drawing.n_evaluated,
+            max_length=drawing.max_length,
+        )
         found.append(
             Behaviour(
                 name=name,
@@ -255,7 +285,7 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
                     for i in sorted({*split.found, *split.evaluated})
                 ],
                 size=len(own),
-                n_dropped=0,
+                n_dropped=split.n_repeated,
                 about=summaries[number]["example"] if own else "",
                 label=summaries[number]["behaviour"] if own else None,
             )

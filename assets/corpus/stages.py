@@ -108,9 +108,18 @@ def training_contexts(store: ArtifactStore, n_held_out: int) -> Contexts:
     return every[: -_n_kept_back(store, n_held_out)] or every
 
 
-def held_out_contexts(store: ArtifactStore, n_held_out: int) -> Contexts:
-    """The contexts that dictionaries are measured on."""
-    return read_contexts(store)[-_n_kept_back(store, n_held_out) :]
+def held_out_tokens(store: ArtifactStore, n_held_out: int) -> tuple[list[list[int]], int]:
+    """Token ids that dictionaries are measured on, and how many contexts were left out of them.
+
+    Left out are contexts that are also trained on; where that is all of them, none is.
+    """
+    held_out = list(read_contexts(store)[-_n_kept_back(store, n_held_out) :].tokens)
+    wanted, seen = {tuple(tokens) for tokens in held_out}, set()
+    for tokens in training_contexts(store, n_held_out).tokens:
+        if (same := tuple(tokens)) in wanted:
+            seen.add(same)
+    unseen = [tokens for tokens in held_out if tuple(tokens) not in seen]
+    return (unseen, len(held_out) - len(unseen)) if unseen else (held_out, 0)
 
 
 @dataclass(frozen=True)

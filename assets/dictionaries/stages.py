@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 import pyarrow as pa
 
-from assets.corpus.stages import held_out_contexts, training_contexts
+from assets.corpus.stages import held_out_tokens, training_contexts
 from assets.dictionaries.imports import Imported, import_dictionary, import_inputs, reads_imported
 from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need
@@ -332,7 +332,10 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
         name: load_own(work.store, name).to(model.device) for name in measured.submodules
     }
     check_widths(dictionaries, model.width)
-    tokens, mask = pad(list(held_out_contexts(work.store, measured.n_held_out).tokens))
+    held_out, n_trained_on = held_out_tokens(work.store, measured.n_held_out)
+    if n_trained_on:
+        work.say(f"{n_trained_on} contexts kept back also occur in training and are left out")
+    tokens, mask = pad(held_out)
     metrics = measure_dictionaries(model, dictionaries, tokens, mask, progress=work.say)
     rows = [
         {
@@ -353,6 +356,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
     ]
     return Made(
         TABLES["dictionary_set"].build(rows),
+        {"n_trained_on": n_trained_on},
         beside={FEATURE_DENSITIES: TABLES["feature_densities"].build(densities)},
     )
 

@@ -27,7 +27,7 @@ from assets.tables.places import Key
 from assets.tables.schemas import TABLES
 
 PREFIX = "sfc."
-_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "seal")
+_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "columns")
 
 
 @dataclass(frozen=True)
@@ -55,22 +55,23 @@ class ContentHash:
     """
 
     def __init__(self, schema: pa.Schema) -> None:
-        self._n_rows = 0
+        self.n_rows = 0
         self._columns = {column.name: _ValuesHash(column.type) for column in schema}
 
     def update(self, rows: pa.Table) -> None:
         """Go on with these rows."""
-        self._n_rows += rows.num_rows
+        self.n_rows += rows.num_rows
         for name, hashed in self._columns.items():
             for chunk in rows.column(name).chunks:
                 hashed.update(chunk)
 
+    def columns(self) -> dict[str, str]:
+        """Hash of each column of the rows so far, as 16 hexadecimal digits."""
+        return {name: hashed.digest().hex()[:16] for name, hashed in self._columns.items()}
+
     def hexdigest(self) -> str:
         """Of the rows so far, as 16 hexadecimal digits."""
-        total = hashlib.sha256(str(self._n_rows).encode())
-        for name, hashed in self._columns.items():
-            total.update(f" {name} ".encode() + hashed.digest())
-        return total.hexdigest()[:16]
+        return digest([self.n_rows, list(self.columns().items())])
 
 
 class _ValuesHash:
@@ -79,7 +80,7 @@ class _ValuesHash:
     def __init__(self, kind: pa.DataType) -> None:
         self._kind = kind
         self._n = 0
-        self._nulls, self._values = hashlib.sha256(), hashlib.sha256()
+        self._nulls, self._values, self._texts = (hashlib.sha256() for _ in range(3))
         listed = pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)
         self._items = _ValuesHash(kind.value_type) if listed else None
 
@@ -95,16 +96,28 @@ class _ValuesHash:
             self._values.update(lengths.astype("<i8").tobytes())
             self._items.update(values.flatten())
         elif pa.types.is_string(self._kind):
-            texts = (json.dumps(text, ensure_ascii=False) for text in values.to_pylist())
-            self._values.update("".join(texts).encode())
+            lengths, content = _bytes_of(values)
+            self._values.update(lengths.astype("<i8").tobytes())
+            self._texts.update(content)
         else:
             plain = values.to_numpy(zero_copy_only=False)
             self._values.update(np.ascontiguousarray(plain).tobytes())
 
     def digest(self) -> bytes:
         items = b"" if self._items is None else self._items.digest()
-        parts = [str(self._n).encode(), self._nulls.digest(), self._values.digest(), items]
-        return hashlib.sha256(b" ".join(parts)).digest()
+        parts = [str(self._n).encode(), self._nulls.digest(), self._values.digest()]
+        return hashlib.sha256(b" ".join([*parts, self._texts.digest(), items])).digest()
+
+
+def _bytes_of(texts: pa.Array) -> tuple[np.ndarray, bytes]:
+    """Length of each text in bytes, and all of them one after the other."""
+    _, places, content = texts.buffers()
+    width = np.int64 if pa.types.is_large_string(texts.type) else np.int32
+    ends = np.frombuffer(places, width)[texts.offset : texts.offset + len(texts) + 1]
+    if not len(texts):
+        return np.empty(0, width), b""
+    used = b"" if content is None else content.slice(int(ends[0]), int(ends[-1] - ends[0]))
+    return np.diff(ends), bytes(used)
 
 
 def content_hash(table: pa.Table) -> str:
@@ -112,6 +125,12 @@ def content_hash(table: pa.Table) -> str:
     hashed = ContentHash(table.schema)
     hashed.update(table)
     return hashed.hexdigest()
+
+
+def _damaged(key: Key, path: Path, why: str) -> ExperimentError:
+    return ExperimentError(
+        f"{path} is damaged ({why}): delete it and materialize {key.stage} again."
+    )
 
 
 class Undeclared(Exception):
@@ -195,9 +214,10 @@ class ArtifactStore:
             return None
         if texts.get("layout") != str(LAYOUT) or texts.pop("seal", None) != digest(texts):
             return None
-        if not schema.equals(TABLES[key.table].schema):
-            return None
         notes = {name: json.loads(text) for name, text in texts.items()}
+        whole = schema.equals(TABLES[key.table].schema)
+        if not whole or notes.pop("n_rows") != metadata.num_rows:
+            return None
         return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes)
 
     def is_current(self, key: Key, recipe: Recipe) -> bool:
@@ -233,14 +253,17 @@ class ArtifactStore:
 
     def read(self, key: Key, columns: list[str] | None = None) -> pa.Table:
         """The table with this key; raises like `content`, and where its values are damaged."""
-        self._needed(key)
-        path = self.path(key)
+        footer, path = self._needed(key), self.path(key)
         try:
-            return pq.read_table(path, columns=columns, page_checksum_verification=True)
+            table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise ExperimentError(
-                f"{path} is damaged ({error}): delete it and materialize {key.stage} again."
-            ) from None
+            raise _damaged(key, path, str(error)) from None
+        hashed = ContentHash(table.schema)
+        hashed.update(table)
+        written = footer.notes["columns"]
+        if any(written[name] != value for name, value in hashed.columns().items()):
+            raise _damaged(key, path, "its values are not those that were written")
+        return table
 
     def open(self, key: Key) -> pq.ParquetFile:
         """The table with this key, to be read in pieces; raises like `content`.
@@ -298,7 +321,8 @@ class ArtifactStore:
                 hashed.update(rows)
                 writer.write_table(rows)
             content = hashed.hexdigest()
-            footer |= {**((notes() if callable(notes) else notes) or {}), "content": content}
+            footer |= (notes() if callable(notes) else notes) or {}
+            footer |= {"content": content, "columns": hashed.columns(), "n_rows": hashed.n_rows}
             texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
             texts["seal"] = digest(texts)
             writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})

@@ -265,7 +265,7 @@ _ALL = (
                 _column("size", _INT, "samples of the cluster, or pairs used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
                 _column("n_evaluated", _INT, "examples it is judged on"),
-                _column("n_dropped", _INT, "pairs of the files that could not be used"),
+                _column("n_dropped", _INT, "pairs that could not be used, samples that repeat"),
                 _column("held_out", _BOOL, "no example is used for both"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),

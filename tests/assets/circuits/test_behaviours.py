@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,26 +52,60 @@ def _write(work: Work, key: Key, made: Made, inputs: dict[str, str] | None = Non
         work.store.write(place, beside, Recipe(key.stage, inputs or {}, None, "1"))  # pyright: ignore
 
 
+def _samples(numbers: Iterable[int], per_document: int = 1) -> dict[int, Sample]:
+    """Samples that differ, so many of each document."""
+    return {i: Sample(i // per_document, i, 1, (i,), 1, 0.1) for i in numbers}
+
+
 def test_a_third_of_a_cluster_at_most_is_kept_back() -> None:
-    chosen = split_samples(range(9), n_found=100, n_evaluated=100)
+    chosen = split_samples(_samples(range(9)), n_found=100, n_evaluated=100)
     assert (len(chosen.found), len(chosen.evaluated)) == (6, 3)
     assert not set(chosen.found) & set(chosen.evaluated)
 
 
 def test_large_clusters_give_just_what_is_asked_for() -> None:
-    chosen = split_samples(range(1000), n_found=5, n_evaluated=4)
+    chosen = split_samples(_samples(range(1000)), n_found=5, n_evaluated=4)
     assert (len(chosen.found), len(chosen.evaluated)) == (5, 4)
 
 
 def test_a_cluster_of_two_is_judged_on_what_it_was_found_from() -> None:
-    chosen = split_samples([7, 9], n_found=5, n_evaluated=5)
+    chosen = split_samples(_samples([7, 9]), n_found=5, n_evaluated=5)
     assert list(chosen.found) == list(chosen.evaluated) == [7, 9]
 
 
 def test_the_choice_does_not_depend_on_the_order_of_members() -> None:
-    forward = split_samples(range(30), n_found=6, n_evaluated=6)
-    backward = split_samples(range(29, -1, -1), n_found=6, n_evaluated=6)
+    forward = split_samples(_samples(range(30)), n_found=6, n_evaluated=6)
+    backward = split_samples(_samples(range(29, -1, -1)), n_found=6, n_evaluated=6)
     assert forward == backward
+
+
+@pytest.mark.parametrize("per_document", [2, 3, 7])
+def test_no_document_is_on_both_sides(per_document: int) -> None:
+    samples = _samples(range(40), per_document)
+    chosen = split_samples(samples, n_found=8, n_evaluated=8)
+    found = {samples[i].document for i in chosen.found}
+    judged = {samples[i].document for i in chosen.evaluated}
+    assert found
+    assert judged
+    assert not found & judged
+
+
+def test_samples_that_repeat_are_used_once_and_counted() -> None:
+    same = {i: Sample(i, i, 2, (9, 5), 1, 0.1) for i in range(6)}
+    chosen = split_samples({**same, 6: Sample(6, 6, 1, (4,), 1, 0.1)}, n_found=8, n_evaluated=8)
+    assert list(chosen.found) == list(chosen.evaluated) == [0, 6]
+    assert chosen.n_repeated == 5
+
+
+def test_contexts_that_are_alike_where_they_are_used_repeat() -> None:
+    alike = {i: Sample(i, i, 2, (i, 5), 1, 0.1) for i in range(6)}
+    assert split_samples(alike, n_found=9, n_evaluated=9, max_length=1).n_repeated == 5
+    assert split_samples(alike, n_found=9, n_evaluated=9).n_repeated == 0
+
+
+def test_a_cluster_of_one_document_keeps_none_back() -> None:
+    chosen = split_samples(_samples(range(9), 9), n_found=4, n_evaluated=4)
+    assert chosen.found == chosen.evaluated
 
 
 def _cluster(number: int) -> dict[str, object]:
