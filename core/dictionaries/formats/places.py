@@ -92,10 +92,11 @@ def _beside(path: str) -> list[str]:
     return [(folder / name).as_posix() for folder in folders for name in BESIDE]
 
 
-def described_by(place: Path) -> list[Path]:
-    """The files beside a file of weights that say what it is."""
+def also_read(place: Path) -> list[Path]:
+    """What else a reader looks at: files beside a file of weights, weights below a folder."""
     folders = [place.parent, place.parent.parent] if place.is_file() else []
-    return [folder / name for folder in folders for name in BESIDE if (folder / name).is_file()]
+    files = [folder / name for folder in folders for name in BESIDE]
+    return [file for file in [*files, place / "checkpoints/final.safetensors"] if file.is_file()]
 
 
 def fetch(source: str, path: str, revision: str | None) -> Path:
