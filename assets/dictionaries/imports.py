@@ -217,6 +217,9 @@ def make_import_checks(work: Work, checks: ImportChecks) -> Made:
         ]
         every = [*findings, *(finding._asdict() for finding in later)]
         rows += [{"submodule": name, **finding} for finding in every]
+        for finding in every:
+            if finding["verdict"] == "warn":
+                work.say("{claim} of {name}: {message}".format(name=name, **finding))
     return Made(TABLES["import_checks"].build(rows))
 
 
