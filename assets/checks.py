@@ -17,13 +17,14 @@ from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import finite, names_of
-from assets.settings import Experiment
+from assets.settings import CheckSettings, Experiment
 from assets.tables.conversions import frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
+    IMPORT_CHECKS,
     BehaviourSource,
     assignments,
     circuit,
@@ -31,6 +32,8 @@ from assets.tables.places import (
     evaluation,
     sae,
 )
+
+_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,14 @@ class Check:
     warns: bool = False
 
 
-def contexts_have_text(_experiment: Experiment, store: ArtifactStore) -> Outcome:
-    """There are contexts, and none is a single token."""
+def contexts_have_text(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """There are contexts, and hardly any is a single token."""
     lengths = read_lengths(store)
-    short = int((lengths < 2).sum())
+    short, most = int((lengths < 2).sum()), experiment.settings.checks.max_short_contexts
     return Outcome(
-        len(lengths) > 0 and not short,
-        f"{len(lengths)} contexts, {short} of them shorter than two tokens.",
+        len(lengths) > 0 and short <= most * len(lengths),
+        f"{len(lengths)} contexts, {short} of them shorter than two tokens; at most a share of "
+        f"{most:g} may be (checks.max_short_contexts).",
         {"contexts": len(lengths), "tokens": int(lengths.sum())},
     )
 
@@ -104,19 +108,68 @@ def weights_are_finite(experiment: Experiment, store: ArtifactStore) -> Outcome:
 def set_is_usable(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every dictionary explains something with some features, and all numbers are finite."""
     rows = store.read(DICTIONARY_SET).to_pylist()
-    broken = [row["submodule"] for row in rows if not _usable(row)]
-    missing = set(experiment.submodules) - {row["submodule"] for row in rows}
-    says = f"{len(rows)} dictionaries; unusable: {broken or 'none'}."
-    if broken:
-        says += " They reconstruct worse than the mean would, or never fire: train them longer."
-    return Outcome(not broken and not missing, says, {"unusable": len(broken)})
+    limits = experiment.settings.checks
+    why = {row["submodule"]: reasons for row in rows if (reasons := _unusable(row, limits))}
+    missing = sorted(set(experiment.submodules) - {row["submodule"] for row in rows})
+    says = f"{len(rows)} dictionaries; missing: {missing or 'none'}; unusable: "
+    says += "; ".join(f"{name} ({', '.join(reasons)})" for name, reasons in why.items()) or "none"
+    if why:
+        says += ". Train them longer, take others, leave these submodules out, or lower the limits"
+    return Outcome(not why and not missing, f"{says}.", {"unusable": len(why)})
 
 
-def _usable(row: Mapping[str, Any]) -> bool:
-    return (
-        math.isfinite(row["ce_hat"])
-        and row["variance_explained"] > 0  # False for NaN too
-        and 0 < row["l0"] <= row["n_features"]
+def _unusable(row: Mapping[str, Any], limits: CheckSettings) -> list[str]:
+    """What a dictionary falls short of, with the setting that says so."""
+    least, l0 = limits.min_variance_explained, row["l0"]
+    holds = {
+        "cross-entropy with it in place is not finite": math.isfinite(row["ce_hat"]),
+        # A comparison with NaN is False.
+        f"variance explained {row['variance_explained']:.3g}, not above "
+        f"checks.min_variance_explained: {least}": (
+            least is None or row["variance_explained"] > least
+        ),
+        f"L0 {l0:.3g}, not above checks.min_l0: {limits.min_l0:g}": l0 > limits.min_l0,
+        f"L0 {l0:.3g} of {row['n_features']} features": l0 <= row["n_features"],
+        f"{row['alive']:.3g} alive, below checks.min_alive: {limits.min_alive:g}": (
+            row["alive"] >= limits.min_alive
+        ),
+    }
+    return [reason for reason, held in holds.items() if not held]
+
+
+def l0_is_near_k(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Dictionaries trained for k active features per token have about as many on held-out text."""
+    factor = experiment.settings.checks.l0_factor
+    pairs = {
+        row["submodule"]: (row["l0"], wanted)
+        for row in store.read(DICTIONARY_SET, ["submodule", "l0"]).to_pylist()
+        if store.footer(sae(row["submodule"]))
+        and (wanted := store.notes(sae(row["submodule"])).get("wanted_l0"))
+    }
+    far = [
+        f"{name} {l0:.1f} for {wanted}"
+        for name, (l0, wanted) in pairs.items()
+        if not wanted / factor <= l0 <= wanted * factor
+    ]
+    return Outcome(
+        not far,
+        f"{len(pairs)} dictionaries trained for a number of features; L0 off by more than a factor "
+        f"of {factor:g} (checks.l0_factor): {', '.join(far) or 'none'}.",
+        {"far": len(far)},
+    )
+
+
+def imports_are_as_said(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """What the files of imported dictionaries say of them holds."""
+    rows = store.read(IMPORT_CHECKS).to_pylist()
+    differing = [row for row in rows if row["verdict"] == "warn"]
+    unchecked = sum(row["verdict"] == "unchecked" for row in rows)
+    told = [f"{r['submodule']} {r['claim']}: {r['message']}" for r in differing[:_SHOWN]]
+    return Outcome(
+        not differing,
+        f"{len(rows)} claims, {unchecked} that nothing compares with, {len(differing)} that do not "
+        f"hold{': ' if told else '.'}{' '.join(told)}",
+        {"claims": len(rows), "differing": len(differing), "unchecked": unchecked},
     )
 
 
@@ -150,14 +203,16 @@ def _per_row(holds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return np.diff(before[offsets])
 
 
-def every_sample_is_assigned(_experiment: Experiment, store: ArtifactStore) -> Outcome:
-    """Each sample is in one cluster, and the largest cluster has more than one."""
+def every_sample_is_assigned(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Each sample is in one cluster, and the largest cluster has enough."""
     labels = store.read(assignments())["cluster"].to_pylist()
     samples = store.n_rows(FILTERED_TOKENS)
     shared = max(Counter(labels).values(), default=0)
+    least = experiment.settings.checks.min_largest_cluster
     return Outcome(
-        len(labels) == samples and min(labels, default=-1) >= 0 and shared > 1,
-        f"{len(labels)} of {samples} samples assigned; the largest cluster has {shared}.",
+        len(labels) == samples and min(labels, default=-1) >= 0 and shared >= least,
+        f"{len(labels)} of {samples} samples assigned; the largest cluster has {shared}, of "
+        f"{least} that it must have (checks.min_largest_cluster).",
         {"clusters": len(set(labels))},
     )
 
@@ -259,6 +314,10 @@ _CHECKS = (
     Check("weights_are_finite", "saes", "No weight is NaN or infinite.", weights_are_finite),
     Check("set_is_usable", "dictionary_set", "Each dictionary reconstructs and fires.",
           set_is_usable, blocking=True),
+    Check("l0_is_near_k", "dictionary_set", "L0 is what training was for.",
+          l0_is_near_k, warns=True),
+    Check("imports_are_as_said", "import_checks", "Files of dictionaries are right about them.",
+          imports_are_as_said, warns=True),
     Check("samples_pass_the_filter", "filtered_tokens", "Losses are below the threshold.",
           samples_pass_the_filter),
     Check("vectors_are_finite", "cluster_vectors", "Every vector can be compared.",

@@ -144,6 +144,7 @@ CountOrZero = Annotated[Whole, Field(ge=0, le=1_000_000_000)]
 Clusters = Annotated[Whole, Field(ge=1, le=100_000)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=_MOST)]
+Share = Annotated[float, Field(ge=0, le=1)]
 PositiveOrZero = Annotated[float, Field(ge=0, le=_MOST)]
 Places = Annotated[
     tuple[Text, ...] | None,
@@ -334,6 +335,26 @@ class ImportSettings(Section):
         return self.repository if own is None else own
 
 
+class CheckSettings(Section):
+    """What stops an experiment, and what it is warned about."""
+
+    max_short_contexts: Share = 0.0
+    """Stop where a larger share of the contexts is shorter than two tokens."""
+    min_variance_explained: Annotated[float, Field(ge=-_MOST, le=1)] | None = 0.0
+    """Stop where a dictionary explains no more of the variance; no limit where null."""
+    min_l0: PositiveOrZero = 0.0
+    """Stop where no more features of a dictionary are active per token."""
+    min_alive: Share = 0.0
+    """Stop where a smaller share of a dictionary's features is ever active."""
+    min_largest_cluster: Count = 2
+    """Stop where the largest cluster has fewer samples."""
+    l0_factor: Annotated[float, Field(ge=1, le=_MOST)] = 1.25
+    """Warn where measured L0 is this many times larger or smaller than a dictionary's k, or than
+    the file of an imported one says."""
+    low_variance_explained: Share = 0.5
+    """Warn where an imported dictionary explains less of the variance."""
+
+
 class FilterSettings(Section):
     """Which tokens are worth explaining: those the model predicts well (section 5)."""
 
@@ -472,6 +493,8 @@ class Settings(Section):
     """Where dictionaries sit: all of embed, attn_L, mlp_L and resid_L, or a list of them."""
     dictionaries: Annotated[TrainSettings | ImportSettings, Field(discriminator="source")]
     """Where they come from."""
+    checks: CheckSettings = CheckSettings()
+    """Limits of what is checked."""
     filter: FilterSettings = FilterSettings()
     """Tokens worth explaining."""
     clustering: ClusteringSettings = ClusteringSettings()

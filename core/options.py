@@ -21,7 +21,16 @@ Representation = Literal[
 ]
 Reduction = Literal["last", "sum"]
 Algorithm = Literal["spectral", "kmeans"]
-Format = Literal["sfc", "dictionary_learning", "saelens", "sparsify", "gemma_scope"]
+Format = Literal[
+    "sfc",
+    "dictionary_learning",
+    "saelens",
+    "sparsify",
+    "gemma_scope",
+    "llama_scope",
+    "qwen_scope",
+    "batch_topk",
+]
 Dtype = Literal["float32", "float64", "bfloat16"]
 
 ESTIMATOR_NAMES: tuple[EstimatorName, ...] = get_args(EstimatorName)

@@ -26,6 +26,7 @@ _TITLES = {
     "TrainSettings": "dictionaries, trained",
     "ImportSettings": "dictionaries, imported",
     "GroupingSettings": "comparisons",
+    "CheckSettings": "checks",
     "CircuitSettings": "circuits",
     "EvaluationSettings": "evaluations",
     "TaskSettings": "tasks",

@@ -7,11 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from assets.engine.recipe import Source, hash_place, plain
-from assets.engine.stage import Work
+import dagster as dg
+
+from assets.engine.automation import rerun_on_new_data
+from assets.engine.recipe import Source, digest, hash_place, plain
+from assets.engine.stage import Made, Metadata, TableStage, Work, always
 from assets.engine.store import ArtifactStore
-from assets.settings import Experiment, ImportSettings
-from assets.tables.places import Key, sae
+from assets.settings import Experiment, ImportSettings, is_path
+from assets.tables.places import DICTIONARY_SET, IMPORT_CHECKS, Key, sae
+from assets.tables.schemas import TABLES
 from core.options import Format
 
 if TYPE_CHECKING:
@@ -51,7 +55,7 @@ def import_inputs(work: Work, settings: Imported) -> dict[str, str]:
     Raises:
         FormatError: the path leaves open which file is meant, and that cannot be decided.
     """
-    from core.dictionaries.formats.places import local_root
+    from core.dictionaries.formats.places import also_read, local_root
 
     place = settings.repository.place
     path = _path(work.store, settings)
@@ -60,16 +64,29 @@ def import_inputs(work: Work, settings: Imported) -> dict[str, str]:
         return {"path": path, "repository": place}
     if settings.archive is not None:
         return {"path": path, "contents": hash_place(str(root / settings.archive))}
-    return {"path": path, "contents": hash_place(str(root / path))}
+    contents = [hash_place(str(file)) for file in (root / path, *also_read(root / path))]
+    return {"path": path, "contents": digest(contents)}
 
 
-def import_dictionary(work: Work, settings: Imported, inputs: Mapping[str, str]) -> Dictionary:
-    """The dictionary of a submodule, from the path that its recipe names."""
+def import_dictionary(
+    work: Work, settings: Imported, inputs: Mapping[str, str]
+) -> tuple[Dictionary, dict[str, Any]]:
+    """The dictionary of a submodule, from the path that its recipe names, and notes about it.
+
+    Returns:
+        The dictionary; ``claims``, what its file says of it, and ``findings``, how that compares
+        with its weights and its place.
+
+    Raises:
+        FormatError: it cannot be read, or cannot be meant for this submodule.
+        WidthMismatch: it does not fit there.
+    """
     from core.dictionaries import check_widths
-    from core.dictionaries.formats import load_from
+    from core.dictionaries.formats import read_from
+    from core.dictionaries.formats.claims import Where, check_file, refuse
 
     options: dict[str, Any] = dict(settings.options)
-    dictionary = load_from(
+    dictionary, claims = read_from(
         _repository(work.store, settings),
         settings.format,
         path=inputs["path"],
@@ -77,8 +94,13 @@ def import_dictionary(work: Work, settings: Imported, inputs: Mapping[str, str])
         revision=settings.revision,
         **options,
     )
-    check_widths({settings.submodule: dictionary}, work.load.model().width)
-    return dictionary
+    model = work.load.model()
+    learned_positions = model.family.position is not None
+    where = Where(settings.submodule, model.attn_input, learned_positions)
+    findings = check_file(claims, dictionary, where)
+    refuse(findings, f"{settings.repository.written}/{inputs['path']}, for {settings.submodule},")
+    check_widths({settings.submodule: dictionary}, model.width)
+    return dictionary, {"claims": claims.made(), "findings": [f._asdict() for f in findings]}
 
 
 def _path(store: ArtifactStore, settings: Imported) -> str:
@@ -93,7 +115,13 @@ def _path(store: ArtifactStore, settings: Imported) -> str:
     l0: Any = settings.options.get("l0")
     try:
         source = _repository(store, settings)
-        return resolved_path(source, path, revision=settings.revision, l0=l0)
+        return resolved_path(
+            source,
+            settings.path,
+            submodule=settings.submodule,
+            revision=settings.revision,
+            l0=l0,
+        )
     except FormatError:
         # A hub out of reach changes nothing about what was made with the same settings.
         before = store.footer(sae(settings.submodule))
@@ -124,3 +152,98 @@ def _repository(store: ArtifactStore, settings: Imported) -> str:
             raise FormatError(f"'{archive}' is not a zip archive: {error}.") from error
         partial.replace(unpacked)
     return str(unpacked)
+
+
+# -- what their files say of them ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ImportChecks:
+    """What imported dictionaries are held against; see `assets.settings.CheckSettings`."""
+
+    submodules: tuple[str, ...]
+    model: str
+    on_hub: bool
+    bos: bool
+    l0_factor: float
+    low_variance_explained: float
+
+
+def _reads_checks(experiment: Experiment) -> ImportChecks:
+    settings = experiment.settings
+    source = experiment.resolve(settings.model.source)
+    return ImportChecks(
+        submodules=tuple(experiment.submodules),
+        model=settings.model.source,
+        on_hub=source == settings.model.source and not is_path(source),
+        bos=settings.corpus.bos,
+        l0_factor=settings.checks.l0_factor,
+        low_variance_explained=settings.checks.low_variance_explained,
+    )
+
+
+def _check_inputs(work: Work, checks: ImportChecks) -> dict[str, str]:
+    said = [_said(work.store, name) for name in checks.submodules]
+    return {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET), "claims": digest(said)}
+
+
+def _said(store: ArtifactStore, submodule: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Claims and findings noted when a dictionary was imported."""
+    notes = store.notes(sae(submodule))
+    return notes.get("claims", {}), notes.get("findings", [])
+
+
+def make_import_checks(work: Work, checks: ImportChecks) -> Made:
+    """What each file says of its dictionary, beside what is."""
+    from core.dictionaries.formats.claims import Claims, check_experiment, check_measured
+
+    columns = ["submodule", "l0", "variance_explained"]
+    measured = {
+        row["submodule"]: row for row in work.store.read(DICTIONARY_SET, columns).to_pylist()
+    }
+    rows = []
+    for name in checks.submodules:
+        said, findings = _said(work.store, name)
+        claims = Claims(**said)
+        later = [
+            *check_experiment(claims, model=checks.model, on_hub=checks.on_hub, bos=checks.bos),
+            *check_measured(
+                claims,
+                l0=measured[name]["l0"],
+                variance_explained=measured[name]["variance_explained"],
+                factor=checks.l0_factor,
+                least=checks.low_variance_explained,
+            ),
+        ]
+        every = [*findings, *(finding._asdict() for finding in later)]
+        rows += [{"submodule": name, **finding} for finding in every]
+        for finding in every:
+            if finding["verdict"] == "warn":
+                work.say("{claim} of {name}: {message}".format(name=name, **finding))
+    return Made(TABLES["import_checks"].build(rows))
+
+
+def _show_checks(work: Work, _checks: ImportChecks) -> Metadata:
+    """What differs, as a table."""
+    rows = work.store.read(IMPORT_CHECKS).to_pylist()
+    differing = [dg.TableRecord(row) for row in rows if row["verdict"] != "ok"]
+    shown: Metadata = {"claims": len(rows), "differing": len(differing)}
+    return {**shown, "differences": dg.MetadataValue.table(differing)} if differing else shown
+
+
+IMPORT_CHECKS_STAGE = TableStage(
+    name="import_checks",
+    group="dictionaries",
+    description=(
+        "What the files of imported dictionaries say of them (model, place, widths, k, L0, text), "
+        "held against this experiment and what was measured."
+    ),
+    kinds=frozenset({"parquet"}),
+    key=IMPORT_CHECKS,
+    deps=always("saes", "dictionary_set"),
+    automation=rerun_on_new_data,
+    reads=_reads_checks,
+    inputs=_check_inputs,
+    make=make_import_checks,
+    show=_show_checks,
+)

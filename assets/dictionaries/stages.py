@@ -11,7 +11,13 @@ import dagster as dg
 import pyarrow as pa
 
 from assets.corpus.stages import held_out_tokens, training_contexts
-from assets.dictionaries.imports import Imported, import_dictionary, import_inputs, reads_imported
+from assets.dictionaries.imports import (
+    IMPORT_CHECKS_STAGE,
+    Imported,
+    import_dictionary,
+    import_inputs,
+    reads_imported,
+)
 from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need
 from assets.engine.partitions import train_together
@@ -155,8 +161,8 @@ def make_saes(work: Work, jobs: Sequence[Job[Training | Imported]]) -> Iterator[
     trained: list[Job[Training]] = []
     for job in jobs:
         if isinstance(job.settings, Imported):
-            dictionary = import_dictionary(work, job.settings, job.recipe.inputs)
-            yield job.key, _written(work, job.key, dictionary, job.recipe.fingerprint, {})
+            dictionary, notes = import_dictionary(work, job.settings, job.recipe.inputs)
+            yield job.key, _written(work, job.key, dictionary, job.recipe.fingerprint, notes)
         else:
             trained.append(Job(job.key, job.settings, job.recipe))
     if trained:
@@ -179,7 +185,8 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
         progress=work.say,
     )
     for name, result in trained.items():
-        yield name, _written(work, name, result.dictionary, recipe.fingerprint, {"l0": result.l0})
+        notes = {"l0": result.l0, "wanted_l0": result.wanted_l0}
+        yield name, _written(work, name, result.dictionary, recipe.fingerprint, notes)
     # States of what is written, now or before, and of trainings by other settings are of no use.
     for file in state.glob(f"*{_WEIGHTS}"):
         if work.store.is_current(sae(file.stem), recipe):
@@ -246,7 +253,8 @@ def _written(
 
     path = work.store.path(sae(submodule), _WEIGHTS)
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_dictionary(dictionary, path, {"submodule": submodule, "made_by": fingerprint})
+    about = {"submodule": submodule, "made_by": fingerprint, "k": notes.get("wanted_l0")}
+    save_dictionary(dictionary, path, about)
     work.say(f"{submodule}: {dictionary.n_features} features written")
     return Made(
         features_table(dictionary),
@@ -275,6 +283,7 @@ def show_sae(work: Work, submodule: str) -> Metadata:
     path = notes["inputs"].get("path")
     return {
         **({} if path is None else {"imported from": path}),
+        **({"L0 in training": notes["l0"]} if "l0" in notes else {}),
         "width": notes["d"],
         "weights": dg.MetadataValue.path(work.store.path(sae(submodule), _WEIGHTS)),
         "weights hash": notes["weights"],
@@ -395,6 +404,7 @@ DICTIONARY_SET_STAGE = TableStage(
 )
 
 
-def dictionary_stages(_experiment: Experiment) -> list[Stage]:
+def dictionary_stages(experiment: Experiment) -> list[Stage]:
     """The stages from activations to a measured set of dictionaries."""
-    return [SAES, DICTIONARY_SET_STAGE]
+    imported = isinstance(experiment.settings.dictionaries, ImportSettings)
+    return [SAES, DICTIONARY_SET_STAGE, *([IMPORT_CHECKS_STAGE] if imported else [])]

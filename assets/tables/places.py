@@ -1,6 +1,7 @@
 """Where everything lies in an experiment's artifacts folder, every key once.
 
-    contexts  activation_cache/  saes/SUBMODULE  dictionary_set  feature_densities  filtered_tokens
+    contexts  activation_cache/  saes/SUBMODULE  dictionary_set  feature_densities  import_checks
+    filtered_tokens
     clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples
@@ -43,6 +44,7 @@ CONTEXTS = _alone("contexts")
 ACTIVATION_CACHE = _alone("activation_cache")
 DICTIONARY_SET = _alone("dictionary_set")
 FEATURE_DENSITIES = Key("feature_densities", "feature_densities", "dictionary_set")
+IMPORT_CHECKS = _alone("import_checks")
 FILTERED_TOKENS = _alone("filtered_tokens")
 CLUSTERING_COMPARISON = _alone("clustering_comparison")
 CLUSTERING_BEHAVIOURS = Key(

@@ -157,6 +157,30 @@ _ALL = (
         ),
     ),
     Table(
+        "import_checks",
+        "import_checks.parquet",
+        "one thing that the file of an imported dictionary says of it",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column(
+                    "claim",
+                    _TEXT,
+                    "width, features, kind, k, head, exporter, hook, layer, model, bos, "
+                    "measured k, measured l0 or variance explained",
+                ),
+                _column("said", _TEXT, "what the file says; empty where it says nothing"),
+                _column("found", _TEXT, "the weights', the experiment's or the measured value"),
+                _column(
+                    "verdict",
+                    _TEXT,
+                    "ok, warn, or unchecked where nothing compares; refused files have no row",
+                ),
+                _column("message", _TEXT, "why it is not ok"),
+            ]
+        ),
+    ),
+    Table(
         "filtered_tokens",
         "filtered_tokens.parquet",
         "one sample: a token that the model predicts, and what stands before it",

@@ -9,7 +9,10 @@ import pytest
 
 from assets.checks import (
     circuits_are_faithful,
+    contexts_have_text,
     every_sample_is_assigned,
+    imports_are_as_said,
+    l0_is_near_k,
     set_is_usable,
     summary_is_current,
     vectors_are_finite,
@@ -18,11 +21,14 @@ from assets.engine.recipe import Recipe
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment
 from assets.tables.places import (
+    CONTEXTS,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
+    IMPORT_CHECKS,
     Key,
     assignments,
+    sae,
     vectors,
 )
 from assets.tables.schemas import TABLES
@@ -84,6 +90,92 @@ def test_a_missing_dictionary_makes_the_set_unusable(
 ) -> None:
     _write(store, DICTIONARY_SET, [_dictionary("embed")])
     assert not set_is_usable(experiment, store).passed
+
+
+@pytest.mark.parametrize(
+    ("limits", "changed"),
+    [
+        ({"min_variance_explained": -1.0}, {"variance_explained": -0.1}),
+        ({"min_variance_explained": None}, {"variance_explained": float("nan")}),
+        ({"min_alive": 0.25}, {"alive": 0.3}),
+        ({"min_l0": 0.5}, {"l0": 0.6}),
+    ],
+)
+def test_the_limits_of_a_usable_dictionary_are_settings(
+    tmp_path: Path, limits: dict[str, Any], changed: dict[str, Any]
+) -> None:
+    experiment = _limited(tmp_path, submodules=["embed"], checks=limits)
+    store = ArtifactStore(experiment.artifacts)
+    _write(store, DICTIONARY_SET, [_dictionary("embed", **changed)])
+    assert set_is_usable(experiment, store).passed
+
+
+@pytest.mark.parametrize(
+    ("limits", "changed"),
+    [
+        ({"min_variance_explained": 0.5}, {"variance_explained": 0.4}),
+        ({"min_alive": 0.25}, {"alive": 0.2}),
+        ({"min_l0": 0.5}, {"l0": 0.4}),
+    ],
+)
+def test_a_dictionary_below_a_limit_is_told_with_the_key(
+    tmp_path: Path, limits: dict[str, float], changed: dict[str, float]
+) -> None:
+    experiment = _limited(tmp_path, submodules=["embed"], checks=limits)
+    store = ArtifactStore(experiment.artifacts)
+    _write(store, DICTIONARY_SET, [_dictionary("embed", **changed)])
+    found = set_is_usable(experiment, store)
+    ((key, limit),) = limits.items()
+    assert not found.passed
+    assert f"checks.{key}: {limit:g}" in found.says
+
+
+def _limited(folder: Path, **changed: Any) -> Experiment:
+    return read_experiment(write_experiment(folder, **changed))
+
+
+@pytest.mark.parametrize(("share", "passed"), [(0.0, False), (0.5, True)])
+def test_short_contexts_may_be_allowed(tmp_path: Path, share: float, passed: bool) -> None:
+    experiment = _limited(tmp_path, checks={"max_short_contexts": share})
+    store = ArtifactStore(experiment.artifacts)
+    rows = [{"document": i, "tokens": [1] * (i + 1), "labels": None} for i in range(2)]
+    _write(store, CONTEXTS, rows)
+    found = contexts_have_text(experiment, store)
+    assert found.passed is passed
+    assert "checks.max_short_contexts" in found.says
+
+
+def test_the_largest_cluster_may_be_small(tmp_path: Path) -> None:
+    experiment = _limited(tmp_path, checks={"min_largest_cluster": 1})
+    store = ArtifactStore(experiment.artifacts)
+    _assign(store, [0, 1, 2])
+    assert every_sample_is_assigned(experiment, store).passed
+
+
+@pytest.mark.parametrize(
+    ("wanted", "l0", "passed"),
+    [(32, 32.0, True), (32, 26.0, True), (32, 25.0, False), (32, 41.0, False), (None, 3.0, True)],
+)
+def test_l0_is_held_against_the_k_of_training(
+    experiment: Experiment, store: ArtifactStore, wanted: int | None, l0: float, passed: bool
+) -> None:
+    row = {"feature": 0, "encoder_norm": 1.0, "decoder_norm": 1.0, "encoder_bias": 0.0}
+    _write(store, sae("embed"), [row], l0=l0, wanted_l0=wanted)
+    _write(store, DICTIONARY_SET, [_dictionary("embed", l0=l0)])
+    found = l0_is_near_k(experiment, store)
+    assert found.passed is passed
+    assert passed or f"embed {l0:.1f} for {wanted}" in found.says
+
+
+@pytest.mark.parametrize("verdict", ["ok", "warn", "unchecked"])
+def test_claims_that_do_not_hold_are_told(
+    experiment: Experiment, store: ArtifactStore, verdict: str
+) -> None:
+    row = {"submodule": "embed", "claim": "measured l0", "said": "8", "found": "31.0"}
+    _write(store, IMPORT_CHECKS, [row | {"verdict": verdict, "message": "3.88 times that."}])
+    found = imports_are_as_said(experiment, store)
+    assert found.passed is (verdict != "warn")
+    assert found.passed or "embed measured l0: 3.88 times that." in found.says
 
 
 def _assign(store: ArtifactStore, clusters: list[int]) -> None:

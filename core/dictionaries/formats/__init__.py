@@ -7,6 +7,12 @@
 | saelens | ``sae_weights.safetensors``, ``cfg.json`` | version 6 and before | yes |
 | sparsify | ``sae.safetensors``, ``cfg.json`` | topk | no |
 | gemma_scope | ``params.npz``, ``params.safetensors`` | yes | no |
+| llama_scope | ``checkpoints/final.safetensors``, ``hyperparams.json`` | yes | no |
+| qwen_scope | ``layer3.sae.pt`` | yes | no |
+| batch_topk | ``sae.pt``, ``config.json`` of the BatchTopK repository | yes | no |
+
+A reader gives what the file says of itself beside the dictionary; `claims` holds it against the
+weights and the place, and refuses what cannot be meant.
 """
 
 from __future__ import annotations
@@ -16,30 +22,52 @@ from pathlib import Path
 from typing import Any
 
 from core.dictionaries import Dictionary
-from core.dictionaries.files import load_dictionary
-from core.dictionaries.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from core.dictionaries.files import load_dictionary, read_metadata
+from core.dictionaries.formats import (
+    batch_topk,
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from core.dictionaries.formats.choose import is_open, resolved_path
+from core.dictionaries.formats.claims import (
+    Claims,
+    Published,
+    Where,
+    check_file,
+    check_finite,
+    refuse,
+)
 from core.dictionaries.formats.dictionary_learning import write as save_as_dictionary_learning
 from core.dictionaries.formats.places import fetch, named_file
 from core.dictionaries.formats.saelens import write as save_as_saelens
-from core.errors import FormatError
+from core.errors import FormatError, WidthMismatch
 from core.options import Format
 
 
-def _read_sfc(place: Path) -> Dictionary:
-    return load_dictionary(named_file(place, ("dictionary.safetensors",)))
+def _read_sfc(place: Path) -> Published:
+    file = named_file(place, ("dictionary.safetensors",))
+    said = read_metadata(file)
+    claims = Claims(hook=said.get("submodule"), k=said.get("k"), l0=said.get("l0"))
+    return Published(load_dictionary(file), claims)
 
 
-READERS: Mapping[Format, Callable[..., Dictionary]] = {
+READERS: Mapping[Format, Callable[..., Published]] = {
     "sfc": _read_sfc,
     "dictionary_learning": dictionary_learning.read,
     "saelens": saelens.read,
     "sparsify": sparsify.read,
     "gemma_scope": gemma_scope.read,
+    "llama_scope": llama_scope.read,
+    "qwen_scope": qwen_scope.read,
+    "batch_topk": batch_topk.read,
 }
 
 
-def load_from(
+def read_from(
     source: str,
     format: Format,
     *,
@@ -48,8 +76,8 @@ def load_from(
     revision: str | None = None,
     l0: float | None = None,
     **options: Any,
-) -> Dictionary:
-    """A dictionary in another project's format.
+) -> Published:
+    """A dictionary in another project's format, and what its file says of it.
 
     Args:
         source: a local folder or file, or a hub id.
@@ -65,7 +93,8 @@ def load_from(
 
     Raises:
         FormatError: unknown format or option, nothing there or several places that fit, a file
-            that is incomplete or would need unpickling, or the hub out of reach.
+            that is incomplete, not finite, of a transcoder, or would need unpickling, or the hub
+            out of reach.
     """
     if format not in READERS:
         raise FormatError(f"format '{format}' is not one of {', '.join(READERS)}.")
@@ -74,9 +103,28 @@ def load_from(
     if submodule not in (None, "embed"):
         options.pop("scaled_embedding", None)  # concerns one dictionary of a set
     try:
-        return READERS[format](place, **options)
+        published = READERS[format](place, **options)
     except TypeError as error:
         raise FormatError(f"the format {format} cannot be read with {options}: {error}.") from error
+    except WidthMismatch as error:
+        raise FormatError(f"'{place}' does not fit together: {error}") from error
+    check_finite(published.dictionary, f"'{place}'")
+    return published
+
+
+def load_from(
+    source: str, format: Format, *, submodule: str | None = None, **options: Any
+) -> Dictionary:
+    """The dictionary of `read_from`, with what its file says of itself checked.
+
+    Raises:
+        FormatError: as `read_from`; or the file is of another place or other weights than it
+            says.
+    """
+    dictionary, claims = read_from(source, format, submodule=submodule, **options)
+    where = None if submodule is None else Where(submodule)
+    refuse(check_file(claims, dictionary, where), f"'{source}'")
+    return dictionary
 
 
 def load_all(
@@ -97,9 +145,12 @@ def load_all(
 
 __all__ = [
     "READERS",
+    "Claims",
+    "Published",
     "is_open",
     "load_all",
     "load_from",
+    "read_from",
     "resolved_path",
     "save_as_dictionary_learning",
     "save_as_saelens",

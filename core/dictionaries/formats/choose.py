@@ -1,21 +1,33 @@
 """Choosing one of several published dictionaries: the sparsity is part of Gemma Scope's paths.
 
 ``layer_20/width_16k/average_l0_71/params.npz``: how many features are active on average (L0) is
-another number in every layer, and every layer has several such folders.
+another number in every layer, and every layer has several such folders. The second release says
+``l0_small``, ``l0_medium``, ``l0_big`` instead; the number is in the config.json there.
 """
 
 from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
+from string import Formatter
 from typing import Any
 
-from core.dictionaries.formats.places import filled, local_root, unreachable
+from core.dictionaries.formats.places import (
+    FILE_SUFFIXES,
+    NUMBER,
+    fetch,
+    filled,
+    local_root,
+    placeholders,
+    read_json,
+    unreachable,
+)
 from core.errors import FormatError
 
-_NUMBER = r"\d+(?:\.\d+)?"
+_L0 = rf"{NUMBER}|small|medium|big"
 _FREE = re.compile(r"\{l0\}|\*+")
 _SHOWN = 20
 
@@ -37,8 +49,9 @@ def resolved_path(
 
     Args:
         source: a local folder, or a hub id.
-        path: as in `load_from`; ``{l0}`` stands for a number and ``*`` for any part of a name,
-            within one folder level.
+        path: as in `read_from`; ``{l0}`` stands for a number (or small, medium, big) and ``*``
+            for any part of a name, within one folder level; neither goes on with a number that is
+            filled in: ``layer_{layer}*`` of layer 1 is not layer_10.
         submodule: fills ``{submodule}``, ``{kind}``, ``{layer}`` and ``{site}``.
         revision: branch, tag or commit on the hub.
         l0: take the place whose L0 (what ``{l0}`` stands for; with ``*`` alone, the number after
@@ -48,11 +61,12 @@ def resolved_path(
         FormatError: no place fits, or several do and `l0` does not decide between them; the
             message lists them. Or the hub is out of reach.
     """
-    path = filled(path, submodule)
+    template, path = path, filled(path, submodule)
     if not is_open(path):
         return path
     path = PurePosixPath(path.strip("/")).as_posix()
-    l0_of = _fitting(source, path, revision)
+    pattern = _pattern(PurePosixPath(template.strip("/")).as_posix(), placeholders(submodule))
+    l0_of = _fitting(source, path, pattern, revision)
     if not l0_of:
         raise FormatError(f"'{source}' has nothing that fits '{path}'.")
     if len(l0_of) == 1:
@@ -62,7 +76,7 @@ def resolved_path(
             f"'{source}' has {len(l0_of)} places that fit '{path}': {_listed(l0_of)}. Write one of "
             "them out, or give the option l0 (options: {l0: 100}) to take the nearest."
         )
-    return _nearest(l0_of, _number(l0), path)
+    return _nearest(_with_numbers(l0_of, source, revision), _number(l0), path)
 
 
 def _number(l0: Any) -> float:
@@ -98,30 +112,71 @@ def _listed(places: dict[str, Any]) -> str:
     return ", ".join(shown) + (", ..." if len(places) > _SHOWN else "")
 
 
-def _fitting(source: str, path: str, revision: str | None) -> dict[str, float | None]:
-    """Places in the source that fit `path`, and the L0 that each says."""
-    pattern, l0_of = _pattern(path), {}
+def _fitting(
+    source: str, path: str, pattern: re.Pattern[str], revision: str | None
+) -> dict[str, float | None]:
+    """Places in the source that fit, and the L0 that each says; None: no number."""
+    l0_of = {}
     for place in _candidates(source, path, revision):
         match = pattern.fullmatch(place)
         if match is not None:
             said = match.groupdict().get("l0") or _after_l0(place)
-            l0_of[place] = None if said is None else float(said)
+            l0_of[place] = float(said) if said and re.fullmatch(NUMBER, said) else None
     return l0_of
 
 
-def _pattern(path: str) -> re.Pattern[str]:
+def _with_numbers(
+    l0_of: Mapping[str, float | None], source: str, revision: str | None
+) -> dict[str, float | None]:
+    """The same, with the number from config.json where a place says a word."""
+    return {
+        place: _l0_beside(source, place, revision) if value is None else value
+        for place, value in l0_of.items()
+    }
+
+
+def _l0_beside(source: str, place: str, revision: str | None) -> float | None:
+    folder = PurePosixPath(place)
+    folder = folder.parent if place.endswith(FILE_SUFFIXES) else folder
+    try:
+        said = read_json(fetch(source, (folder / "config.json").as_posix(), revision)).get("l0")
+    except FormatError:
+        return None  # no such file: the place says no L0
+    return None if isinstance(said, bool) or not isinstance(said, int | float) else float(said)
+
+
+def _pattern(template: str, values: Mapping[str, Any]) -> re.Pattern[str]:
+    pieces = [("", "text"), *_pieces(template, values), ("", "text")]
     text, named = "", False
-    for part in re.split(r"(\{l0\}|\*+)", path):
-        if part == "{l0}":
-            text += "(?P=l0)" if named else f"(?P<l0>{_NUMBER})"
+    for i, (piece, kind) in enumerate(pieces):
+        if piece == "{l0}" and kind == "open":
+            text += "(?P=l0)" if named else f"(?P<l0>{_L0})"
             named = True
+        elif kind == "open":
+            text += "[^/]*"
+        elif kind == "filled":
+            before, after = pieces[i - 1][1] == "open", pieces[i + 1][1] == "open"
+            text += r"(?<!\d)" if before and piece[:1].isdigit() else ""
+            text += re.escape(piece) + (r"(?!\d)" if after and piece[-1:].isdigit() else "")
         else:
-            text += "[^/]*" if part.startswith("*") else re.escape(part)
+            text += re.escape(piece)
     return re.compile(text)
 
 
+def _pieces(template: str, values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Parts of a path, each with whether it is text as written, filled in, or left open."""
+    for literal, name, spec, _ in Formatter().parse(template):
+        for part in re.split(r"(\*+)", literal):
+            if part:
+                yield part, "open" if part.startswith("*") else "text"
+        if name == "l0":
+            yield "{l0}", "open"
+        elif name is not None:
+            yield format(values[name], spec or ""), "filled"
+
+
 def _after_l0(place: str) -> str | None:
-    match = re.search(rf"l0_({_NUMBER})", place)
+    match = re.search(rf"l0_({_L0})(?![a-z])", place)
     return match and match[1]
 
 

@@ -14,6 +14,7 @@ Matrices there are ``torch.nn.Linear``'s: encoder.weight (feature, d), decoder.w
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from core.atomic import replacing
 from core.dictionaries import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK
+from core.dictionaries.formats.claims import Claims, Published, refuse_transcoder
 from core.dictionaries.formats.places import (
     named_file,
     need,
@@ -58,7 +60,7 @@ def read(
     dict_class: str | None = None,
     normalize_decoder: bool = True,
     subtract_bias: bool = False,
-) -> Dictionary:
+) -> Published:
     """A dictionary of any of dictionary_learning's classes.
 
     Args:
@@ -76,7 +78,10 @@ def read(
         FormatError: the file is of no known class, incomplete, or would need unpickling.
     """
     file = named_file(place, ("ae.pt",))
-    state, trainer = read_tensors(file), _trainer(file)
+    state, config = read_tensors(file), _config(file)
+    trainer = config.get("trainer") or {}
+    if (config.get("buffer") or {}).get("io") == "in_and_out":
+        refuse_transcoder(file, "a module's input", "its output")
     factor = None
     if isinstance(state, dict) and state.keys() >= _BACKUP:
         factor = state.get("norm_factor")
@@ -86,20 +91,39 @@ def read(
     tensors = {k.removeprefix("_orig_mod."): v for k, v in only_tensors(state, file).items()}
     source = _Source(file, tensors, trainer, normalize_decoder, subtract_bias)
     name = dict_class or trainer.get("dict_class") or _guess(source)
+    if re.search("transcoder|crosscoder", name, re.IGNORECASE):
+        refuse_transcoder(file, "its input", f"what a {name} predicts")
     if name not in _CLASSES:
         raise FormatError(f"'{file}' is a '{name}', none of {', '.join(_CLASSES)}.")
     dictionary = _CLASSES[name](source)
-    return dictionary if factor is None else scaled(dictionary, _factor(factor, file))
+    if factor is not None:
+        dictionary = scaled(dictionary, _factor(factor, file))
+    return Published(dictionary, _claims(source, (config.get("buffer") or {}).get("io")))
 
 
-def _trainer(file: Path) -> Mapping[str, Any]:
-    """What config.json says of the training; empty where there is none."""
+def _config(file: Path) -> Mapping[str, Any]:
+    """What config.json says; empty where there is none of a training."""
     folders = [file.parent, *([file.parent.parent] if file.parent.name == "checkpoints" else [])]
     for folder in folders:
-        trainer = read_json(folder / "config.json").get("trainer")
-        if trainer:
-            return trainer
+        config = read_json(folder / "config.json")
+        if config.get("trainer"):
+            return config
     return {}
+
+
+def _claims(source: _Source, io: Any) -> Claims:
+    trainer = source.trainer
+    hook = trainer.get("submodule_name") or None
+    # Of an input, the name is that of the module which reads it.
+    return Claims(
+        model=trainer.get("lm_name") or None,
+        hook=hook if io != "in" else f"input of {hook}",
+        layer=trainer.get("layer") if io != "in" else None,
+        d=trainer.get("activation_dim"),
+        n_features=trainer.get("dict_size"),
+        k=trainer.get("k"),
+        l0=trainer.get("target_l0"),
+    )
 
 
 def _factor(factor: Any, file: Path) -> float:

@@ -9,7 +9,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,36 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from core.dictionaries.formats.claims import refuse_transcoder
 from core.errors import FormatError
 from core.types import Submodule
 
 FILE_SUFFIXES = (".pt", ".npz", ".safetensors")
+NUMBER = r"\d+(?:\.\d+)?"
+"""How a path says how many features are active."""
+BESIDE = (
+    "config.json",
+    "cfg.json",
+    "runner_cfg.json",
+    "hyperparams.json",
+    "activation_scaler.json",
+    "activation_whitening.safetensors",
+)
+"""Files that say what a file of weights is, in its folder or the one above."""
 _PICKLED = (
     "it can only be opened by unpickling objects, which may run any code in the file. Save its "
     "tensors as a state_dict, .safetensors or plain .npz in the environment that made it"
 )
+
+
+def placeholders(submodule: str | None) -> dict[str, Any]:
+    """What stands for each placeholder of a path."""
+    names: dict[str, Any] = {"l0": "{l0}"}
+    if submodule is not None:
+        kind, layer = Submodule.parse(submodule)
+        site = kind if kind == "embed" else f"{kind}_out_layer{layer}"
+        names |= {"submodule": submodule, "kind": kind, "layer": layer, "site": site}
+    return names
 
 
 def filled(path: str, submodule: str | None) -> str:
@@ -37,11 +59,7 @@ def filled(path: str, submodule: str | None) -> str:
     Raises:
         FormatError: an unknown placeholder, or one without a submodule to fill it from.
     """
-    names: dict[str, Any] = {"l0": "{l0}"}
-    if submodule is not None:
-        kind, layer = Submodule.parse(submodule)
-        site = kind if kind == "embed" else f"{kind}_out_layer{layer}"
-        names |= {"submodule": submodule, "kind": kind, "layer": layer, "site": site}
+    names = placeholders(submodule)
     try:
         return path.format(**names)
     except (KeyError, IndexError, ValueError) as error:
@@ -66,6 +84,21 @@ def unreachable(source: str, error: Exception) -> FormatError:
     )
 
 
+def _beside(path: str) -> list[str]:
+    """What is needed beside a file that is given by itself."""
+    if not path.endswith(FILE_SUFFIXES):
+        return []
+    folders = list(PurePosixPath(path).parents)[:2]
+    return [(folder / name).as_posix() for folder in folders for name in BESIDE]
+
+
+def also_read(place: Path) -> list[Path]:
+    """What else a reader looks at: files beside a file of weights, weights below a folder."""
+    folders = [place.parent, place.parent.parent] if place.is_file() else []
+    files = [folder / name for folder in folders for name in BESIDE]
+    return [file for file in [*files, place / "checkpoints/final.safetensors"] if file.is_file()]
+
+
 def fetch(source: str, path: str, revision: str | None) -> Path:
     """The folder (or file) `path` inside a local folder or a hub repository, downloaded if need be.
 
@@ -80,7 +113,7 @@ def fetch(source: str, path: str, revision: str | None) -> Path:
         return place
     from huggingface_hub import snapshot_download
 
-    patterns = [path, f"{path}/*"] if path else None
+    patterns = [path, f"{path}/*", *_beside(path)] if path else None
     try:
         place = Path(snapshot_download(source, revision=revision, allow_patterns=patterns)) / path
     except Exception as error:  # the hub's client raises its transport's errors as they come
@@ -148,9 +181,17 @@ def read_tensors(file: Path) -> Any:
 
 
 def only_tensors(state: Any, file: Path) -> dict[str, Tensor]:
-    """`state` if it is a mapping of names to tensors, in float32 where not integer."""
+    """`state` if it is a mapping of names to tensors, in float32 where not integer.
+
+    Raises:
+        FormatError: it is not, or a tensor is that of a crosscoder: of several places.
+    """
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise FormatError(f"'{file}' holds no state_dict: tensors by name were expected.")
+    for name, tensor in state.items():
+        if tensor.ndim > 2:
+            several = f"{tuple(tensor.shape)} numbers in {name}"
+            refuse_transcoder(file, several, "several at once")
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 

@@ -7,7 +7,8 @@ are finished as jumprelu; only checkpoints of their training have architectures 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from core.atomic import replacing
 from core.dictionaries import Activation, Dictionary, Gated, JumpReLU, ReLU, TopK
+from core.dictionaries.formats.claims import Claims, Published, refuse_transcoder
 from core.dictionaries.formats.dictionary_learning import encoder_bias_for
 from core.dictionaries.formats.normalised import for_raw_inputs, scaling_factor, unwhitened
 from core.dictionaries.formats.places import (
@@ -34,11 +36,13 @@ WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 _NORMALISED = (None, "none", "expected_average_only_in", "covariance_whitening")
+_THRESHOLDS_FOLDED = (6, 54, 9)
+"""The first version that scales thresholds with the weights (its change log)."""
 # The first version whose cfg.json has "metadata"; what is written here is that layout.
 _VERSION = "6.0.0"
 
 
-def read(place: Path, *, norm_scaling_factor: float | None = None) -> Dictionary:
+def read(place: Path, *, norm_scaling_factor: float | None = None) -> Published:
     """A dictionary that SAELens saved: a finished one, or a checkpoint of its training.
 
     Args:
@@ -48,8 +52,8 @@ def read(place: Path, *, norm_scaling_factor: float | None = None) -> Dictionary
             hold it. SAELens lists it under this name for the sets it knows.
 
     Raises:
-        FormatError: incomplete, a transcoder, an unknown architecture, or one that normalises its
-            inputs by statistics that no file holds, or each input by itself.
+        FormatError: incomplete, against itself, a transcoder, an unknown architecture, or one that
+            normalises its inputs by statistics that no file holds, or each input by itself.
     """
     file = named_file(place, (WEIGHTS,))
     tensors = only_tensors(read_tensors(file), file)
@@ -74,38 +78,102 @@ def read(place: Path, *, norm_scaling_factor: float | None = None) -> Dictionary
         dictionary = for_raw_inputs(dictionary, scaling_factor(file, norm_scaling_factor))
     if rescaled:
         dictionary = with_unit_decoder(dictionary, keep_choice=True)
-    return unwhitened(dictionary, file) if normalised == "covariance_whitening" else dictionary
+    if normalised == "covariance_whitening":
+        dictionary = unwhitened(dictionary, file)
+    return Published(dictionary, _claims(config, file))
 
 
 def _config(saved: dict[str, Any], file: Path) -> dict[str, Any]:
-    """The configuration with version 6's keys."""
+    """The configuration with version 6's keys, whichever version wrote it.
+
+    What a file says of its activation stands in up to three keys, at the top or in ``metadata``,
+    and defaults of a version that knew only some of them stand beside what was meant.
+    """
     if not saved:
         raise FormatError(f"'{file}' has no {CONFIG} beside it.")
+    metadata = saved.get("metadata")
+    parts = [saved, metadata if isinstance(metadata, dict) else {}]
     config = {"apply_b_dec_to_input": True, "normalize_activations": "none", **saved}
-    if "metadata" not in config:
-        config.setdefault("architecture", "standard")
-        function = config.get("activation_fn", config.get("activation_fn_str", "relu"))
-        if config["architecture"] == "standard" and function == "topk":
-            config["architecture"] = "topk"
-            config["k"] = (config.get("activation_fn_kwargs") or {}).get("k")
-        elif function not in ("relu", "topk"):
-            raise FormatError(f"'{file}' has the activation '{function}': only relu is read.")
-        if isinstance(config["normalize_activations"], bool):
-            old = {True: "expected_average_only_in", False: "none"}
-            config["normalize_activations"] = old[config["normalize_activations"]]
-    if "architecture" not in config:
+    config["metadata"] = parts[1]
+    if isinstance(config["normalize_activations"], bool):
+        old = {True: "expected_average_only_in", False: "none"}
+        config["normalize_activations"] = old[config["normalize_activations"]]
+    functions = {part.get(key) for part in parts for key in ("activation_fn", "activation_fn_str")}
+    architecture = config.get("architecture")
+    if architecture is None and ("metadata" not in saved or "topk" in functions):
+        architecture = "standard"
+    if architecture is None:
         raise FormatError(f"the {CONFIG} beside '{file}' names no architecture.")
-    return config
+    config["k"] = _one_k(parts, file)
+    if architecture == "standard" and functions - {None, "relu", "topk"}:
+        raise FormatError(f"'{file}' has the activation {functions - {None}}: only relu is read.")
+    if architecture == "standard" and "topk" in functions:
+        architecture = "topk"
+    elif architecture == "standard" and config["k"] is not None:
+        raise FormatError(
+            f"the {CONFIG} beside '{file}' says standard and k = {config['k']}: a ReLU dictionary "
+            "has no k. If it is TopK, write topk as its architecture."
+        )
+    return {**config, "architecture": architecture}
+
+
+def _one_k(parts: Sequence[Mapping[str, Any]], file: Path) -> int | None:
+    """The k that a configuration says somewhere."""
+    said = [part.get("k") for part in parts]
+    said += [(part.get("activation_fn_kwargs") or {}).get("k") for part in parts]
+    every = {int(k) for k in said if k is not None}
+    if len(every) > 1:
+        raise FormatError(f"the {CONFIG} beside '{file}' says k is each of {sorted(every)}.")
+    return next(iter(every), None)
+
+
+def _said(config: Mapping[str, Any], *names: str) -> Any:
+    """The first of these keys that has a value, at the top or in ``metadata``."""
+    parts = (config["metadata"], config)
+    values = (part.get(name) for name in names for part in parts)
+    return next((value for value in values if value is not None), None)
+
+
+def _claims(config: Mapping[str, Any], file: Path) -> Claims:
+    version = _said(config, "sae_lens_training_version", "sae_lens_version")
+    return Claims(
+        model=_said(config, "model_name"),
+        hook=_said(config, "hook_name", "hook_point"),
+        head=_said(config, "hook_head_index", "hook_point_head_index"),
+        layer=_said(config, "hook_layer", "hook_point_layer"),
+        d=config.get("d_in"),
+        n_features=config.get("d_sae"),
+        k=config["k"],
+        l0=_said(config, "l0"),
+        bos=_said(config, "prepend_bos"),
+        exporter=None if version is None else f"SAELens {version}",
+        doubt=_doubt(config, str(version or ""), file),
+    )
+
+
+def _doubt(config: Mapping[str, Any], version: str, file: Path) -> str | None:
+    """What is known against thresholds of that version."""
+    number = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    if not number or number >= _THRESHOLDS_FOLDED:
+        return None
+    if config["architecture"] not in ("jumprelu", *_BATCH_TOPK):
+        return None
+    training = json.dumps([config, read_json(file.with_name("runner_cfg.json"))])
+    if "expected_average_only_in" not in training and "batchtopk" not in training:
+        return None
+    return (
+        "before 6.54.9 SAELens did not scale the threshold of a dictionary trained on normalised "
+        "inputs: compare the measured L0."
+    )
 
 
 def _refuse_what_is_no_dictionary(
     config: dict[str, Any], tensors: dict[str, Tensor], file: Path
 ) -> None:
-    if "d_out" in config or "W_skip" in tensors or "transcoder" in config["architecture"]:
-        raise FormatError(
-            f"'{file}' is a transcoder: it predicts another submodule instead of rebuilding its "
-            "own, so it cannot stand for a submodule here."
-        )
+    reads, writes = _said(config, "hook_name", "hook_point"), _said(config, "hook_name_out")
+    named = re.search("transcoder|crosscoder", config["architecture"])
+    if "d_out" in config or "W_skip" in tensors or named or (writes or reads) != reads:
+        refuse_transcoder(file, reads or "its input", writes or "another")
     normalised = config["normalize_activations"]
     if normalised not in _NORMALISED:
         raise FormatError(
@@ -130,9 +198,9 @@ def _activation(
     if architecture == "standard":
         return ReLU()
     if architecture == "topk":
-        if not config.get("k"):
+        if not config["k"]:
             raise FormatError(f"the {CONFIG} beside '{file}' does not say how large k is.")
-        return TopK(int(config["k"]))
+        return TopK(config["k"])
     if architecture == "jumprelu":
         if "log_threshold" in tensors:
             return JumpReLU(tensors["log_threshold"].exp())

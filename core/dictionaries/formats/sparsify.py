@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.dictionaries import Dictionary, TopK
+from core.dictionaries.formats.claims import Claims, Published, place_of, refuse_transcoder
 from core.dictionaries.formats.places import (
     named_file,
     need,
@@ -18,8 +19,8 @@ from core.dictionaries.formats.places import (
 from core.errors import FormatError
 
 
-def read(place: Path) -> Dictionary:
-    """A dictionary that sparsify saved.
+def read(place: Path) -> Published:
+    """A dictionary that sparsify saved; its folder is called by the module's path.
 
     Raises:
         FormatError: incomplete, a transcoder, or of another activation than topk above zero.
@@ -28,10 +29,7 @@ def read(place: Path) -> Dictionary:
     config = read_json(file.with_name("cfg.json"))
     tensors = only_tensors(read_tensors(file), file)
     if config.get("transcode") or config.get("skip_connection") or "W_skip" in tensors:
-        raise FormatError(
-            f"'{file}' is a transcoder: it predicts another submodule instead of rebuilding its "
-            "own, so it cannot stand for a submodule here."
-        )
+        refuse_transcoder(file, "a module's input", "its output")
     activation = config.get("activation", "topk")
     if activation != "topk":
         raise FormatError(f"'{file}' has the activation '{activation}': only topk is read.")
@@ -45,4 +43,12 @@ def read(place: Path) -> Dictionary:
     encoder, encoder_bias, decoder, bias = need(
         tensors, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), file
     )
-    return Dictionary(encoder, encoder_bias, decoder, bias, bias, TopK(int(config["k"])))
+    k = int(config["k"])
+    claims = Claims(
+        hook=file.parent.name if place_of(file.parent.name) else None,
+        d=config.get("d_in"),
+        n_features=config.get("num_latents") or None,  # 0: as many as the expansion gives
+        k=k,
+        kind="topk",
+    )
+    return Published(Dictionary(encoder, encoder_bias, decoder, bias, bias, TopK(k)), claims)

@@ -41,6 +41,8 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     # What must hold beside a leaf for it to mean anything.
     "dictionaries.expansion": {"dictionaries": {"n_features": None}},
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
+    "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
+    "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "clustering.n_projected": {"clustering": {"representation": "gradients"}},
     "comparisons.other.n_projected": {"comparisons": {"other": {"representation": "gradients"}}},
 }
@@ -61,6 +63,7 @@ OTHER: Mapping[str, Any] = {
     "clustering.max_clusters": 2,
     "circuits.max_length": 32,
     "circuits.tolerance": 0.1,
+    "checks.low_variance_explained": 0.6,
     "evaluations.error_nodes": ["keep"],
     "evaluations.start_layer": 1,
     "tasks.start_layer": 1,
@@ -149,8 +152,10 @@ def reach(folder: Path) -> dict[str, list[str]]:
             continue
         base = merged(BASE, CONTEXT.get(path, {}))
         keys = path.split(".")
+        if keys[0] == "import" or "import" in base:
+            base = {**{k: v for k, v in base.items() if k != "import"}, "dictionaries": IMPORT}
         if keys[0] == "import":
-            base, keys[0] = {**base, "dictionaries": IMPORT}, "dictionaries"
+            keys[0] = "dictionaries"
         change: Any = other_value(path, annotation, default)
         for key in reversed(keys):
             change = {key: change}

@@ -156,3 +156,79 @@ def test_the_chosen_file_is_what_is_read(folder):
     f = jump(linear(X), THRESHOLD)
     check(found, f, f @ DEC.T + B_DEC)
     assert torch.equal(found.bias, B_DEC)
+
+
+# -- numbers that go on, and words for numbers -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "submodule", "chosen"),
+    [
+        ("layer_{layer}*", "resid_1", "layer_1_width_16k"),
+        ("layer_{layer}*", "resid_10", "layer_10_width_16k"),
+        ("*_{layer}_width_16k", "resid_0", "layer_0_width_16k"),
+        ("*{layer}_width_16k", "resid_1", "layer_1_width_16k"),
+        ("layer_{layer:02d}*", "resid_1", "layer_01_b"),
+    ],
+)
+def test_a_star_does_not_go_on_with_the_layers_number(
+    tmp_path: Path, path: str, submodule: str, chosen: str
+) -> None:
+    names = ("layer_0_width_16k", "layer_1_width_16k", "layer_10_width_16k", "layer_11_width_16k")
+    for name in (*names, "layer_01_b", "layer_011_b"):
+        (tmp_path / name).mkdir()
+    assert resolved_path(str(tmp_path), path, submodule=submodule) == chosen
+
+
+def test_a_number_in_the_path_as_written_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "width_16k").mkdir()
+    assert resolved_path(str(tmp_path), "width_1*") == "width_16k"
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> str:
+    for word, l0 in (("small", 11), ("medium", 47), ("big", 103)):
+        folder = tmp_path / f"layer_12_width_16k_l0_{word}"
+        folder.mkdir()
+        (folder / "params.safetensors").touch()
+        (folder / "config.json").write_text(f'{{"l0": {l0}}}')
+    return str(tmp_path)
+
+
+@pytest.mark.parametrize(("l0", "word"), [(1, "small"), (40, "medium"), (100, "big")])
+@pytest.mark.parametrize("file", ["", "/params.safetensors"])
+@pytest.mark.parametrize("free", ["{l0}", "*"])
+def test_words_for_l0_stand_for_the_number_beside_the_weights(
+    words: str, l0: float, word: str, file: str, free: str
+) -> None:
+    path = f"layer_{{layer}}_width_16k_l0_{free}{file}"
+    chosen = resolved_path(words, path, submodule="resid_12", l0=l0)
+    assert chosen == f"layer_12_width_16k_l0_{word}{file}"
+
+
+def test_a_word_without_a_number_beside_it_does_not_choose(words: str) -> None:
+    (Path(words) / "layer_12_width_16k_l0_big/config.json").unlink()
+    with pytest.raises(FormatError, match=r"l0_big.* say no L0"):
+        resolved_path(words, "layer_12_width_16k_l0_{l0}", l0=50)
+
+
+def test_words_on_the_hub_are_looked_up_there(
+    words: str, hub: list[tuple[str, str | None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    files = [p.relative_to(words).as_posix() for p in Path(words).rglob("*") if p.is_file()]
+    asked = []
+
+    def download(repo_id: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append(allow_patterns[0])
+        return words
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_a, **_k: files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    path = "layer_{layer}_width_16k_l0_{l0}/params.safetensors"
+    chosen = resolved_path("some/scope", path, submodule="resid_12", l0=90)
+    assert chosen == "layer_12_width_16k_l0_big/params.safetensors"
+    assert set(asked) == {
+        f"layer_12_width_16k_l0_{w}/config.json" for w in ("small", "medium", "big")
+    }
