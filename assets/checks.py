@@ -275,8 +275,9 @@ def summary_is_current(_experiment: Experiment, store: ArtifactStore) -> Outcome
     n_stale = store.notes(EVALUATION_SUMMARY)["n_stale"]
     return Outcome(
         n_stale == 0,
-        f"{n_stale} circuits or evaluations are of earlier examples and left out: materialize "
-        "circuits and circuit_evaluations (task_circuits and task_evaluations for tasks).",
+        f"{n_stale} circuits or evaluations are of earlier examples or dictionaries and left out: "
+        "materialize circuits and circuit_evaluations (task_circuits and task_evaluations for "
+        "tasks).",
     )
 
 

@@ -133,6 +133,20 @@ def _damaged(key: Key, path: Path, why: str) -> ExperimentError:
     )
 
 
+class _Opened(pq.ParquetFile):
+    """A table read in pieces, which says so where one is damaged."""
+
+    def __init__(self, path: Path, key: Key) -> None:
+        super().__init__(path, page_checksum_verification=True)
+        self._place = (key, path)
+
+    def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
+        try:
+            return super().read_row_group(*args, **kwargs)
+        except (pa.ArrowException, OSError) as error:
+            raise _damaged(*self._place, str(error)) from None
+
+
 class Undeclared(Exception):
     """A stage reads what it does not declare: a fault of the stage, not of the experiment."""
 
@@ -271,7 +285,7 @@ class ArtifactStore:
         What was opened stays as it was even if the table is written again.
         """
         self._needed(key)
-        return pq.ParquetFile(self.path(key), page_checksum_verification=True)
+        return _Opened(self.path(key), key)
 
     def n_rows(self, key: Key) -> int:
         """Rows of the table with this key; raises like `content`."""

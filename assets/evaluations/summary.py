@@ -15,6 +15,7 @@ from assets.plots import histogram, picture, records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
+    DICTIONARY_SET,
     EVALUATION_SUMMARY,
     BehaviourSource,
     behaviours,
@@ -37,23 +38,26 @@ def names_of(experiment: Experiment) -> Names:
 
 def make_evaluation_summary(work: Work, names: Names) -> Made:
     """One row for each circuit and policy for error nodes."""
-    rows, n_stale = [], 0
+    rows, n_stale, dictionaries = [], 0, work.store.content(DICTIONARY_SET)
     for source, of_source in names.items():
         known = {row["name"]: row for row in work.store.read(behaviours(source)).to_pylist()}
         for name in of_source:
-            if not _is_of(work.store, source, name, known[name]["digest"]):
+            made_from = {"behaviour": known[name]["digest"], DICTIONARY_SET.path: dictionaries}
+            if not _is_of(work.store, source, name, made_from):
                 n_stale += 1
                 continue
             rows += _rows(work.store, source, known[name])
     if n_stale:
-        work.say(f"{n_stale} circuits are of earlier examples and left out of the summary")
+        work.say(f"{n_stale} circuits are of earlier examples or dictionaries and left out")
     return Made(TABLES["evaluation_summary"].build(rows), {"n_stale": n_stale})
 
 
-def _is_of(store: ArtifactStore, source: BehaviourSource, name: str, behaviour: str) -> bool:
-    """Whether circuit and evaluation were made from the examples that the behaviour has now."""
-    made_from = (circuit(source, name), evaluation(source, name))
-    return all(store.notes(key)["inputs"].get("behaviour") == behaviour for key in made_from)
+def _is_of(
+    store: ArtifactStore, source: BehaviourSource, name: str, made_from: Mapping[str, str]
+) -> bool:
+    """Whether circuit and evaluation were made from the examples and dictionaries there are now."""
+    keys = (circuit(source, name), evaluation(source, name))
+    return all(store.notes(key)["inputs"].items() >= made_from.items() for key in keys)
 
 
 def _rows(
@@ -125,7 +129,7 @@ def finite(values: Sequence[float]) -> list[float]:
 
 def _inputs(work: Work, names: Names) -> Mapping[str, str]:
     content = work.store.content
-    inputs = {}
+    inputs = {DICTIONARY_SET.path: content(DICTIONARY_SET)}
     for source, of_source in names.items():
         inputs[behaviours(source).path] = content(behaviours(source))
         made_from = [
@@ -138,9 +142,12 @@ def _inputs(work: Work, names: Names) -> Mapping[str, str]:
 
 def _deps(names: Names) -> Sequence[str]:
     return [
-        key.stage
-        for source in names
-        for key in (behaviours(source), circuit(source, ""), evaluation(source, ""))
+        DICTIONARY_SET.stage,
+        *(
+            key.stage
+            for source in names
+            for key in (behaviours(source), circuit(source, ""), evaluation(source, ""))
+        ),
     ]
 
 

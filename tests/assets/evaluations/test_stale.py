@@ -7,12 +7,13 @@ import pytest
 from assets.checks import Outcome, summary_is_current
 from assets.circuits.behaviours import CLUSTER_BEHAVIOURS_STAGE, read_behaviours
 from assets.circuits.stages import CIRCUITS_STAGE, TASK_CIRCUITS_STAGE
+from assets.dictionaries.stages import DICTIONARY_SET_STAGE
 from assets.discovery.clusterings import CLUSTER_ASSIGNMENTS_STAGE, CLUSTERS_STAGE
 from assets.engine.store import ArtifactStore
 from assets.evaluations.stages import CIRCUIT_EVALUATIONS_STAGE, TASK_EVALUATIONS_STAGE
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.settings import Experiment, ExperimentError
-from assets.tables.places import EVALUATION_SUMMARY, assignments, circuit
+from assets.tables.places import DICTIONARY_SET, EVALUATION_SUMMARY, assignments, circuit
 from assets.tables.schemas import TABLES
 from pipelines.experiment import read_experiment
 from tests.tiny_experiment import brought_up_to_date, write_experiment, write_pairs
@@ -97,7 +98,7 @@ def test_circuits_of_an_earlier_clustering_are_left_out_of_the_summary(
     assert EVALUATION_SUMMARY_STAGE.run(experiment, said.append)
     assert names_in_summary(experiment) == {"k00002", "simple"}
     assert ArtifactStore(experiment.artifacts).notes(EVALUATION_SUMMARY)["n_stale"] == 2
-    assert said == ["2 circuits are of earlier examples and left out of the summary"]
+    assert said == ["2 circuits are of earlier examples or dictionaries and left out"]
     assert not current(experiment).passed
     # A new circuit with an old evaluation will not do either.
     CIRCUITS_STAGE.run(experiment, experiment.clusters)
@@ -167,3 +168,18 @@ def test_a_task_without_its_circuit_cannot_be_judged(two_tasks: Experiment) -> N
     assert TASK_EVALUATIONS_STAGE.run(two_tasks, ["simple"]) == 0
     assert TASK_CIRCUITS_STAGE.run(two_tasks, ["simple", "other"]) == 1
     assert TASK_EVALUATIONS_STAGE.run(two_tasks, ["other"]) == 0
+
+
+def test_circuits_of_earlier_dictionaries_are_left_out_of_the_summary(
+    experiment: Experiment,
+) -> None:
+    store = ArtifactStore(experiment.artifacts)
+    table, notes = store.read(DICTIONARY_SET), store.notes(DICTIONARY_SET)
+    rows = table.to_pylist()
+    rows[0]["weights"] = "another"
+    recipe = DICTIONARY_SET_STAGE.recipe(experiment)
+    kept = {"n_trained_on": notes["n_trained_on"]}
+    store.write(DICTIONARY_SET, TABLES["dictionary_set"].build(rows), recipe, notes=kept)
+    EVALUATION_SUMMARY_STAGE.run(experiment)
+    assert names_in_summary(experiment) == set()
+    assert not current(experiment).passed
