@@ -113,9 +113,13 @@ def test_the_page_on_dagster_has_every_stage_and_says_which_run_by_themselves(tm
         for name in re.findall(r"\w+", names)
     }
     other = {"other": {"representation": "activations", "k": 3}}
-    experiment = read_experiment(write_experiment(tmp_path, comparisons=other))
+    trained = write_experiment(tmp_path, comparisons=other)
+    imported = write_experiment(tmp_path, "imported", dictionaries=None)
+    section = "dictionaries: {source: import, format: sfc, repository: r, path: p}"
+    imported.write_text(f"{imported.read_text()}{section}\n")
     assert listed == {
         stage.name: (isinstance(stage, PartitionedStage), stage.automation is not None)
+        for experiment in (read_experiment(path) for path in (trained, imported))
         for stage in stages_of(experiment)
     }
 

@@ -5,7 +5,7 @@ checkout, those very files are tried as well.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from core.dictionaries import TopK
 from core.dictionaries.formats import load_from, read_from
 from core.errors import FormatError
+from core.options import Format
 from tests.core.dictionaries.published import (
     B_DEC,
     CANONICAL,
@@ -137,6 +138,7 @@ def test_every_dialect_of_topk_gives_the_same_features(tmp_path: Path, dialect: 
     [
         ({"architecture": "standard", "k": K, "metadata": {}}, "a ReLU dictionary has no k"),
         ({"architecture": "topk", "k": K, "activation_fn_kwargs": {"k": 9}}, r"each of \[3, 9\]"),
+        ({"architecture": "topk", "k": K + 0.5}, "no whole number"),
         ({"architecture": "topk", "k": N + 1, "metadata": {}}, "where there are fewer"),
         ({"d_in": D + 1}, f"width: '{D + 1}', the file says {D + 1}, its weights say {D}"),
         ({"d_sae": N + 1}, f"its weights say {N}"),
@@ -257,6 +259,15 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path: Path, name: str, valu
         load_from(str(tmp_path), "dictionary_learning", normalize_decoder=False)
 
 
+def test_weights_that_were_centred_are_told(tmp_path: Path) -> None:
+    kwargs = {"center_writing_weights": True}
+    at_hook(tmp_path, "blocks.3.hook_resid_post", model_from_pretrained_kwargs=kwargs)
+    found = read_from(str(tmp_path), "saelens")
+    assert "centred" in (found.claims.doubt or "")
+    at_hook(tmp_path, "blocks.3.hook_resid_post")
+    assert read_from(str(tmp_path), "saelens").claims.doubt is None
+
+
 @pytest.mark.parametrize(
     ("version", "doubted"), [("6.54.8", True), ("6.54.9", False), ("7.0.0", False)]
 )
@@ -268,3 +279,70 @@ def test_versions_with_wrong_thresholds_are_told(
     write_sl(tmp_path, tensors, {"architecture": "jumprelu", "metadata": metadata})
     doubt = read_from(str(tmp_path), "saelens").claims.doubt
     assert bool(doubt) is doubted
+
+
+# -- configurations with something else in them ---------------------------------------------------
+
+STRANGE = (None, "x", "", -1, 0, 10**30, 0.5, True, [], [1], {}, {"k": "x"}, "topk")
+SAID: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "saelens": (
+        "sl",
+        "cfg.json",
+        {
+            "architecture": "topk",
+            "k": K,
+            "d_in": D,
+            "d_sae": N,
+            "activation_fn": "topk",
+            "activation_fn_kwargs": {"k": K},
+            "normalize_activations": "none",
+            "apply_b_dec_to_input": True,
+            "metadata": {"hook_name": "blocks.3.hook_resid_post", "sae_lens_version": "6.1.0"},
+            "model_from_pretrained_kwargs": {},
+            "hook_head_index": None,
+            "prepend_bos": True,
+        },
+    ),
+    "dictionary_learning": (
+        "dl",
+        "config.json",
+        {
+            "trainer": {"dict_class": "AutoEncoderTopK", "k": K, "layer": 3, "lm_name": "gpt2"},
+            "buffer": {"io": "out"},
+        },
+    ),
+    "gemma_scope": (
+        "gs",
+        "config.json",
+        {"hf_hook_point_in": "model.layers.3.output", "width": N, "l0": 3, "type": "sae"},
+    ),
+}
+
+
+def mutations(config: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The configuration with one value replaced, at every depth."""
+    for key, value in config.items():
+        yield from ({**config, key: strange} for strange in STRANGE)
+        if isinstance(value, dict):
+            yield from ({**config, key: inner} for inner in mutations(value))
+
+
+@pytest.mark.parametrize("format", list(SAID))
+def test_a_strange_configuration_is_refused_or_read_never_a_traceback(
+    tmp_path: Path, format: Format
+) -> None:
+    write_sl(tmp_path / "sl", CANONICAL, {})
+    write_dl(tmp_path / "dl", "AutoEncoderTopK")
+    write_scope(tmp_path / "gs", None)
+    folder, name, config = SAID[format]
+    assert load_from(str(tmp_path / folder), format, submodule="resid_3").n_features == N
+    refused = 0
+    for mutated in mutations(config):
+        (tmp_path / folder / name).write_text(json.dumps(mutated))
+        try:
+            found = load_from(str(tmp_path / folder), format, submodule="resid_3")
+        except FormatError:
+            refused += 1
+        else:
+            assert torch.isfinite(found.encode(X)).all()
+    assert refused > 10

@@ -104,8 +104,11 @@ def read_from(
         options.pop("scaled_embedding", None)  # concerns one dictionary of a set
     try:
         published = READERS[format](place, **options)
-    except TypeError as error:
-        raise FormatError(f"the format {format} cannot be read with {options}: {error}.") from error
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise FormatError(
+            f"the format {format} cannot be read with {options}, or what lies beside '{place}' "
+            f"says something of another type than it should: {error}."
+        ) from error
     except WidthMismatch as error:
         raise FormatError(f"'{place}' does not fit together: {error}") from error
     check_finite(published.dictionary, f"'{place}'")

@@ -45,7 +45,7 @@ class Claims:
         kind: the activation, by its name here.
         bos: whether its training text began with a beginning-of-sequence token.
         exporter: program and version that wrote the file.
-        doubt: what is known against files of that program and version.
+        doubt: what is known against files of that program and version, or against how it trained.
     """
 
     model: str | None = None
@@ -204,9 +204,9 @@ def check_file(claims: Claims, dictionary: Dictionary, where: Where | None = Non
     if claims.head is not None:
         told = "it reads one attention head; there is no submodule of a single head."
         found.append(Finding("head", str(claims.head), "all heads", "refuse", told))
-    if claims.exporter is not None:
-        doubt = claims.doubt or ""
-        found.append(Finding("exporter", claims.exporter, "", "warn" if doubt else "ok", doubt))
+    if claims.exporter is not None or claims.doubt is not None:
+        doubt, exporter = claims.doubt or "", claims.exporter or ""
+        found.append(Finding("exporter", exporter, "", "warn" if doubt else "ok", doubt))
     return found if where is None else [*found, *_place_fits(claims, where)]
 
 
@@ -225,6 +225,9 @@ def _k_fits(claims: Claims, dictionary: Dictionary) -> Iterator[Finding]:
     if isinstance(activation, TopK):
         yield from _same("k", claims.k, activation.k)
     most = max(claims.k or 0, activation.k if isinstance(activation, TopK) else 0)
+    if isinstance(activation, TopK) and activation.k < 1:
+        told = "at least one feature of a token must be active."
+        yield Finding("k", str(activation.k), "", "refuse", told)
     if most > dictionary.n_features:
         told = f"{most} features of a token cannot be active where there are fewer."
         yield Finding("k", str(most), f"{dictionary.n_features} features", "refuse", told)
@@ -338,7 +341,7 @@ def check_measured(
     """
     found = []
     for claim, said in (("k", claims.k), ("l0", claims.l0)):
-        if said is not None:
+        if said:
             near = said / factor <= l0 <= said * factor
             told = f"measured L0 is {l0:.1f}, {l0 / said:.2f} times what the file says."
             found.append(

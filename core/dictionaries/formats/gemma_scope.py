@@ -67,7 +67,7 @@ def _refuse_what_is_no_dictionary(
     config: Mapping[str, Any], tensors: Mapping[str, Tensor], file: Path
 ) -> None:
     reads, writes = config.get("hf_hook_point_in"), config.get("hf_hook_point_out")
-    kind = config.get("type", "sae")
+    kind = config.get("type") or "sae"
     skips = config.get("affine_connection") or "affine_skip_connection" in tensors
     if skips or kind != "sae" or (writes or reads) != reads:
         refuse_transcoder(file, reads or "its input", writes or kind)

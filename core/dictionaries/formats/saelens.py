@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,8 @@ def _one_k(parts: Sequence[Mapping[str, Any]], file: Path) -> int | None:
     said = [part.get("k") for part in parts]
     said += [(part.get("activation_fn_kwargs") or {}).get("k") for part in parts]
     every = {int(k) for k in said if k is not None}
+    if any(int(k) != k for k in said if k is not None):
+        raise FormatError(f"the {CONFIG} beside '{file}' says k is {said}: no whole number.")
     if len(every) > 1:
         raise FormatError(f"the {CONFIG} beside '{file}' says k is each of {sorted(every)}.")
     return next(iter(every), None)
@@ -147,24 +149,26 @@ def _claims(config: Mapping[str, Any], file: Path) -> Claims:
         l0=_said(config, "l0"),
         bos=_said(config, "prepend_bos"),
         exporter=None if version is None else f"SAELens {version}",
-        doubt=_doubt(config, str(version or ""), file),
+        doubt=" ".join(_doubts(config, str(version or ""), file)) or None,
     )
 
 
-def _doubt(config: Mapping[str, Any], version: str, file: Path) -> str | None:
-    """What is known against thresholds of that version."""
+def _doubts(config: Mapping[str, Any], version: str, file: Path) -> Iterator[str]:
+    """What is known against thresholds of that version, and against how the model was loaded."""
     number = tuple(int(part) for part in re.findall(r"\d+", version)[:3])
-    if not number or number >= _THRESHOLDS_FOLDED:
-        return None
-    if config["architecture"] not in ("jumprelu", *_BATCH_TOPK):
-        return None
     training = json.dumps([config, read_json(file.with_name("runner_cfg.json"))])
-    if "expected_average_only_in" not in training and "batchtopk" not in training:
-        return None
-    return (
-        "before 6.54.9 SAELens did not scale the threshold of a dictionary trained on normalised "
-        "inputs: compare the measured L0."
-    )
+    normalised = "expected_average_only_in" in training or "batchtopk" in training
+    with_threshold = config["architecture"] in ("jumprelu", *_BATCH_TOPK)
+    if number and number < _THRESHOLDS_FOLDED and with_threshold and normalised:
+        yield (
+            "before 6.54.9 SAELens did not scale the threshold of a dictionary trained on "
+            "normalised inputs: compare the measured L0."
+        )
+    if (_said(config, "model_from_pretrained_kwargs") or {}).get("center_writing_weights"):
+        yield (
+            "it was trained on a model whose weights TransformerLens had centred "
+            "(center_writing_weights): vectors here have another mean."
+        )
 
 
 def _refuse_what_is_no_dictionary(

@@ -43,9 +43,9 @@ def read(place: Path) -> Published:
     encoder, encoder_bias, decoder, bias = need(
         tensors, ("encoder.weight", "encoder.bias", "W_dec", "b_dec"), file
     )
-    k = int(config["k"])
+    k, name = int(config["k"]), file.parent.name
     claims = Claims(
-        hook=file.parent.name if place_of(file.parent.name) else None,
+        hook=name if "." in name and place_of(name) else None,
         d=config.get("d_in"),
         n_features=config.get("num_latents") or None,  # 0: as many as the expansion gives
         k=k,

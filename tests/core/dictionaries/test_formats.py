@@ -98,6 +98,22 @@ def test_a_hub_repository_is_read_by_the_same_paths(tmp_path, monkeypatch):
     assert asked == [("someone/dictionaries", "v1", patterns)]
 
 
+def test_a_file_on_the_hub_is_fetched_with_what_says_what_it_is(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def download(repo_id, *, revision, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(tmp_path)
+
+    write_sl(tmp_path / "a/b", CANONICAL, {"architecture": "topk", "k": K})
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    found = load_from("someone/saes", "saelens", path="a/b/sae_weights.safetensors")
+    assert found.activation == TopK(K)
+    assert {"a/b/cfg.json", "a/b/config.json", "a/config.json"} <= set(asked)
+
+
 def test_a_hub_out_of_reach_says_what_to_do(monkeypatch):
     import huggingface_hub
 
