@@ -39,6 +39,7 @@ from core.options import (
     Reduction,
     Representation,
     Rule,
+    TokenizerReading,
 )
 
 CHOSEN = "chosen"
@@ -198,6 +199,9 @@ class ModelSettings(Section):
     """Decoder layers; says which submodules exist before the model is loaded."""
     revision: Text | None = None
     """Branch, tag or commit on the hub."""
+    tokenizer: TokenizerReading | None = None
+    """Where transformers' class reads text otherwise than tokenizer.json: file (as tokenizer.json
+    says) or class. Not needed where both read alike."""
     dtype: Dtype = "float32"
     """Number type of the weights."""
     device: Annotated[str, AfterValidator(_device)] = "auto"

@@ -1,7 +1,7 @@
 """Sparse feature circuits in plain torch: load a model and dictionaries, find a circuit, read it.
 
     >>> model = core.load_model("EleutherAI/pythia-70m-deduped")
-    >>> inputs, _ = core.tokenize_pairs(tokenizer, rows)
+    >>> inputs = core.tokenize_pairs(tokenizer, rows).inputs
     >>> circuit = core.find_circuit(model, dictionaries, inputs, node_threshold=0.1, ...)
     >>> print(core.describe_circuit(circuit))
 

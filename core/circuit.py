@@ -9,13 +9,14 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
-from core.dictionaries import Dictionary
+from core.dictionaries import Dictionary, check_widths
 from core.edges import EdgeEffects, edge_effects, node_keys
 from core.effects import Effects, node_effects
 from core.errors import InputError, ShapeMismatch
 from core.estimators import Estimator, IntegratedGradients, check_estimator, check_gradients
 from core.inputs import Inputs
 from core.models import LanguageModel
+from core.options import check_list
 from core.sparse import add_at
 from core.types import ERROR, Circuit, Edge, Node, SubmoduleEffects, causal_order
 
@@ -214,6 +215,7 @@ def attribute(
             "nodes by position need examples of one length, and these are padded: group them by "
             "length, or sum over positions."
         )
+    check_widths(dictionaries, model.width)
     n_pos = inputs.clean.shape[1]
     if batch_size is None and dictionaries:
         batch_size = examples_per_batch(model, dictionaries, n_pos, budget_bytes)
@@ -271,9 +273,12 @@ class Attributed:
             progress: told how many nodes and edges there are.
 
         Raises:
-            InputError: a threshold below zero, or edges of exact effects, which have no gradients.
+            InputError: a threshold below zero, tokens that are no list of texts, or edges of exact
+                effects, which have no gradients.
         """
         _check_thresholds(node_threshold, edge_threshold)
+        if tokens is not None:
+            check_list("tokens", tokens, str)
         effects = self.effects
         if edges:
             check_gradients(effects.estimator)

@@ -32,6 +32,7 @@ from torch import Tensor
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary
 from core.effects import Effects, feature_dots
+from core.errors import InputError, MissingSubmodule
 from core.estimators import check_gradients
 from core.models import LanguageModel
 from core.shapes import Bool, Float, Int
@@ -407,15 +408,26 @@ def edge_effects(
         By (upstream, downstream) submodule, sums over examples; zero weights are left out.
 
     Raises:
-        InputError: the effects' estimator has no gradients.
+        InputError: effects that are not from `node_effects`, or whose estimator has no gradients.
+        MissingSubmodule: effects are at a submodule without a dictionary.
         OutOfBudget: not even one example fits the budget.
     """
+    if not isinstance(effects, Effects):
+        raise InputError(
+            f"effects are {type(effects).__name__}, and edges need what core.node_effects gives: "
+            "the run that the effects start from is in it."
+        )
     check_gradients(effects.estimator)
+    if lacking := effects.submodules.keys() - dictionaries.keys():
+        raise MissingSubmodule(
+            f"there are effects but no dictionary at {', '.join(sorted(lacking))}: give the "
+            "dictionaries that the effects were computed with."
+        )
     nodes = {}
     for name, at in effects.submodules.items():
         keys = None if keep is None else keep.get(name, torch.zeros(0, dtype=torch.long))
         if keys is not None:
-            keys = keys.to(effects.mask.device)
+            keys = torch.as_tensor(keys, dtype=torch.long, device=effects.mask.device)
         nodes[name] = _Nodes(at, dictionaries[name], effects.mask, keys, by_position)
     passes = plan_passes(model, effects.mask.shape[1], budget_bytes)
     back = _Pullbacks(model, effects, passes)

@@ -380,7 +380,7 @@ def _effects_by(
             return partial(exact_effects, runs, **common)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Effects(NodeEffects):
     """`NodeEffects` with the clean run they start from, which edges need too."""
 

@@ -1,7 +1,7 @@
 """Every error `core` raises on bad input, so that a caller can tell them apart.
 
     CircuitError
-    ├── ModelError            the model cannot be read or written where it must be
+    ├── ModelError            the model or tokenizer is not what its files say, or cannot be read
     │   ├── UnknownFamily     no adapter for this architecture
     │   └── AdapterMismatch   the adapter's layer does not reproduce the model's own logits
     ├── DictionaryError       a dictionary cannot be used where it was put
@@ -10,7 +10,7 @@
     │   └── FormatError       a file is not in the format it should be
     ├── InputError            the texts, answers or settings cannot be used
     │   ├── ShapeMismatch     clean and patch (or tokens and mask) differ in shape
-    │   └── AnswerError       an answer is not exactly one token
+    │   └── AnswerError       an answer is not exactly one known token
     ├── NotFinite             NaN or infinity where a number was needed
     └── OutOfBudget           the work cannot fit in the memory or disk it was given
 
@@ -23,7 +23,7 @@ class CircuitError(Exception):
 
 
 class ModelError(CircuitError):
-    """The model cannot be read or written where it must be."""
+    """The model or tokenizer is not what its files say, or cannot be read where it must be."""
 
 
 class UnknownFamily(ModelError):
@@ -59,7 +59,7 @@ class ShapeMismatch(InputError):
 
 
 class AnswerError(InputError):
-    """An answer is not exactly one token."""
+    """An answer is not exactly one token that the tokenizer knows."""
 
 
 class NotFinite(CircuitError):

@@ -25,7 +25,7 @@ from core.errors import InputError, MissingSubmodule, NotFinite, ShapeMismatch
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel
 from core.models.replay import Resumed
-from core.options import ERROR_NODES, Ablation, ErrorNodes, check_option
+from core.options import ERROR_NODES, Ablation, ErrorNodes, check_list, check_option
 from core.types import ERROR, Circuit, Node, Submodule
 
 _Key = tuple[str, int, int | None]
@@ -186,6 +186,7 @@ class Evaluator:
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
+        check_list("nodes", nodes, Node)
         self._check_nodes(nodes)
         return [
             node
@@ -288,6 +289,9 @@ class Evaluator:
         if isinstance(nodes, Circuit):
             self._check_length(nodes)
             nodes = nodes.nodes
+        check_list("nodes", nodes, Node)
+        thresholds = list(thresholds) if isinstance(thresholds, Iterable) else thresholds
+        check_list("thresholds", thresholds)
         return [
             self.evaluate([n for n in nodes if abs(n.effect) > threshold], error_nodes)
             for threshold in thresholds

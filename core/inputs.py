@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from core.errors import AnswerError, InputError, ShapeMismatch
-from core.metrics import LogitDifference, Metric, NegativeLogProb
+from core.metrics import LogitDifference, Metric, NegativeLogProb, check_metric
+from core.options import check_list
 from core.types import token_mask
 
 
@@ -43,11 +45,9 @@ class Inputs:
 
     def __post_init__(self) -> None:
         mask = token_mask(self.clean, self.mask)
-        if len(self.metric.answers) != len(self.clean):
-            raise InputError(
-                f"{len(self.clean)} examples but answers for {len(self.metric.answers)}: the "
-                "metric reads one value per example."
-            )
+        check_metric(self.metric, len(self.clean))
+        if self.patch is not None:
+            token_mask(self.patch, None)
         if self.patch is not None and self.patch.shape != self.clean.shape:
             raise ShapeMismatch(
                 f"clean is {tuple(self.clean.shape)} tokens but patch is "
@@ -109,8 +109,11 @@ class Inputs:
 
 
 def check_answers(inputs: Inputs, n_vocab: int) -> None:
-    """Raise `AnswerError` if an answer is no token of a vocabulary of `n_vocab`."""
-    answers = inputs.metric.answers
+    """Raise `AnswerError` if the metric reads what is no token of a vocabulary of `n_vocab`."""
+    columns = inputs.metric.tokens
+    answers = inputs.metric.answers.flatten()
+    if columns is not None:
+        answers = torch.cat([answers, columns.flatten().to(answers.device)])
     if answers.numel() and not 0 <= int(answers.min()) <= int(answers.max()) < n_vocab:
         raise AnswerError(
             f"answers run from {int(answers.min())} to {int(answers.max())} but the model's "
@@ -119,18 +122,58 @@ def check_answers(inputs: Inputs, n_vocab: int) -> None:
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
+    try:
+        text.encode()
+    except (AttributeError, UnicodeEncodeError):
+        raise InputError(f"{text!r} is not text that can be written as UTF-8.") from None
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def answer_token(tokenizer: Any, text: str) -> int:
-    """The one token that `text` is; raises `AnswerError` when it is not exactly one."""
-    ids = _ids(tokenizer, text)
-    if len(ids) != 1:
+def _unknown(tokenizer: Any, text: str) -> set[int]:
+    """Ids that stand for what a tokenizer does not know, but for those that the text spells out."""
+    tokens = {getattr(tokenizer, "unk_token_id", None): getattr(tokenizer, "unk_token", None)}
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        if name := getattr(backend.model, "unk_token", None):
+            tokens[backend.token_to_id(name)] = name
+        if (number := getattr(backend.model, "unk_id", None)) is not None:
+            tokens[number] = backend.id_to_token(number)
+    return {i for i, name in tokens.items() if i is not None and name and name not in text}
+
+
+class _Unusable(Exception):
+    """Why a prefix and answer cannot be used."""
+
+
+def _continuation(tokenizer: Any, prefix: str, answer: str) -> tuple[list[int], int]:
+    """The tokens of a prefix, and the one that its answer adds to them.
+
+    Both are tokenized together: a tokenizer may put a piece before every text, and the answer alone
+    would then begin with it.
+    """
+    ids, whole = _ids(tokenizer, prefix), _ids(tokenizer, prefix + answer)
+    if not ids:
+        raise _Unusable("a prefix has no tokens")
+    if whole[: len(ids)] != ids:
+        raise _Unusable("an answer melts into its prefix")
+    if len(whole) != len(ids) + 1:
+        raise _Unusable("an answer is not one token")
+    if whole[-1] in _unknown(tokenizer, answer):
+        raise _Unusable("an answer is unknown to the tokenizer")
+    return ids, whole[-1]
+
+
+def answer_token(tokenizer: Any, prefix: str, answer: str) -> int:
+    """The one token that `answer` is after `prefix`; raises `AnswerError` when there is none."""
+    try:
+        return _continuation(tokenizer, prefix, answer)[1]
+    except _Unusable as error:
+        ids = _ids(tokenizer, prefix), _ids(tokenizer, prefix + answer)
         raise AnswerError(
-            f"answer {text!r} is {len(ids)} tokens, and a metric reads one. Mind the leading "
-            "space, and keep answers that the tokenizer holds whole."
-        )
-    return ids[0]
+            f"answer {answer!r} after {prefix!r} cannot be read: {error} ({ids[0]} becomes "
+            f"{ids[1]}). A metric reads one token: mind the leading space, and keep answers that "
+            "the tokenizer holds whole."
+        ) from None
 
 
 def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -154,50 +197,102 @@ def tokenize_single(
     """Single inputs from texts and the token that should follow each.
 
     Raises:
-        AnswerError: an answer is not one token.
+        AnswerError: an answer is not one token after its text, or unknown to the tokenizer.
         InputError: no text, an empty text, or not one answer for each.
     """
+    check_list("texts", texts, str)
+    check_list("answers", answers, str)
     if len(texts) != len(answers):
         raise InputError(f"{len(texts)} texts but {len(answers)} answers.")
     start = [] if bos is None else [bos]
-    answer = torch.tensor([answer_token(tokenizer, a) for a in answers], dtype=torch.long)
-    tokens, mask = pad([start + _ids(tokenizer, text) for text in texts])
-    return Inputs.single(tokens, answer, mask)
+    tokens, mask = pad([start * bool(ids := _ids(tokenizer, text)) + ids for text in texts])
+    answer = [answer_token(tokenizer, *pair) for pair in zip(texts, answers, strict=True)]
+    return Inputs.single(tokens, torch.tensor(answer, dtype=torch.long), mask)
+
+
+class DroppedPair(NamedTuple):
+    """A pair that cannot be used: its place among the rows, from 0, and why."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TokenizedPairs:
+    """Contrastive pairs as a model reads them.
+
+    Attributes:
+        inputs: those that can be used.
+        kept: their places among the rows, from 0, in order.
+        dropped: the others, in order.
+    """
+
+    inputs: Inputs
+    kept: list[int]
+    dropped: list[DroppedPair]
+
+
+def by_reason(dropped: Iterable[DroppedPair]) -> str:
+    """How many pairs were dropped for each reason, the most frequent first."""
+    counts = Counter(pair.reason for pair in dropped).most_common()
+    return "; ".join(f"{n} x {reason}" for reason, n in counts)
+
+
+_KEYS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
+
+
+def _pair(tokenizer: Any, row: Mapping[str, str]) -> tuple[list[int], list[int], int, int]:
+    """Both prefixes and both answers of a row; raises `_Unusable`."""
+    clean, clean_answer = _continuation(tokenizer, row["clean_prefix"], row["clean_answer"])
+    patch, patch_answer = _continuation(tokenizer, row["patch_prefix"], row["patch_answer"])
+    if len(clean) != len(patch):
+        raise _Unusable("the prefixes differ in length")
+    apart = {token for pair in zip(clean, patch, strict=True) if len({*pair}) > 1 for token in pair}
+    if not apart:
+        raise _Unusable("both prefixes are the same")
+    if apart & _unknown(tokenizer, row["clean_prefix"] + row["patch_prefix"]):
+        raise _Unusable("the prefixes differ in a word that is unknown to the tokenizer")
+    if clean_answer == patch_answer:
+        raise _Unusable("both answers are the same")
+    return clean, patch, clean_answer, patch_answer
 
 
 def tokenize_pairs(
-    tokenizer: Any, rows: Sequence[dict[str, str]], *, bos: int | None = None
-) -> tuple[Inputs, list[int]]:
+    tokenizer: Any, rows: Sequence[Mapping[str, str]], *, bos: int | None = None
+) -> TokenizedPairs:
     """Contrastive pairs from the agreement files' rows, and which rows could be used.
 
     A row has ``clean_prefix``, ``patch_prefix``, ``clean_answer``, ``patch_answer``. It is kept if
-    both answers are one token, both prefixes have the same number of tokens, and prefix + answer
-    tokenises as the concatenation (section 6 of the method's data).
+    each answer adds one token to its prefix, both prefixes have the same number of tokens (section
+    6 of the method's data), and the sides differ in prefix and in answer.
 
     Raises:
-        InputError: no row can be used.
+        InputError: no row can be used, or one is not of texts.
     """
+    check_list("rows", rows, Mapping)
     start = [] if bos is None else [bos]
-    usable: list[int] = []
+    kept: list[int] = []
+    dropped: list[DroppedPair] = []
     clean, patch, answers = [], [], []
     for i, row in enumerate(rows):
-        texts = [row["clean_prefix"], row["patch_prefix"]]
-        ends = [_ids(tokenizer, row["clean_answer"]), _ids(tokenizer, row["patch_answer"])]
-        ids = [_ids(tokenizer, text) for text in texts]
-        whole = _ids(tokenizer, row["clean_prefix"] + row["clean_answer"])
-        if [len(end) for end in ends] != [1, 1] or len(ids[0]) != len(ids[1]) or not ids[0]:
+        if not all(isinstance(row.get(key), str) for key in _KEYS):
+            raise InputError(f"row {i} of the pairs must have texts for {', '.join(_KEYS)}.")
+        try:
+            ids, patch_ids, *answer = _pair(tokenizer, row)
+        except _Unusable as error:
+            dropped.append(DroppedPair(i, str(error)))
             continue
-        if whole != ids[0] + ends[0]:
-            continue
-        usable.append(i)
-        clean.append(start + ids[0])
-        patch.append(start + ids[1])
-        answers.append([ends[0][0], ends[1][0]])
-    if not usable:
+        kept.append(i)
+        clean.append(start + ids)
+        patch.append(start + patch_ids)
+        answers.append(answer)
+    if not kept:
         raise InputError(
-            f"none of {len(rows)} pairs can be used with this tokenizer: both answers must be one "
-            "token and both prefixes equally long."
+            f"none of {len(rows)} pairs can be used with this tokenizer ({by_reason(dropped)}): "
+            "each answer must add one token to its prefix, mind the leading space, and the "
+            "prefixes must be equally long and differ."
         )
     tokens, mask = pad(clean)
     answer = torch.tensor(answers, dtype=torch.long)
-    return Inputs.pairs(tokens, pad(patch)[0], answer[:, 0], answer[:, 1], mask), usable
+    inputs = Inputs.pairs(tokens, pad(patch)[0], answer[:, 0], answer[:, 1], mask)
+    return TokenizedPairs(inputs, kept, dropped)

@@ -7,7 +7,7 @@ object with these six members is a metric; `docs/extend.md` shows one written by
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -49,6 +49,54 @@ class Metric(Protocol):
         ...
 
 
+_MEMBERS = ("name", "answers", "tokens", "select", "to", "__call__")
+
+
+def check_metric(metric: Any, n_examples: int) -> None:
+    """Raise `InputError` unless an object is a metric of so many examples."""
+    lacking = [name for name in _MEMBERS if not hasattr(metric, name)]
+    if lacking or isinstance(metric, type):
+        raise InputError(
+            f"{metric!r:.80} is no metric, it has no {', '.join(lacking) or 'values'}: a metric is "
+            f"an object with {', '.join(_MEMBERS)}, see core.metrics.Metric."
+        )
+    answers, tokens = metric.answers, metric.tokens
+    for name, ids in (("answers", answers), ("tokens", tokens)):
+        if name == "tokens" and ids is None:
+            continue
+        if not isinstance(ids, Tensor) or ids.ndim != 2 or ids.dtype != torch.long:
+            raise InputError(
+                f"the metric's {name} must be (batch, n) token ids, {_what(ids)} was given."
+            )
+        if len(ids) != n_examples:
+            raise InputError(
+                f"{n_examples} examples but {name} for {len(ids)}: the metric reads one value per "
+                "example."
+            )
+
+
+def read(metric: Metric, logits: Tensor) -> Tensor:
+    """A metric's values ``(batch,)``; raises `InputError` where it gives anything else."""
+    value = metric(logits)
+    if not isinstance(value, Tensor) or value.shape != logits.shape[:1]:
+        raise InputError(
+            f"the metric '{metric.name}' must give one value for each of {len(logits)} examples, "
+            f"(batch,), {_what(value)} was given: do not average over examples."
+        )
+    if logits.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+        raise InputError(
+            f"the metric '{metric.name}' has no gradient: compute it from the logits by torch "
+            "functions that can be differentiated, without detach, item or argmax."
+        )
+    return value
+
+
+def _what(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return type(value).__name__
+
+
 @dataclass(frozen=True)
 class OfAnswers:
     """A metric whose fields are token ids, one per example."""
@@ -56,6 +104,11 @@ class OfAnswers:
     def __post_init__(self) -> None:
         answers = list(vars(self).values())
         for answer in answers:
+            if not isinstance(answer, Tensor):
+                raise InputError(
+                    "answers must be a tensor of token ids, one per example, not "
+                    f"{type(answer).__name__}."
+                )
             if answer.ndim != 1 or answer.dtype != torch.long or len(answer) != len(answers[0]):
                 raise InputError(
                     f"answers must be (batch,) token ids, one per example, not {answer.dtype} of "

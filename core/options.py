@@ -32,6 +32,7 @@ Format = Literal[
     "batch_topk",
 ]
 Dtype = Literal["float32", "float64", "bfloat16"]
+TokenizerReading = Literal["file", "class"]
 
 ESTIMATOR_NAMES: tuple[EstimatorName, ...] = get_args(EstimatorName)
 RULES: tuple[Rule, ...] = get_args(Rule)
@@ -43,9 +44,24 @@ REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+TOKENIZER_READINGS: tuple[TokenizerReading, ...] = get_args(TokenizerReading)
 
 WITH_DICTIONARIES: frozenset[Representation] = frozenset({"features", "feature_effects"})
 """The representations that read dictionaries."""
+
+
+def check_list(what: str, value: object, kind: type | tuple[type, ...] = object) -> None:
+    """Raise `InputError` unless `value` is a list (or another sequence) of items of a `kind`.
+
+    A text is a sequence of texts too, and is refused.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise InputError(
+            f"{what} must be a list, not {type(value).__name__}: put a single one in brackets."
+        )
+    odd = next((item for item in value if not isinstance(item, kind)), None)
+    if odd is not None:
+        raise InputError(f"{what} must not hold {type(odd).__name__}: {odd!r:.80}.")
 
 
 def check_option(what: str, value: object, options: Sequence[str]) -> None:

@@ -7,9 +7,9 @@ Axes are always in the order ``batch, pos, feature`` or ``batch, pos, d``; a *to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -154,9 +154,11 @@ class SubmoduleEffects:
     gap: Float[Tensor, " batch"]
 
 
-@dataclass(frozen=True)
-class NodeEffects:
+@dataclass(frozen=True, eq=False)
+class NodeEffects(Mapping[str, SubmoduleEffects]):
     """Effects of every node of every submodule on the metric, for one batch of examples.
+
+    It is a mapping from submodule names to `SubmoduleEffects`.
 
     Attributes:
         submodules: effects by submodule name, in causal order.
@@ -179,6 +181,19 @@ class NodeEffects:
                 f"no effects at '{name}': there are {', '.join(self.submodules)}."
             )
         return self.submodules[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.submodules
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.submodules)
+
+    def __len__(self) -> int:
+        return len(self.submodules)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Effects at `name`, or `default` where it has none."""
+        return self.submodules.get(name, default)
 
 
 class Node(NamedTuple):
@@ -255,14 +270,25 @@ def token_mask(tokens: Tensor, mask: Tensor | None) -> Tensor:
     """`mask` as a bool tensor of the shape of `tokens`; all True where None.
 
     Raises:
-        InputError: the batch is empty, or an example has no token.
+        InputError: no tensors of token ids and truth values, an empty batch, or an example
+            without tokens.
     """
+    for name, value in (("tokens", tokens), ("mask", mask)):
+        if not isinstance(value, Tensor | None):
+            raise InputError(
+                f"{name} must be a tensor, (batch, pos), not {type(value).__name__}: "
+                "core.inputs.pad makes tokens and mask from lists of ids."
+            )
+    if tokens.is_floating_point() or tokens.dtype == torch.bool:
+        raise InputError(f"tokens must be token ids, whole numbers, not {tokens.dtype}.")
     if tokens.ndim != 2 or tokens.numel() == 0:
         raise InputError(
             f"tokens must be (batch, pos) with at least one of each, not {tuple(tokens.shape)}."
         )
     if mask is None:
         return torch.ones_like(tokens, dtype=torch.bool)
+    if mask.dtype != torch.bool and not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError("mask must be True (or 1) at real tokens and False (or 0) at padding.")
     mask = mask.bool()
     if mask.shape != tokens.shape:
         raise InputError(f"mask is {tuple(mask.shape)} but tokens are {tuple(tokens.shape)}.")

@@ -35,10 +35,11 @@ _OF_KIND = {".jsonl.zst": "zstandard data", ".parquet": "a Parquet file"}
 
 
 class Row(NamedTuple):
-    """One row of a corpus, and its place, such as ``line 3 of 'a.jsonl'``."""
+    """One row of a corpus, and its place, such as ``line 3 of 'a.jsonl'``; lines have a number."""
 
     values: Mapping[str, Any]
     where: str
+    line: int | None = None
 
 
 @dataclass
@@ -193,9 +194,9 @@ def _file_rows(
             yield from _text_rows(file, columns[0], separator, reading)
         case ".jsonl":
             with file.open("rb") as lines:
-                yield from _json_rows(lines, file)
+                yield from json_rows(lines, file)
         case _:
-            yield from _json_rows(_decompressed_lines(file), file)
+            yield from json_rows(_decompressed_lines(file), file)
 
 
 # -- text files ----------------------------------------------------------------------------------
@@ -260,13 +261,18 @@ def _encoding(line: bytes) -> str:
 # -- JSON lines ----------------------------------------------------------------------------------
 
 
-def _json_rows(lines: Iterable[bytes], file: Path) -> Iterator[Row]:
+def json_rows(lines: Iterable[bytes], file: Path) -> Iterator[Row]:
+    """The objects on the lines of a file, blank lines left out; `file` is for messages.
+
+    Raises:
+        InputError: a line is not UTF-8 or not a JSON object; says which line and byte.
+    """
     for number, line in enumerate(lines, start=1):
         # Files put one after another have a byte order mark in the middle.
         line = line.removeprefix(codecs.BOM_UTF8)
         if line.strip():
             where = f"line {number} of '{file}'"
-            yield Row(_object(_decoded(line, where), where), where)
+            yield Row(_object(_decoded(line, where), where), where, number)
 
 
 def _object(line: str, where: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from assets.engine.recipe import digest, hash_place, plain
 from assets.engine.store import ArtifactStore, Undeclared
 from assets.settings import Experiment, ExperimentError
 from assets.tables.places import DICTIONARY_SET, sae
+from core.options import TokenizerReading
 
 if TYPE_CHECKING:
     from core.dictionaries import Dictionary
@@ -66,7 +67,7 @@ class Loader:
         """What the experiment's file says about it, without a look at any file."""
         if need == "dictionaries":
             return None
-        names = ("source", "revision") if need == "tokenizer" else _IDENTITY
+        names = _TOKENIZER if need == "tokenizer" else _IDENTITY
         return {name: plain(getattr(self._settings, name)) for name in names}
 
     def _model_identity(self) -> str:
@@ -77,12 +78,27 @@ class Loader:
         rest = [getattr(self._settings, name) for name in _IDENTITY[1:]]
         return digest([hash_place(self._source), *rest])
 
-    def _tokenizer_identity(self) -> str:
-        """The tokenizer's files in a model folder, or the hub id and revision."""
+    def _tokenizer_files(self) -> str:
+        """The tokenizer's files in a folder, or the hub id; revision and reading."""
+        from core.models.load import tokenizer_files
+
         folder = Path(self._source)
-        files = sorted(folder.glob("*token*")) if folder.is_dir() else []
-        contents = [hash_place(str(file)) for file in files]
-        return digest([self._settings.revision, contents or self._settings.source])
+        files = tokenizer_files(folder) if folder.is_dir() else []
+        contents = {file.name: hash_place(str(file)) for file in files}
+        settings = self._settings
+        return digest([settings.revision, settings.tokenizer, contents or settings.source])
+
+    def _tokenizer_identity(self) -> str:
+        """Its files, and what it makes of some texts: classes change with their library."""
+        from core.models.load import probe_ids
+
+        return digest([self._tokenizer_files(), probe_ids(self._read_tokenizer())])
+
+    def _read_tokenizer(self) -> Any:
+        settings = self._settings
+        return _load_tokenizer(
+            self._source, settings.revision, settings.tokenizer, self._tokenizer_files()
+        )
 
     def model(self) -> LanguageModel:
         """The experiment's model.
@@ -112,7 +128,7 @@ class Loader:
     def tokenizer(self) -> Any:
         """The tokenizer that belongs to the experiment's model; raises `ModelError`."""
         self._declared("tokenizer")
-        return _load_tokenizer(self._source, self._settings.revision, self._tokenizer_identity())
+        return self._read_tokenizer()
 
     def dictionaries(self) -> dict[str, Dictionary]:
         """The dictionaries of the experiment's dictionary_set, in causal order, on its device."""
@@ -124,6 +140,7 @@ class Loader:
 
 
 _IDENTITY = ("source", "revision", "dtype", "attn_input")
+_TOKENIZER = ("source", "revision", "tokenizer")
 
 
 @lru_cache(maxsize=1)
@@ -140,10 +157,12 @@ def _load_model(
 
 
 @lru_cache(maxsize=2)
-def _load_tokenizer(source: str, revision: str | None, _identity: str) -> Any:
+def _load_tokenizer(
+    source: str, revision: str | None, reading: TokenizerReading | None, _identity: str
+) -> Any:
     from core.models import load_tokenizer
 
-    return load_tokenizer(source, revision=revision)
+    return load_tokenizer(source, revision=revision, reading=reading)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,7 @@
     filtered_tokens
     clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
     clustering_comparison  clustering_behaviours
-    behaviours/SOURCE  behaviours/SOURCE_examples
+    behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
 
@@ -103,6 +103,10 @@ def behaviours(source: BehaviourSource) -> Key:
 def examples(source: BehaviourSource) -> Key:
     """The examples of all of them."""
     return Key(f"behaviours/{source}_examples", "examples", _STAGES[source][0])
+
+
+DROPPED_PAIRS = Key("behaviours/dropped_pairs", "dropped_pairs", _STAGES["tasks"][0])
+"""The pairs of the tasks' files that are not used."""
 
 
 def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:

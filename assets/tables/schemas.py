@@ -289,7 +289,7 @@ _ALL = (
                 _column("size", _INT, "samples of the cluster, or pairs used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
                 _column("n_evaluated", _INT, "examples it is judged on"),
-                _column("n_dropped", _INT, "pairs that could not be used, samples that repeat"),
+                _column("n_dropped", _INT, "samples that repeat, or pairs left out: dropped_pairs"),
                 _column("held_out", _BOOL, "no example is used for both"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
@@ -312,6 +312,19 @@ _ALL = (
                 _column("answer", _INT, "token id of the answer"),
                 _column("patch", _INTS, "the other side of a pair", null=True),
                 _column("patch_answer", _INT, "and its answer", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "dropped_pairs",
+        "behaviours/dropped_pairs.parquet",
+        "one pair of a task's files that is not used",
+        pa.schema(
+            [
+                _NAME,
+                _column("side", _TEXT, "train, or test for the file that circuits are judged on"),
+                _column("line", _INT, "line of that file, from 1"),
+                _column("reason", _TEXT, "why it is left out"),
             ]
         ),
     ),

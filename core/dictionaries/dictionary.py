@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.dictionaries.activations import Activation, Index, Linear
-from core.errors import NotFinite, WidthMismatch
+from core.errors import InputError, NotFinite, WidthMismatch
+from core.options import check_list
 from core.sparse import true_places
 from core.types import SparseAct, SparseFeatures
 
@@ -187,9 +188,16 @@ def check_widths(dictionaries: Mapping[str, Dictionary], width: Callable[[str], 
         width: a submodule's width, `LanguageModel.width`.
 
     Raises:
+        InputError: no mapping of dictionaries.
         MissingSubmodule: the model has no such submodule.
         WidthMismatch: the dictionary's width is another.
     """
+    if not isinstance(dictionaries, Mapping):
+        raise InputError(
+            f"dictionaries must be a mapping from submodule names, not "
+            f"{type(dictionaries).__name__}: say {{'mlp_0': dictionary}}."
+        )
+    check_list("dictionaries", list(dictionaries.values()), Dictionary)
     for name, dictionary in dictionaries.items():
         if dictionary.d != width(name):
             raise WidthMismatch(

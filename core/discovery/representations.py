@@ -36,6 +36,7 @@ from core.options import (
     WITH_DICTIONARIES,
     Reduction,
     Representation,
+    check_list,
     check_option,
 )
 from core.types import SparseFeatures, causal_order
@@ -239,6 +240,8 @@ def _check(
         raise InputError(f"n_last is {n_last}, but at least one position is needed.")
     if error_effects and representation != "feature_effects":
         raise InputError(f"error_effects go with feature_effects, not with {representation}.")
+    if submodules is not None:
+        check_list("submodules", submodules, str)
     names = causal_order(submodules or dictionaries or model.submodules)
     for name in names:
         model.width(name)

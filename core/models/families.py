@@ -6,22 +6,27 @@ A decoder layer is, for every family here,
     out = mid + mlp(mid or h)         mlp(h)  = post_mlp(mlp(pre_mlp(h)))
 
 with the MLP reading ``h`` in parallel models and ``mid`` in sequential ones. A family names the
-modules that play these parts. `LanguageModel` checks the description against the model's own
-logits when it loads, so a wrong one cannot go unnoticed. To add a family, append an entry to
-`FAMILIES`; `docs/extend.md` walks through an example.
+modules that play these parts. `LanguageModel` checks the description against the model's own run
+when it loads, so a wrong one cannot go unnoticed. To add a family, append an entry to `FAMILIES`;
+`docs/extend.md` walks through an example. `UNFIT` says of well-known architectures why no such
+description fits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from core.errors import UnknownFamily
+from core.errors import AdapterMismatch, UnknownFamily
 
 
-def _never(config: Any) -> bool:
+def _never(_config: Any) -> bool:
     return False
+
+
+def _always(_config: Any) -> bool:
+    return True
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Family:
         post_attn: norm applied to the attention's output before it is added, or None.
         pre_mlp, mlp, post_mlp: likewise.
         parallel: whether MLP and attention read the same stream, given the configuration.
+        when: which configurations of these types this describes; the first that does counts.
+        in_place: the layer adds to the MLP's output in place, so that a copy is recorded.
     """
 
     model_types: tuple[str, ...]
@@ -51,7 +58,42 @@ class Family:
     post_attn: str | None = None
     post_mlp: str | None = None
     parallel: Callable[[Any], bool] = _never
+    when: Callable[[Any], bool] = _always
+    in_place: bool = False
 
+
+_LLAMA = Family(
+    model_types=(
+        *("llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe"),
+        *("phi3", "gemma"),
+    ),
+    layers="model.layers",
+    final_norm="model.norm",
+    pre_attn="input_layernorm",
+    attn="self_attn",
+    out_proj="o_proj",
+    pre_mlp="post_attention_layernorm",
+)
+_GPT2 = Family(
+    model_types=("gpt2",),
+    layers="transformer.h",
+    final_norm="transformer.ln_f",
+    position="transformer.wpe",
+    pre_attn="ln_1",
+    attn="attn",
+    out_proj="c_proj",
+    pre_mlp="ln_2",
+)
+_FALCON = Family(
+    model_types=("falcon",),
+    layers="transformer.h",
+    final_norm="transformer.ln_f",
+    pre_attn="input_layernorm",
+    attn="self_attention",
+    out_proj="dense",
+    pre_mlp="post_attention_layernorm",
+    in_place=True,
+)
 
 FAMILIES: list[Family] = [
     Family(
@@ -64,25 +106,49 @@ FAMILIES: list[Family] = [
         pre_mlp="post_attention_layernorm",
         parallel=lambda config: bool(config.use_parallel_residual),
     ),
-    Family(
-        model_types=("gpt2",),
-        layers="transformer.h",
-        final_norm="transformer.ln_f",
-        position="transformer.wpe",
-        pre_attn="ln_1",
-        attn="attn",
-        out_proj="c_proj",
-        pre_mlp="ln_2",
+    _GPT2,
+    replace(_GPT2, model_types=("gpt_neo",), out_proj="attention.out_proj"),
+    # One norm for attention and MLP.
+    replace(
+        _GPT2,
+        model_types=("gptj",),
+        position=None,
+        out_proj="out_proj",
+        pre_mlp="ln_1",
+        parallel=_always,
     ),
-    Family(
-        model_types=("llama", "mistral", "qwen2", "qwen3"),
-        layers="model.layers",
-        final_norm="model.norm",
-        pre_attn="input_layernorm",
-        attn="self_attn",
-        out_proj="o_proj",
-        pre_mlp="post_attention_layernorm",
+    _LLAMA,
+    replace(
+        _LLAMA,
+        model_types=("stablelm",),
+        pre_mlp="input_layernorm",
+        parallel=_always,
+        when=lambda config: config.use_parallel_residual,
     ),
+    replace(_LLAMA, model_types=("stablelm",)),
+    replace(
+        _LLAMA,
+        model_types=("phi",),
+        final_norm="model.final_layernorm",
+        out_proj="dense",
+        pre_mlp="input_layernorm",
+        parallel=_always,
+    ),
+    # Of 40B: a norm for each. Of 7B, and 11B: one for both. Of RW: one after the other.
+    replace(
+        _FALCON,
+        pre_attn="ln_attn",
+        pre_mlp="ln_mlp",
+        parallel=_always,
+        when=lambda c: c.new_decoder_architecture and c.num_ln_in_parallel_attn in (None, 2),
+    ),
+    replace(
+        _FALCON,
+        pre_mlp="input_layernorm",
+        parallel=_always,
+        when=lambda config: config.new_decoder_architecture or config.parallel_attn,
+    ),
+    _FALCON,
     Family(
         model_types=("gemma2", "gemma3_text"),
         layers="model.layers",
@@ -97,16 +163,31 @@ FAMILIES: list[Family] = [
 ]
 
 
+UNFIT = {
+    "bloom": "its attention and its MLP are given the residual stream and add it themselves, so "
+    "what they add is no module's output",
+    "opt": "its MLP is two matrices of the layer, so no module puts out what it adds",
+    "olmo2": "attention and MLP read the residual stream as it is, without a norm before them",
+}
+"""Why an architecture cannot be described so, by ``config.model_type``."""
+
+
 def family_of(config: Any) -> Family:
     """The family that describes a model's configuration.
 
     Raises:
+        AdapterMismatch: its layers are known to be put together differently.
         UnknownFamily: none does; the message says what to add.
     """
     for family in FAMILIES:
-        if config.model_type in family.model_types:
+        if config.model_type in family.model_types and family.when(config):
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.model_types)
+    known = ", ".join(dict.fromkeys(name for family in FAMILIES for name in family.model_types))
+    if config.model_type in UNFIT:
+        raise AdapterMismatch(
+            f"models of type '{config.model_type}' cannot be read: {UNFIT[config.model_type]}. "
+            f"Choose a model of another type: {known}."
+        )
     raise UnknownFamily(
         f"no adapter describes model type '{config.model_type}' (known: {known}). Append to "
         f"FAMILIES in core/models/families.py: Family(model_types=('{config.model_type}',), "

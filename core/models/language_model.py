@@ -132,7 +132,7 @@ class LanguageModel:
 
     Raises:
         UnknownFamily: no adapter describes the model.
-        AdapterMismatch: the adapter's layers do not reproduce the model's logits.
+        AdapterMismatch: the adapter's layers do not reproduce the model's own run.
     """
 
     def __init__(self, hf: Any, *, attn_input: bool = False) -> None:
@@ -141,11 +141,29 @@ class LanguageModel:
         self.family: Family = family_of(hf.config)
         self.parallel = self.family.parallel(hf.config)
         self.attn_input = attn_input
-        self.layers = list(attrgetter(self.family.layers)(hf))
-        self.final_norm = attrgetter(self.family.final_norm)(hf)
-        self.unembedding: nn.Linear = hf.get_output_embeddings()
         self.soft_cap: float | None = getattr(hf.config, "final_logit_softcapping", None)
-        self._check_adapter()
+        self.unembedding: nn.Linear = hf.get_output_embeddings()
+        if self.dtype == torch.float64 and getattr(hf, "_can_set_experts_implementation", bool)():
+            hf.set_experts_implementation("eager")  # grouped matrix products take no float64
+        try:
+            self.layers = list(attrgetter(self.family.layers)(hf))
+            self.final_norm = attrgetter(self.family.final_norm)(hf)
+            difference = self._difference()
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise self._mismatch(f"does not fit the model ({error})") from error
+        # A NaN is a difference too.
+        if not difference <= _TOLERANCE.get(self.dtype, 0.05):
+            raise self._mismatch(
+                f"gives other logits than the model itself (relative difference {difference:.2g})"
+            )
+
+    def _mismatch(self, what: str) -> AdapterMismatch:
+        return AdapterMismatch(
+            f"the adapter for '{self.config.model_type}' {what}: its layers are put together "
+            "differently from the description in core/models/families.py."
+        )
 
     # -- shape ---------------------------------------------------------------------------------
 
@@ -259,9 +277,9 @@ class LanguageModel:
     ) -> Iterator[None]:
         """Hooks that fill `values` and `contexts` while the model runs."""
 
-        def keep(name: str) -> Any:
+        def keep(name: str, *, copy: bool = False) -> Any:
             def hook(_module: Any, _args: Any, output: Any) -> None:
-                values[name] = _first(output)
+                values[name] = _first(output).clone() if copy else _first(output)
 
             return hook
 
@@ -299,7 +317,7 @@ class LanguageModel:
                     adds = self._part(i, family.post_attn) or attention
                     add(adds.register_forward_hook(keep(f"attn_{i}")))
                 adds = self._part(i, family.post_mlp) or self._part(i, family.mlp)
-                add(adds.register_forward_hook(keep(f"mlp_{i}")))
+                add(adds.register_forward_hook(keep(f"mlp_{i}", copy=family.in_place)))
                 add(layer.register_forward_hook(keep(f"resid_{i}")))
             yield
 
@@ -334,9 +352,12 @@ class LanguageModel:
         return stream + self.write_attn(layer, attn)
 
     def mlp(self, layer: int, stream: Tensor) -> Tensor:
-        """What the MLP of `layer` adds, given the stream it reads, ``(..., d)``."""
+        """What the MLP of `layer` adds, given the stream it reads, ``(batch, d)`` or with pos."""
         family = self.family
-        output = _first(self._part(layer, family.mlp)(self._part(layer, family.pre_mlp)(stream)))
+        normed = self._part(layer, family.pre_mlp)(stream)
+        # Mixtures of experts take (batch, pos, d) alone.
+        batched = normed[:, None] if normed.ndim == 2 else normed
+        output = _first(self._part(layer, family.mlp)(batched)).view_as(normed)
         post = self._part(layer, family.post_mlp)
         return output if post is None else post(output)
 
@@ -399,19 +420,22 @@ class LanguageModel:
         return out if self.soft_cap is None else self.soft_cap * torch.tanh(out / self.soft_cap)
 
     @torch.no_grad()
-    def _check_adapter(self) -> None:
-        """Compare the adapter's layers with the model's own on a few tokens."""
+    def _difference(self) -> float:
+        """How far the adapter is from the model's own run on a few tokens.
+
+        The largest relative difference of the logits, and of the stream that the recorded outputs
+        add up to after each layer.
+        """
         n_pos = min(5, self.max_positions)
         tokens = torch.arange(2 * n_pos, device=self.device).reshape(2, n_pos) % self.n_vocab
         recording = self.record(tokens)
-        stream = recording.stream_before(0)
-        stream = self.run_layers(stream, recording.context)
-        ours, theirs = self.logits(stream), self.hf(tokens, use_cache=False).logits
-        scale = max(1.0, float(theirs.abs().max()))
-        difference = float((ours - theirs).abs().max()) / scale
-        if not difference <= _TOLERANCE.get(self.dtype, 0.05):
-            raise AdapterMismatch(
-                f"the adapter for '{self.config.model_type}' gives other logits than the model "
-                f"itself (relative difference {difference:.2g}): its layers are put together "
-                "differently from the description in core/models/families.py."
-            )
+        outputs = recording.outputs
+        stream = self.run_layers(recording.stream_before(0), recording.context)
+        pairs = [(self.logits(stream), self.hf(tokens, use_cache=False).logits)]
+        for i in range(self.n_layers):
+            middle = self.after_attn(i, recording.stream_before(i), outputs[f"attn_{i}"])
+            pairs.append((middle + outputs[f"mlp_{i}"], outputs[f"resid_{i}"]))
+        relative = [
+            (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1) for ours, theirs in pairs
+        ]
+        return float(torch.stack(relative).max())

@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from core.metrics import Metric
+from core.metrics import Metric, read
 from core.models import LanguageModel, Recording
 from core.models.language_model import Visit
 from core.types import Submodule
@@ -38,7 +38,7 @@ def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metr
     Returns:
         ``(batch,)`` in the metric's units.
     """
-    return metric(model.logits(at_last(stream, last), metric.tokens))
+    return read(metric, model.logits(at_last(stream, last), metric.tokens))
 
 
 def stream_with(
@@ -118,7 +118,7 @@ class Resumed:
         attn = at_last(attn, self.last)
         mlp = None if mlp is None else at_last(mlp, self.last)
         final = model.layer(last, at_last(stream, self.last), {}, visit, attn=attn, mlp=mlp)
-        return self.metric(model.logits(final, self.metric.tokens))
+        return read(self.metric, model.logits(final, self.metric.tokens))
 
     def metric_with(self, name: str, value: Tensor) -> Tensor:
         """The metric, ``(batch,)``, with submodule `name` putting out `value`."""

@@ -24,13 +24,16 @@ Change = Callable[[Tensor], Tensor]
 # For each architecture: the layers, what attention adds, what the MLP adds, the projection.
 _NORMED = ("model.layers", "post_attention_layernorm", "post_feedforward_layernorm")
 _LLAMA = ("model.layers", "self_attn", "mlp", "self_attn.o_proj")
+_PHI = ("model.layers", "self_attn", "mlp", "self_attn.dense")
 PLACES = {
     "gpt_neox": ("gpt_neox.layers", "attention", "mlp", "attention.dense"),
     "gpt2": ("transformer.h", "attn", "mlp", "attn.c_proj"),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "gpt_neo": ("transformer.h", "attn", "mlp", "attn.attention.out_proj"),
+    "gptj": ("transformer.h", "attn", "mlp", "attn.out_proj"),
+    "falcon": ("transformer.h", "self_attention", "mlp", "self_attention.dense"),
+    "phi": _PHI,
+    **dict.fromkeys(("llama", "mistral", "mixtral", "gemma", "phi3", "stablelm"), _LLAMA),
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3", "qwen3_moe"), _LLAMA),
     "gemma2": (*_NORMED, "self_attn.o_proj"),
     "gemma3_text": (*_NORMED, "self_attn.o_proj"),
 }
@@ -52,8 +55,9 @@ class Reference:
         self.hf, self.attn_input = model.hf, model.attn_input
         layers, self.attn, self.mlp, self.projection = PLACES[model.config.model_type]
         self.layers = list(attrgetter(layers)(self.hf))
-        # GPT-2 adds positions after `embed`; elsewhere the first layer is given it.
-        wte = self.hf.transformer.wte if model.config.model_type == "gpt2" else None
+        # GPT-2 and GPT-Neo add positions after `embed`; elsewhere the first layer is given it.
+        positions = model.config.model_type in ("gpt2", "gpt_neo")
+        wte = self.hf.transformer.wte if positions else None
         self.embed = wte
 
     def run(self, inputs: Inputs, changes: Mapping[str, Change] | None = None) -> Run:
@@ -75,7 +79,8 @@ class Reference:
     def _hooks(self, out: Run, changes: Mapping[str, Change]) -> Iterator[None]:
         def used(name: str, x: Tensor) -> Tensor:
             out.values[name] = changes[name](x) if name in changes else x
-            return out.values[name]
+            # Falcon adds to what its MLP puts out, in place.
+            return out.values[name].clone()
 
         def after(name: str) -> Any:
             def hook(_module: Any, _args: Any, output: Any) -> Any:

@@ -1,9 +1,13 @@
 """Bad input: one clear error each, before any long work."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
+from torch import Tensor
 
 from core.ablate import ablation_values
 from core.budget import plan_passes
@@ -23,7 +27,7 @@ from core.errors import (
 )
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.evaluate import Evaluator, evaluate_circuit
-from core.inputs import Inputs
+from core.inputs import Inputs, tokenize_pairs, tokenize_single
 from core.metrics import LogitDifference, NegativeLogit
 from core.models import LanguageModel, Recording
 from core.types import Node, Submodule
@@ -357,3 +361,166 @@ def test_activations_that_are_not_finite_have_no_mean() -> None:
 def test_a_name_that_is_no_submodules_is_refused(name: str) -> None:
     with pytest.raises(MissingSubmodule, match=f"'{name}' names no submodule"):
         Submodule.parse(name)
+
+
+@pytest.fixture
+def as_users_run_it() -> Iterator[None]:
+    """Without the checks of annotations, which only tests have."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# -- objects of one's own ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own:
+    """A metric with all six members, which a test spoils."""
+
+    answer: Tensor
+    reduce: Callable[[Tensor], Any] = lambda logits: -logits[:, 0]
+    name = "own"
+
+    @property
+    def answers(self) -> Tensor:
+        return self.answer[:, None]
+
+    @property
+    def tokens(self) -> Tensor | None:
+        return self.answer[:, None]
+
+    def __call__(self, logits: Tensor) -> Any:
+        return self.reduce(logits)
+
+    def select(self, rows: Tensor) -> "Own":
+        return replace(self, answer=self.answer[rows])
+
+    def to(self, device: Any) -> "Own":
+        return replace(self, answer=self.answer.to(device))
+
+
+def own(reduce: Callable[[Tensor], Any]) -> Inputs:
+    return replace(make_pairs(), metric=Own(random_tokens(1, 3, 3)[0], reduce))
+
+
+def test_a_metric_of_ones_own_gives_what_the_same_one_of_core_does() -> None:
+    answer = random_tokens(1, 3, 3)[0]
+    theirs = find(replace(make_pairs(), metric=NegativeLogit(answer)))
+    assert find(own(lambda logits: -logits[:, 0])).nodes == theirs.nodes
+
+
+@pytest.mark.parametrize(
+    ("reduce", "message"),
+    [
+        (lambda logits: -logits.mean(), r"'own' must give one value .*of 3 examples.*shape \(\)"),
+        (lambda logits: -logits, r"shape \(3, 1\) was given: do not average"),
+        (lambda logits: 0.5, "float was given"),
+        (lambda logits: -logits[:, 0].detach(), "'own' has no gradient"),
+    ],
+)
+def test_a_metric_of_ones_own_that_gives_something_else_is_refused(
+    reduce: Callable[[Tensor], Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        find(own(reduce))
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda logits: logits[:, 0], "is no metric, it has no name, answers, tokens, select, to:"),
+        (NegativeLogit, "is no metric"),
+        (Own(torch.tensor([1, 2])), "3 examples but answers for 2"),
+        (
+            Own(torch.tensor([1.0, 2.0, 3.0])),
+            r"answers must be \(batch, n\) token ids, torch.float",
+        ),
+    ],
+)
+def test_what_is_no_metric_is_refused_where_inputs_are_made(metric: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(make_pairs(), metric=metric)
+
+
+def test_a_column_beyond_the_vocabulary_is_refused() -> None:
+    class Beyond(Own):
+        answers = torch.ones(3, 1, dtype=torch.long)  # type: ignore[assignment]
+
+    inputs = replace(make_pairs(), metric=Beyond(torch.tensor([1, 2, N_VOCAB])))
+    with pytest.raises(AnswerError, match=f"run from 1 to {N_VOCAB}"):
+        find(inputs)
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+def test_effects_are_a_mapping_and_a_mapping_is_not_effects() -> None:
+    model = make_model("gpt2")
+    dictionaries = random_dictionaries(model, names=["embed", "mlp_1"])
+    effects = node_effects(model, dictionaries, make_pairs())
+    assert list(effects) == ["embed", "mlp_1"] == list(dict(effects))
+    assert "mlp_0" not in effects
+    assert effects.get("mlp_0") is None
+    assert effects.get("embed") is effects["embed"]
+    with pytest.raises(InputError, match=r"effects are dict, and edges need what core\.node_eff"):
+        edge_effects(model, dictionaries, dict(effects))  # type: ignore[arg-type]
+    del dictionaries["embed"]
+    with pytest.raises(MissingSubmodule, match="effects but no dictionary at embed"):
+        edge_effects(model, dictionaries, effects)
+
+
+def test_a_mask_with_holes_is_read_as_if_nothing_stood_there() -> None:
+    model, tokens = make_model("gpt_neox"), random_tokens(2, 4, 1)
+    wide = torch.cat([tokens[:, :2], torch.full((2, 2), 9), tokens[:, 2:]], 1)
+    mask = torch.tensor([[True, True, False, False, True, True]] * 2)
+    alone = model.record(tokens)
+    recording = model.record(wide, mask)
+    assert recording.last.tolist() == [5, 5]
+    for name, value in recording.outputs.items():
+        torch.testing.assert_close(
+            value[mask].view(2, 4, -1), alone.outputs[name], rtol=0, atol=1e-10
+        )
+    inputs = Inputs.single(wide, torch.tensor([1, 2]), mask)
+    whole = Inputs.single(tokens, torch.tensor([1, 2]))
+    assert torch.equal(inputs.clean[:, :4], tokens)
+    assert find(inputs).nodes == find(whole).nodes
+
+
+@pytest.mark.usefixtures("as_users_run_it")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: Inputs.single([[1, 2]], torch.tensor([1])), "tokens must be a tensor.*not list"),
+        (lambda: Inputs.single(torch.ones(1, 2), torch.tensor([1])), "whole numbers, not torch.fl"),
+        (
+            lambda: Inputs.single(torch.ones(1, 2).long(), [1]),
+            "answers must be a tensor .*not list",
+        ),
+        (
+            lambda: Inputs.single(
+                torch.ones(1, 2).long(), torch.tensor([1]), torch.tensor([[1, 2]])
+            ),
+            "mask must be True",
+        ),
+        (lambda: find(dictionaries="mlp_0"), "must be a mapping from submodule names, not str"),
+        (lambda: find(dictionaries={"mlp_0": "mlp_0"}), "dictionaries must not hold str: 'mlp_0'"),
+        (lambda: find(tokens="the cat"), "tokens must be a list, not str"),
+        (lambda: tokenize_single(None, "The cat", [" is"]), "texts must be a list, not str"),
+        (lambda: tokenize_single(None, ["The cat"], " is"), "answers must be a list, not str"),
+        (lambda: tokenize_single(None, [3], [" is"]), "texts must not hold int: 3"),
+        (lambda: tokenize_pairs(None, {"clean_prefix": "The"}), "rows must be a list, not dict"),
+        (lambda: tokenize_pairs(None, [{"clean_prefix": None}]), "row 0 of the pairs must have"),
+        (lambda: an_evaluator().evaluate("mlp_0"), "nodes must be a list, not str"),
+        (lambda: an_evaluator().evaluate(["mlp_0"]), "nodes must not hold str: 'mlp_0'"),
+        (lambda: an_evaluator().curve([], 0.1), "thresholds must be a list, not float"),
+    ],
+)
+def test_one_thing_in_the_place_of_a_list_is_refused_by_name(
+    call: Callable[[], Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def an_evaluator() -> Evaluator:
+    model = make_model("gpt_neox")
+    return Evaluator(model, random_dictionaries(model), make_pairs())

@@ -20,6 +20,7 @@ from tests.core.reference import Change, Leaves, Reference, between
 from tests.core.tiny import (
     FAMILY_NAMES,
     KINDS,
+    PARALLEL,
     VARIANTS,
     make_model,
     make_pairs,
@@ -159,8 +160,9 @@ def test_attention_feeds_the_mlp_of_its_layer_only_in_sequential_models(family: 
     model = make_model(family)
     kinds = set(edge_kinds(model, dict.fromkeys(model.submodules)))
     inside = {(f"attn_{layer}", f"mlp_{layer}") for layer in range(2)}
-    assert kinds & inside == (set() if family == "gpt_neox" else inside)
-    assert len(kinds) == (10 if family == "gpt_neox" else 12)
+    parallel = family in PARALLEL
+    assert kinds & inside == (set() if parallel else inside)
+    assert len(kinds) == (10 if parallel else 12)
 
 
 def test_a_layer_without_a_dictionary_before_it_has_no_edges_from_there() -> None:

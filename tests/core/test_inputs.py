@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from core.errors import AnswerError, InputError
-from core.inputs import Inputs, answer_token, pad, tokenize_pairs, tokenize_single
+from core.inputs import (
+    Inputs,
+    answer_token,
+    by_reason,
+    pad,
+    tokenize_pairs,
+    tokenize_single,
+)
 from core.metrics import LogitDifference, NegativeLogit, NegativeLogProb
 from core.types import (
     Node,
@@ -90,13 +97,21 @@ def test_nothing_to_pad_is_refused(rows: list[list[int]]) -> None:
 # -- texts ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", [" runs", "", "The dog"])
+@pytest.mark.parametrize("text", [" runs", "", " dogs big"])
 def test_an_answer_of_several_tokens_or_none_is_refused(text: str) -> None:
-    assert answer_token(tokenize, " is") == 4
-    with pytest.raises(AnswerError, match=r"is \d tokens, and a metric reads one.*leading space"):
-        answer_token(tokenize, text)
+    assert answer_token(tokenize, "The dog", " is") == 4
+    message = r"after 'The dog' cannot be read: an answer is not one token \(\[0, 1\] becomes"
+    with pytest.raises(AnswerError, match=message):
+        answer_token(tokenize, "The dog", text)
     with pytest.raises(AnswerError, match="leading space"):
         tokenize_single(tokenize, ["The dog"], [text])
+
+
+def test_an_answer_is_what_it_is_after_its_text() -> None:
+    """Alone, "s" is a word of its own; after " run" it is one piece, after " dog" it is none."""
+    assert tokenize_single(tokenize, ["The dogs run"], ["s"]).metric.answers.tolist() == [[7]]
+    with pytest.raises(AnswerError, match="melts into its prefix"):
+        tokenize_single(tokenize, ["The dog"], ["s"])
 
 
 def test_single_texts_become_padded_tokens_and_a_log_probability() -> None:
@@ -127,24 +142,34 @@ def test_pairs_that_cannot_be_compared_are_left_out() -> None:
         row("", ""),
         row("The dogs", "The dog", " are", " is"),
         row("The dog that run", "The dogs that run", "s", " is"),
+        row("The dog", "The dog"),
+        row("The dog", "The dogs", " is", " is"),
+        row("The dog", "The dogs", "s", " is"),  # " dog" and "s" are one token together
     ]
-    inputs, kept = tokenize_pairs(tokenize, rows)
-    assert kept == [0, 5, 6]
+    pairs = tokenize_pairs(tokenize, rows)
+    inputs = pairs.inputs
+    assert pairs.kept == [0, 5, 6]
+    assert pairs.dropped == [
+        (1, "the prefixes differ in length"),
+        (2, "an answer is not one token"),
+        (3, "an answer is not one token"),
+        (4, "a prefix has no tokens"),
+        (7, "both prefixes are the same"),
+        (8, "both answers are the same"),
+        (9, "an answer melts into its prefix"),
+    ]
+    assert by_reason(pairs.dropped).startswith("2 x an answer is not one token; 1 x the prefixes")
     assert inputs.clean.tolist() == [[0, 1, 0, 0], [0, 2, 0, 0], [0, 1, 3, 6]]
     assert inputs.patch is not None
     assert inputs.patch.tolist() == [[0, 2, 0, 0], [0, 1, 0, 0], [0, 2, 3, 6]]
     assert inputs.metric.answers.tolist() == [[4, 5], [5, 4], [7, 4]]
 
 
-def test_an_answer_that_melts_into_its_prefix_is_left_out() -> None:
-    # " dog" and "s" are one token together.
-    with pytest.raises(InputError, match="none of 1 pairs can be used"):
-        tokenize_pairs(tokenize, [row("The dog", "The dogs", "s", " is")])
-
-
-def test_no_usable_pair_is_refused() -> None:
-    with pytest.raises(InputError, match=r"none of 1 pairs.*one token and both prefixes equally"):
-        tokenize_pairs(tokenize, [row("The big dog", "The dogs")])
+def test_no_usable_pair_is_refused_with_the_reasons() -> None:
+    rows = [row("The big dog", "The dogs"), row("The dog", "The dogs", " runs")]
+    message = r"none of 2 pairs .*\(1 x the prefixes differ in length; 1 x an answer is not one"
+    with pytest.raises(InputError, match=message):
+        tokenize_pairs(tokenize, rows)
 
 
 # -- metrics -------------------------------------------------------------------------------------

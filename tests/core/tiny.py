@@ -35,6 +35,15 @@ _SIZES: dict[str, Any] = {
 _GROUPED: dict[str, Any] = _SIZES | {"num_key_value_heads": 2, "head_dim": 4}
 # One layer sees four tokens, the other all.
 _SLIDING = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+_EXPERTS = {
+    "num_local_experts": 3,
+    "num_experts": 3,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 10,
+    "shared_expert_intermediate_size": 10,
+}
+_ROTARY: dict[str, Any] = _GROUPED | {"hidden_size": 16, "partial_rotary_factor": 0.5}
+_FALCON: dict[str, Any] = _SIZES | {"model_type": "falcon", "hidden_size": 16, "bias": True}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt_neox": _SIZES | {"model_type": "gpt_neox", "use_parallel_residual": True},
     "gpt_neox_sequential": _SIZES | {"model_type": "gpt_neox", "use_parallel_residual": False},
@@ -49,8 +58,25 @@ CONFIGS: dict[str, dict[str, Any]] = {
     | {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
     | _SLIDING,
     "gemma3_text": _GROUPED | {"model_type": "gemma3_text"} | _SLIDING,
+    "gemma": _GROUPED | {"model_type": "gemma"},
+    "phi3": _GROUPED | {"model_type": "phi3", "sliding_window": 4, "hidden_size": 16},
+    "mixtral": _GROUPED | {"model_type": "mixtral"} | _EXPERTS,
+    "qwen2_moe": _GROUPED | {"model_type": "qwen2_moe"} | _EXPERTS,
+    # The first layer's MLP is one network, the second's a mixture.
+    "qwen3_moe": _GROUPED | {"model_type": "qwen3_moe", "decoder_sparse_step": 2} | _EXPERTS,
+    "stablelm": _ROTARY | {"model_type": "stablelm", "use_parallel_residual": False},
+    "stablelm_parallel": _ROTARY | {"model_type": "stablelm", "use_parallel_residual": True},
+    "phi": _ROTARY | {"model_type": "phi"},
+    "gptj": _SIZES | {"model_type": "gptj", "rotary_dim": 2, "n_inner": 20},
+    "gpt_neo": _SIZES
+    | {"model_type": "gpt_neo", "attention_types": [[["global", "local"], 1]], "window_size": 4},
+    "falcon_40b": _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon_7b": _FALCON | {"parallel_attn": True},
+    "falcon_rw": _FALCON | {"parallel_attn": False, "multi_query": False, "alibi": True},
 }
 FAMILY_NAMES = tuple(CONFIGS)
+PARALLEL = ("gpt_neox", "stablelm_parallel", "phi", "gptj", "falcon_40b", "falcon_7b")
+MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")
 # Their layer norms are computed in the model's own dtype; RMS norms, and soft-capped attention,
 # go through float32 in transformers, whatever the model is in.
 _EXACT = ("gpt_neox", "gpt_neox_sequential", "gpt2")

@@ -199,7 +199,7 @@ def _run(experiment: Experiment) -> None:
 def test_a_folder_that_is_no_model_is_named(tmp_path: Path) -> None:
     experiment = tiny_experiment(tmp_path, model={"source": "./artifacts"})
     (tmp_path / "artifacts").mkdir()
-    with pytest.raises(ModelError, match="no model folder"):
+    with pytest.raises(ModelError, match=r"artifacts' holds no tokenizer"):
         _run(experiment)
 
 

@@ -29,6 +29,33 @@ def test_a_loader_refuses_what_is_not_declared(finished: Experiment, need: Need)
     assert LOADS[need](Loader(finished)) is not None
 
 
+def test_a_tokenizer_is_known_by_all_its_files_and_by_what_it_makes_of_texts(
+    copied: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied.path.parent / "model"
+
+    def identity() -> str | None:
+        return Loader(copied).identity("tokenizer")
+
+    known = [identity()]
+    (folder / "notes.txt").write_text("not the tokenizer's")
+    assert identity() == known[0]
+    for name in ("vocab.json", "merges.txt", "spiece.model", "special_tokens_map.json"):
+        (folder / name).write_text("{}")
+        known.append(identity())
+    # The same files, read in another way by another version of a class.
+    monkeypatch.setattr("core.models.load.probe_ids", lambda tokenizer: [[1, 2, 3]])
+    known.append(identity())
+    assert len(set(known)) == 6
+
+
+def test_which_reading_of_a_tokenizer_is_meant_is_part_of_it(copied: Experiment) -> None:
+    model = copied.settings.model.model_copy(update={"tokenizer": "file"})
+    other = replace(copied, settings=copied.settings.model_copy(update={"model": model}))
+    assert Loader(other).identity("tokenizer") != Loader(copied).identity("tokenizer")
+    assert Loader(other).as_written("tokenizer") != Loader(copied).as_written("tokenizer")
+
+
 def test_dictionaries_need_the_model_for_its_device(finished: Experiment) -> None:
     with pytest.raises(Undeclared, match="loads the model"):
         Loader(finished).only(["dictionaries"]).dictionaries()

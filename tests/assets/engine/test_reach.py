@@ -307,7 +307,7 @@ def test_no_stage_sees_the_experiment(monkeypatch: pytest.MonkeyPatch, tmp_path:
             watched.run(experiment)
         else:
             watched.run(experiment, list(stage.partitions(experiment)))
-    loading = {"source", "revision", "dtype", "device", "attn_input", "n_layers"}
+    loading = {"source", "revision", "tokenizer", "dtype", "device", "attn_input", "n_layers"}
     assert seen <= {("ModelSettings", name) for name in loading}
     assert seen  # the watch works
 

@@ -22,6 +22,7 @@ OWNERS = {
     "clusterings/chosen/pages/k00000.html": "clusters",
     "behaviours/clusters_examples.parquet": "cluster_behaviours",
     "behaviours/tasks_examples.parquet": "task_behaviours",
+    "behaviours/dropped_pairs.parquet": "task_behaviours",
     "circuits/clusters/k00000/nodes.parquet": "circuits",
     "circuits/clusters/k00001/effects.parquet": "circuits",
     "circuits/tasks/simple/edges.parquet": "task_circuits",

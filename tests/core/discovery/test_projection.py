@@ -12,7 +12,7 @@ from core.discovery.batches import batches
 from core.discovery.filter import Sample
 from core.errors import InputError, ModelError
 from core.models import LanguageModel
-from tests.core.tiny import FAMILY_NAMES, make_hf, make_model, random_tokens
+from tests.core.tiny import FAMILY_NAMES, MIXTURES, make_hf, make_model, random_tokens
 
 
 def some_samples() -> list[Sample]:
@@ -58,7 +58,8 @@ def one_by_one(model: LanguageModel, samples: list[Sample], projection: Projecti
 
 
 @pytest.mark.parametrize(
-    ("family", "attn_input"), [*((name, False) for name in FAMILY_NAMES), ("gemma2", True)]
+    ("family", "attn_input"),
+    [*((name, False) for name in FAMILY_NAMES if name not in MIXTURES), ("gemma2", True)],
 )
 def test_projection_equals_the_dense_one_of_the_full_gradient(
     family: str, attn_input: bool
@@ -68,6 +69,15 @@ def test_projection_equals_the_dense_one_of_the_full_gradient(
     expected = one_by_one(model, samples, Projection(50, seed=3))
     assert found.shape == (6, 50)
     assert torch.from_numpy(found).double().sub(expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_gradients_of_experts_are_refused_with_what_works(family: str) -> None:
+    model, samples = make_model(family), some_samples()
+    with pytest.raises(ModelError, match=r"'mlp\.\w+' in layer \d .*linear effects instead"):
+        represent(model, {}, samples, representation="gradients", n_projected=50)
+    found = represent(model, {}, samples, representation="linear_effects")
+    assert len(found) == len(samples)
 
 
 def test_blocks_and_batches_do_not_change_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
