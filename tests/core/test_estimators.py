@@ -79,7 +79,7 @@ def test_every_option_is_in_the_tuple_of_its_type() -> None:
         "TOKENIZER_READINGS": "TokenizerReading",
     }
     tuples = {name for name, value in vars(core.options).items() if isinstance(value, tuple)}
-    assert tuples == {*pairs, "WITH_DICTIONARIES"}  # those and a part of one
+    assert tuples == {*pairs}
     for values, kind in pairs.items():
         assert getattr(core.options, values) == get_args(getattr(core.options, kind))
 
