@@ -78,10 +78,14 @@ class Loader:
         return digest([hash_place(self._source), *rest])
 
     def _tokenizer_identity(self) -> str:
-        """The tokenizer's files in a model folder, or the hub id and revision."""
+        """The files of a model folder that hold no weights, or the hub id and revision.
+
+        Which of them are the tokenizer's differs from one to another: vocab.json and merges.txt,
+        spiece.model, and config.json where only that names its class.
+        """
         folder = Path(self._source)
-        files = sorted(folder.glob("*token*")) if folder.is_dir() else []
-        contents = [hash_place(str(file)) for file in files]
+        files = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
+        contents = [(f.name, hash_place(str(f))) for f in files if not _of_weights(f)]
         return digest([self._settings.revision, contents or self._settings.source])
 
     def model(self) -> LanguageModel:
@@ -121,6 +125,14 @@ class Loader:
         rows = store.read(DICTIONARY_SET, ["submodule", "weights"]).to_pylist()
         weights = tuple((row["submodule"], row["weights"]) for row in rows)
         return dict(_load_dictionaries(store.root, weights, str(self.model().device)))
+
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+def _of_weights(file: Path) -> bool:
+    aside = file.name.startswith(".") or file.name == "generation_config.json"
+    return aside or file.name.endswith((*_WEIGHTS, ".index.json", ".md"))
 
 
 _IDENTITY = ("source", "revision", "dtype", "attn_input")
