@@ -162,16 +162,27 @@ def _load_tokenizer(source: str, revision: str | None, _identity: str) -> Any:
 def _load_dictionaries(
     root: Path, weights: tuple[tuple[str, str], ...], device: str
 ) -> dict[str, Dictionary]:
-    from core.dictionaries.files import fingerprint, load_dictionary
+    from core.dictionaries.files import load_dictionary
 
-    loaded = {}
+    store, loaded = ArtifactStore(root), {}
     for submodule, expected in weights:
-        path = ArtifactStore(root).path(sae(submodule), ".safetensors")
-        dictionary = load_dictionary(path)
-        if fingerprint(dictionary) != expected:
+        dictionary = load_dictionary(store.path(sae(submodule), ".safetensors"))
+        check_written(store, submodule, dictionary)
+        if store.notes(sae(submodule))["weights"] != expected:
             raise ExperimentError(
-                f"{path} is not the dictionary that dictionary_set was made from: materialize "
-                "dictionary_set again."
+                f"the dictionary of {submodule} in {store.root} is not the one that "
+                "dictionary_set was made from: materialize dictionary_set again."
             )
         loaded[submodule] = dictionary.to(device)
     return loaded
+
+
+def check_written(store: ArtifactStore, submodule: str, dictionary: Dictionary) -> None:
+    """Raise if a dictionary is not what the saes stage wrote for this submodule."""
+    from core.dictionaries.files import fingerprint
+
+    if fingerprint(dictionary) != store.notes(sae(submodule))["weights"]:
+        raise ExperimentError(
+            f"{store.path(sae(submodule), '.safetensors')} is damaged (its weights are not those "
+            "that were written): delete it and materialize saes again."
+        )
