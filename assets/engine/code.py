@@ -14,10 +14,13 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+
+from assets.settings import ExperimentError
 
 ROOT = Path(__file__).resolve().parents[2]
 _PACKAGES = ("core", "assets")
@@ -27,6 +30,10 @@ _REST = ""
 
 Name = tuple[str, str]
 """A definition: its module, and its name there."""
+
+
+class ChangedCode(ExperimentError):
+    """A source file is not what it was when the process began."""
 
 
 @dataclass
@@ -52,8 +59,7 @@ class _Module:
 _parsed = cache(ast.parse)
 
 
-def _read(path: Path, package: str) -> _Module:
-    text = path.read_text(encoding="utf-8")
+def _read(path: Path, text: str, package: str) -> _Module:
     tree, module = _parsed(text), _Module(beside=_beside(path, text))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -140,16 +146,25 @@ def _says_nothing(statement: ast.stmt) -> bool:
     return is_text or isinstance(statement, ast.Import | ast.ImportFrom)
 
 
-class Tree:
-    """The project's source files below a folder."""
+def _sources(root: Path) -> dict[Path, str]:
+    files = [file for package in _PACKAGES for file in sorted((root / package).rglob("*.py"))]
+    return {file: file.read_text(encoding="utf-8") for file in files}
 
-    def __init__(self, root: Path = ROOT) -> None:
-        files = [file for package in _PACKAGES for file in sorted((root / package).rglob("*.py"))]
+
+_AT_START = _sources(ROOT)
+"""The source files when this module was imported: what is imported now is what they say."""
+
+
+class Tree:
+    """The project's source files below a folder, as they are now or were when they were read."""
+
+    def __init__(self, root: Path = ROOT, files: Mapping[Path, str] | None = None) -> None:
+        self._files = _sources(root) if files is None else files
         self.modules: dict[str, _Module] = {}
-        for file in files:
+        for file, text in self._files.items():
             name = _module_name(file.relative_to(root))
             package = name if file.stem == "__init__" else name.rpartition(".")[0]
-            self.modules[name] = _read(file, package)
+            self.modules[name] = _read(file, text, package)
         self._followers: dict[Name, set[Name]] = defaultdict(set)
         for module, source in self.modules.items():
             for name, statements in source.definitions.items():
@@ -161,6 +176,26 @@ class Tree:
         self._digest = cache(self._digest_of)
         self._next = cache(self._next_of)
         self._together = cache(self._together_of)
+
+    def hold(self) -> None:
+        """Import all of it, so that files changed from now on change nothing in this process.
+
+        Raises:
+            ChangedCode: one has changed since it was read, so that what runs would not be what
+                results are said to be made by.
+        """
+        for module in self.modules:
+            import_module(module)
+        changed = [
+            str(file)
+            for file, text in self._files.items()
+            if not file.is_file() or file.read_text(encoding="utf-8") != text
+        ]
+        if changed:
+            raise ChangedCode(
+                f"{', '.join(changed)} changed after this process had begun, so it cannot be told "
+                "which code a result would be made by: start again."
+            )
 
     def _leaders(self, module: str, statements: Iterable[ast.stmt]) -> Iterator[Name]:
         """Base classes and decorators of a definition, and what the decorators put it in."""
@@ -304,4 +339,10 @@ def _is_text(statement: object) -> bool:
 @cache
 def installed() -> Tree:
     """The code that runs here."""
-    return Tree()
+    return Tree(ROOT, _AT_START)
+
+
+@cache
+def hold_code() -> None:
+    """`Tree.hold` of what runs here, once in a process."""
+    installed().hold()

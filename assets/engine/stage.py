@@ -16,7 +16,7 @@ from typing import Any, Generic, NamedTuple, Self, TypeVar
 import dagster as dg
 import pyarrow as pa
 
-from assets.engine.code import Name, Tree, installed, is_ours
+from assets.engine.code import Name, Tree, hold_code, installed, is_ours
 from assets.engine.loading import CODE, Loader, Need
 from assets.engine.lock import alone
 from assets.engine.recipe import Recipe, digest, plain, sources
@@ -287,6 +287,7 @@ class TableStage(_Stage[S]):
             if work.store.is_current(self.key, recipe):
                 say(f"{self.name} is up to date")
                 return False
+            hold_code()
             _write(work.store, self.key, self.make(work, settings), recipe)
             return True
 
@@ -371,6 +372,7 @@ class PartitionedStage(_Stage[S]):
         wanted = [job for job in jobs if not work.store.is_current(self.key(job.key), job.recipe)]
         work.say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
         if wanted:
+            hold_code()
             recipes = {job.key: job.recipe for job in wanted}
             for key, made in self.make(self._open(work, [job.settings for job in wanted]), wanted):
                 _write(work.store, self.key(key), made, recipes[key])
