@@ -88,8 +88,9 @@ class Behaviour:
 
     @property
     def digest(self) -> str:
-        """Hash of what shapes a circuit: metric, positions, examples."""
-        return digest([self.metric, self.by_position, [asdict(e) for e in self.examples]])
+        """Hash of what shapes a circuit: metric, positions and their names, examples."""
+        examples = [asdict(e) for e in self.examples]
+        return digest([self.metric, self.by_position, self.tokens, examples])
 
     @property
     def held_out(self) -> bool:

@@ -19,7 +19,7 @@ from assets.dictionaries.imports import (
     reads_imported,
 )
 from assets.engine.automation import rerun_on_new_data
-from assets.engine.loading import Need
+from assets.engine.loading import Need, check_written
 from assets.engine.partitions import train_together
 from assets.engine.recipe import aside
 from assets.engine.stage import (
@@ -65,10 +65,12 @@ _WEIGHTS = ".safetensors"
 
 
 def load_own(store: ArtifactStore, submodule: str) -> Dictionary:
-    """The dictionary that the saes stage wrote for a submodule."""
+    """The dictionary that the saes stage wrote for a submodule; raises where it is damaged."""
     from core.dictionaries.files import load_dictionary
 
-    return load_dictionary(store.path(sae(submodule), _WEIGHTS))
+    dictionary = load_dictionary(store.path(sae(submodule), _WEIGHTS))
+    check_written(store, submodule, dictionary)
+    return dictionary
 
 
 # -- saes -----------------------------------------------------------------------------------------

@@ -79,12 +79,14 @@ class Loader:
         return digest([hash_place(self._source), *rest])
 
     def _tokenizer_files(self) -> str:
-        """The tokenizer's files in a folder, or the hub id; revision and reading."""
-        from core.models.load import tokenizer_files
+        """The files of a folder that hold no weights, or the hub id; revision and reading.
 
+        Which of them are the tokenizer's differs from one to another: vocab.json and merges.txt,
+        spiece.model, and config.json where only that names its class.
+        """
         folder = Path(self._source)
-        files = tokenizer_files(folder) if folder.is_dir() else []
-        contents = {file.name: hash_place(str(file)) for file in files}
+        files = sorted(f for f in folder.iterdir() if f.is_file()) if folder.is_dir() else []
+        contents = [(f.name, hash_place(str(f))) for f in files if not _of_weights(f)]
         settings = self._settings
         return digest([settings.revision, settings.tokenizer, contents or settings.source])
 
@@ -139,6 +141,14 @@ class Loader:
         return dict(_load_dictionaries(store.root, weights, str(self.model().device)))
 
 
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx")
+
+
+def _of_weights(file: Path) -> bool:
+    aside = file.name.startswith(".") or file.name == "generation_config.json"
+    return aside or file.name.endswith((*_WEIGHTS, ".index.json", ".md"))
+
+
 _IDENTITY = ("source", "revision", "dtype", "attn_input")
 _TOKENIZER = ("source", "revision", "tokenizer")
 
@@ -169,16 +179,27 @@ def _load_tokenizer(
 def _load_dictionaries(
     root: Path, weights: tuple[tuple[str, str], ...], device: str
 ) -> dict[str, Dictionary]:
-    from core.dictionaries.files import fingerprint, load_dictionary
+    from core.dictionaries.files import load_dictionary
 
-    loaded = {}
+    store, loaded = ArtifactStore(root), {}
     for submodule, expected in weights:
-        path = ArtifactStore(root).path(sae(submodule), ".safetensors")
-        dictionary = load_dictionary(path)
-        if fingerprint(dictionary) != expected:
+        dictionary = load_dictionary(store.path(sae(submodule), ".safetensors"))
+        check_written(store, submodule, dictionary)
+        if store.notes(sae(submodule))["weights"] != expected:
             raise ExperimentError(
-                f"{path} is not the dictionary that dictionary_set was made from: materialize "
-                "dictionary_set again."
+                f"the dictionary of {submodule} in {store.root} is not the one that "
+                "dictionary_set was made from: materialize dictionary_set again."
             )
         loaded[submodule] = dictionary.to(device)
     return loaded
+
+
+def check_written(store: ArtifactStore, submodule: str, dictionary: Dictionary) -> None:
+    """Raise if a dictionary is not what the saes stage wrote for this submodule."""
+    from core.dictionaries.files import fingerprint
+
+    if fingerprint(dictionary) != store.notes(sae(submodule))["weights"]:
+        raise ExperimentError(
+            f"{store.path(sae(submodule), '.safetensors')} is damaged (its weights are not those "
+            "that were written): delete it and materialize saes again."
+        )

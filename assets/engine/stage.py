@@ -8,14 +8,15 @@ function can see changes the recipe of what it makes (`assets.engine.recipe`), a
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
 import dagster as dg
 import pyarrow as pa
 
-from assets.engine.code import Name, Tree, installed
+from assets.engine.code import Name, Tree, hold_code, installed, is_ours
 from assets.engine.loading import CODE, Loader, Need
 from assets.engine.lock import alone
 from assets.engine.recipe import Recipe, digest, plain, sources
@@ -140,12 +141,14 @@ class _Stage(Generic[S]):
 
     def code(self, settings: S, tree: Tree | None = None) -> str:
         """Digest of the code that makes the result, as it runs here or lies in another tree."""
-        entries = [self._entry(), *(CODE[need] for need in self.needs(settings))]
+        entries, filled_in = code_of(self._make())
+        entries += [CODE[need] for need in self.needs(settings)]
+        entries += dict.fromkeys(_kinds_of(settings))
         schemas = [
             [(column.name, str(column.type)) for column in TABLES[table].schema]
             for table in sorted(self._tables())
         ]
-        return digest([(tree or installed()).digest(entries), schemas])
+        return digest([(tree or installed()).digest(entries), filled_in, schemas])
 
     def _as_written(self, experiment: Experiment, settings: S) -> object:
         """What shapes the result as far as the experiment's file tells, without a look at files."""
@@ -157,7 +160,8 @@ class _Stage(Generic[S]):
             self.code(settings),
         ]
 
-    def _entry(self) -> Name:
+    def _make(self) -> Callable[..., Any]:
+        """The function that does the work."""
         raise NotImplementedError
 
     def _tables(self) -> Iterable[str]:
@@ -195,10 +199,36 @@ class _Stage(Generic[S]):
         }
 
 
-def _name_of(make: Any) -> Name:
-    """Where a stage's function is defined, whatever of it is filled in."""
-    function = getattr(make, "func", make)
-    return function.__module__, function.__qualname__
+def code_of(make: Any) -> tuple[list[Name], list[Any]]:
+    """Where a function is defined, and what is filled into it: definitions, and plain values."""
+    if not isinstance(make, partial):
+        return [(make.__module__, make.__qualname__)], []
+    entries, values = code_of(make.func)
+    for place, value in [*enumerate(make.args), *sorted(make.keywords.items())]:
+        if callable(value):
+            inner, filled_in = code_of(value)
+            entries += inner
+            values.append([place, inner, filled_in])
+        else:
+            entries += _kinds_of(value)
+            values.append([place, plain(value)])
+    return entries, values
+
+
+def _kinds_of(value: Any) -> Iterator[Name]:
+    """The classes of a settings value and of what it holds, whose methods a stage may run."""
+    kind = type(value)
+    if is_ours(kind.__module__):
+        yield kind.__module__, kind.__qualname__
+    if is_dataclass(value):
+        for f in fields(value):
+            yield from _kinds_of(getattr(value, f.name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _kinds_of(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _kinds_of(item)
 
 
 def _write(store: ArtifactStore, key: Key, made: Made, recipe: Recipe) -> list[Path]:
@@ -232,8 +262,8 @@ class TableStage(_Stage[S]):
     inputs: Callable[[Work, S], Mapping[str, str]]
     show: Callable[[Work, S], Metadata] = lambda _work, _settings: {}
 
-    def _entry(self) -> Name:
-        return _name_of(self.make)
+    def _make(self) -> Callable[..., Any]:
+        return self.make
 
     def _tables(self) -> Iterable[str]:
         return [key.table for key in (self.key, *self.beside)]
@@ -257,6 +287,7 @@ class TableStage(_Stage[S]):
             if work.store.is_current(self.key, recipe):
                 say(f"{self.name} is up to date")
                 return False
+            hold_code()
             _write(work.store, self.key, self.make(work, settings), recipe)
             return True
 
@@ -296,8 +327,8 @@ class PartitionedStage(_Stage[S]):
     inputs: Callable[[Work, Mapping[str, S]], Mapping[str, Mapping[str, str]]]
     show: Callable[[Work, str], Metadata] = lambda _work, _key: {}
 
-    def _entry(self) -> Name:
-        return _name_of(self.make)
+    def _make(self) -> Callable[..., Any]:
+        return self.make
 
     def _tables(self) -> Iterable[str]:
         return [self.key("").table, *self.beside]
@@ -341,6 +372,7 @@ class PartitionedStage(_Stage[S]):
         wanted = [job for job in jobs if not work.store.is_current(self.key(job.key), job.recipe)]
         work.say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
         if wanted:
+            hold_code()
             recipes = {job.key: job.recipe for job in wanted}
             for key, made in self.make(self._open(work, [job.settings for job in wanted]), wanted):
                 _write(work.store, self.key(key), made, recipes[key])

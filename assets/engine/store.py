@@ -27,6 +27,9 @@ from assets.tables.places import Key
 from assets.tables.schemas import TABLES
 
 PREFIX = "sfc."
+NOTED = frozenset({"cluster_vectors", "cluster_assignments"})
+"""Tables whose notes other stages read: width, representation, algorithm, the curve of k. There
+they are part of the content."""
 _OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "columns")
 
 
@@ -36,7 +39,7 @@ class Footer:
 
     Attributes:
         fingerprint: of the recipe it was made by.
-        content: hash of its values.
+        content: hash of its values, and of its notes where others read them (`NOTED`).
         n_rows: rows.
         notes: everything else under ``sfc.``, decoded.
     """
@@ -334,8 +337,11 @@ class ArtifactStore:
                 rows = piece.select(schema.names).cast(schema)
                 hashed.update(rows)
                 writer.write_table(rows)
+            noted = (notes() if callable(notes) else notes) or {}
             content = hashed.hexdigest()
-            footer |= (notes() if callable(notes) else notes) or {}
+            if key.table in NOTED:
+                content = digest([content, dict(noted)])
+            footer |= noted
             footer |= {"content": content, "columns": hashed.columns(), "n_rows": hashed.n_rows}
             texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
             texts["seal"] = digest(texts)

@@ -93,10 +93,11 @@ def _beside(path: str) -> list[str]:
 
 
 def also_read(place: Path) -> list[Path]:
-    """What else a reader looks at: files beside a file of weights, weights below a folder."""
-    folders = [place.parent, place.parent.parent] if place.is_file() else []
+    """What else a reader looks at: files beside weights or above them, checkpoints in a folder."""
+    below = place / "checkpoints"
+    folders = [place.parent, place.parent.parent] if place.is_file() else [place.parent, below]
     files = [folder / name for folder in folders for name in BESIDE]
-    return [file for file in [*files, place / "checkpoints/final.safetensors"] if file.is_file()]
+    return [file for file in [*files, below / "final.safetensors"] if file.is_file()]
 
 
 def fetch(source: str, path: str, revision: str | None) -> Path:

@@ -172,3 +172,9 @@ def test_a_behaviour_comes_back_from_its_tables(work: Work, source: BehaviourSou
 def test_what_shapes_a_circuit_is_in_the_digest(changed: dict[str, object]) -> None:
     assert replace(BEHAVIOUR, **changed).digest != BEHAVIOUR.digest  # pyright: ignore
     assert replace(BEHAVIOUR, about="", label=None, size=9).digest == BEHAVIOUR.digest
+
+
+def test_the_words_at_each_position_are_part_of_what_a_circuit_is_made_from() -> None:
+    one = Behaviour("t", "logit_difference", True, [], 0, 0, "", tokens=("a", "b"))
+    assert replace(one, tokens=("a", "c")).digest != one.digest
+    assert replace(one, about="another", label="another", size=3).digest == one.digest

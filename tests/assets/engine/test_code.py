@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from assets.engine.code import ROOT, Tree
-from assets.settings import Experiment
+from assets.settings import Experiment, ExperimentError
 from pipelines.definitions import stages_of
 from tests.tiny_experiment import tiny_experiment
 
@@ -118,3 +118,15 @@ def test_a_kind_that_a_registry_finds_counts_for_whoever_looks_it_up(
 def test_a_name_that_is_nowhere_is_an_error_and_not_an_empty_digest() -> None:
     with pytest.raises(LookupError, match=r"core\.edges defines no nothing"):
         Tree().digest([("core.edges", "nothing")])
+
+
+def test_code_that_changed_since_a_process_began_makes_nothing(copied: Path) -> None:
+    tree = Tree(copied)
+    tree.hold()
+    path = copied / "core" / "edges.py"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(f"{text}\n", encoding="utf-8")
+    with pytest.raises(ExperimentError, match=r"core/edges\.py changed .* start again"):
+        tree.hold()
+    path.write_text(text, encoding="utf-8")
+    tree.hold()

@@ -23,6 +23,8 @@ from assets.tables.places import (
     examples,
     vectors,
 )
+from pipelines.experiment import read_experiment
+from tests.tiny_experiment import brought_up_to_date, write_experiment
 
 TABLES = (
     CONTEXTS,
@@ -65,3 +67,18 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(finished: Experiment, key: 
         path.write_bytes(whole)
     assert n_noticed > N_FLIPS // 2
     assert store.read(key) == table
+
+
+def test_a_damaged_dictionary_is_refused_with_a_way_out(copied: Experiment) -> None:
+    weights = copied.artifacts / "saes" / "embed.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-10] ^= 16
+    weights.write_bytes(damaged)
+    changed = read_experiment(write_experiment(copied.path.parent, clustering={"n_last": 2}))
+    with pytest.raises(ExperimentError, match=r"embed\.safetensors is damaged .* delete it"):
+        brought_up_to_date(changed, "cluster_vectors")
+    (copied.artifacts / "dictionary_set.parquet").unlink()
+    with pytest.raises(ExperimentError, match=r"embed\.safetensors is damaged .* delete it"):
+        brought_up_to_date(copied, "dictionary_set")
+    weights.unlink()
+    assert brought_up_to_date(copied, "dictionary_set") == {"saes": 1, "dictionary_set": 1}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,7 @@ from assets.engine.loading import Loader, Need
 from assets.engine.stage import always
 from assets.engine.store import Undeclared
 from assets.settings import Experiment
+from tests.tiny_experiment import tiny_experiment
 
 LOADS: dict[Need, Callable[[Loader], object]] = {
     "model": Loader.model,
@@ -79,3 +82,27 @@ def test_a_stage_cannot_load_what_it_does_not_need(finished: Experiment) -> None
     stage = replace(TASK_BEHAVIOURS_STAGE, needs=always())
     with pytest.raises(Undeclared, match="loads the tokenizer"):
         stage.run(finished)
+
+
+def _slow_tokenizer(folder: Path, merges: str) -> None:
+    """A GPT-2 tokenizer of the files that older models come with, and no tokenizer.json."""
+    folder.mkdir(exist_ok=True)
+    vocabulary = ["<|endoftext|>", "a", "b", "c", "ab", "bc", "\u0120"]
+    (folder / "vocab.json").write_text(json.dumps({v: i for i, v in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+
+
+def test_every_file_of_a_tokenizer_counts(tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, model={"source": "./slow"})
+    tokens = {}
+    for merges in ("a b", "b c"):
+        _slow_tokenizer(tmp_path / "slow", merges)
+        (tmp_path / "slow" / "model.safetensors").write_bytes(b"")
+        loader = Loader(experiment)
+        tokens[loader.identity("tokenizer")] = tuple(loader.tokenizer()("abc")["input_ids"])
+    assert len(tokens) == 2
+    assert len(set(tokens.values())) == 2
+    before = Loader(experiment).identity("tokenizer")
+    (tmp_path / "slow" / "model.safetensors").write_bytes(b"other weights")
+    assert Loader(experiment).identity("tokenizer") == before

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from core.dictionaries.formats import choose, is_open, load_from, resolved_path
+from core.dictionaries.formats.places import also_read
 from core.errors import FormatError
 from tests.core.dictionaries.published import (
     B_DEC,
@@ -232,3 +233,22 @@ def test_words_on_the_hub_are_looked_up_there(
     assert set(asked) == {
         f"layer_12_width_16k_l0_{w}/config.json" for w in ("small", "medium", "big")
     }
+
+
+@pytest.mark.parametrize(
+    ("place", "file"),
+    [
+        ("resid/ae.pt", "resid/config.json"),
+        ("resid/checkpoints/ae_100.pt", "resid/config.json"),
+        ("resid/checkpoints", "resid/config.json"),
+        ("resid", "resid/checkpoints/hyperparams.json"),
+        ("resid", "resid/checkpoints/final.safetensors"),
+    ],
+)
+def test_whatever_a_reader_looks_at_is_part_of_the_contents(
+    tmp_path: Path, place: str, file: str
+) -> None:
+    for name in (f"{place}/ae.pt" if "." not in place else place, file):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert tmp_path / file in also_read(tmp_path / place)
