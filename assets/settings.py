@@ -573,6 +573,24 @@ class Settings(Section):
             n_layers = above.data["model"].n_layers
             if section.start_layer >= n_layers:
                 refuse([(("start_layer",), f"the model has layers 0 to {n_layers - 1}.")])
+            chosen = above.data.get("submodules") or submodule_names(n_layers)
+            if not any(_layer_of(name) >= section.start_layer for name in chosen):
+                told = "no dictionary sits there or after it (embed apart): nothing is ablated."
+                refuse([(("start_layer",), told)])
+        return section
+
+    @field_validator("evaluations")
+    @classmethod
+    def _of_one_length(cls, section: EvaluationSettings, above: ValidationInfo) -> Any:
+        if section.ablation == "resample" and {"filter", "circuits"} <= above.data.keys():
+            least, most = above.data["filter"].min_context, above.data["circuits"].max_length
+            if most is None or most > least:
+                told = (
+                    "resample gives an example the values of another at the same position, so all "
+                    f"must be of one length: set circuits.max_length to {least} or less, what "
+                    "stands before every answer (filter.min_context), or take mean or zero."
+                )
+                refuse([(("ablation",), told)])
         return section
 
 
@@ -635,6 +653,11 @@ def submodule_names(n_layers: int) -> list[str]:
     """Every submodule of a model with `n_layers` layers, in causal order."""
     kinds = ("attn", "mlp", "resid")
     return ["embed", *(f"{kind}_{layer}" for layer in range(n_layers) for kind in kinds)]
+
+
+def _layer_of(submodule: str) -> int:
+    """The layer of a submodule; -1 for embed."""
+    return int(submodule.rpartition("_")[2]) if "_" in submodule else -1
 
 
 def is_path(source: str) -> bool:

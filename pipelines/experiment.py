@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -75,8 +75,8 @@ def read_experiment(path: Path) -> Experiment:
 def read_all(paths: Iterable[Path]) -> tuple[list[Experiment], list[ExperimentError]]:
     """The experiments that can be read, and why the others cannot; none hides another.
 
-    Files whose names Dagster cannot tell apart (``a-b.yaml`` and ``a_b.yaml``) are one error, and
-    none of them is among the experiments.
+    Files whose names Dagster cannot tell apart (``a-b.yaml`` and ``a_b.yaml``), and files that
+    write to one artifacts folder, are one error, and none of them is among the experiments.
     """
     experiments: list[Experiment] = []
     errors: list[ExperimentError] = []
@@ -85,14 +85,28 @@ def read_all(paths: Iterable[Path]) -> tuple[list[Experiment], list[ExperimentEr
             experiments.append(read_experiment(path))
         except ExperimentError as error:
             errors.append(error)
+    clashing: set[str] = set()
+    clashes = {
+        "would both be the group {}: rename one of them.": lambda one: one.group,
+        "would both write to {}, each over what the other made: give one of them another folder "
+        "with artifacts.": lambda one: str(one.artifacts),
+    }
+    for told, of in clashes.items():
+        for shared, members in _together(experiments, of).items():
+            names = " and ".join(str(member.path) for member in members)
+            errors.append(_error(f"{names} {told.format(shared)}"))
+            clashing |= {str(member.path) for member in members}
+    return [one for one in experiments if str(one.path) not in clashing], errors
+
+
+def _together(
+    experiments: Iterable[Experiment], of: Callable[[Experiment], str]
+) -> dict[str, list[Experiment]]:
+    """Experiments that have something in common with another, by what that is."""
     groups: dict[str, list[Experiment]] = {}
     for experiment in experiments:
-        groups.setdefault(experiment.group, []).append(experiment)
-    for group, members in groups.items():
-        if len(members) > 1:
-            names = " and ".join(str(member.path) for member in members)
-            errors.append(_error(f"{names} would both be the group {group}: rename one of them."))
-    return [members[0] for members in groups.values() if len(members) == 1], errors
+        groups.setdefault(of(experiment), []).append(experiment)
+    return {shared: members for shared, members in groups.items() if len(members) > 1}
 
 
 def shipped_experiments() -> list[Path]:
@@ -101,18 +115,27 @@ def shipped_experiments() -> list[Path]:
 
 
 def check_places(experiment: Experiment) -> None:
-    """Raise if a folder or file that the experiment names is not there.
+    """Raise if a folder or file that the experiment names is not there, or would be written into.
 
     Raises:
-        ExperimentError: every missing place, with where the file names it.
+        ExperimentError: every such place, with where the file names it.
     """
-    missing = [
+    wrong = [
         (tuple(where.split(".")), f"{place} does not exist.{advice}")
         for where, place, advice in _places(experiment)
         if not os.path.exists(place)
     ]
-    if missing:
-        raise _listed(experiment.path, missing)
+    written = os.path.realpath(experiment.artifacts)
+    wrong += [
+        (
+            ("artifacts",),
+            f"{written} is also {where}: what is written there would be read as input.",
+        )
+        for where, place, _ in _places(experiment)
+        if os.path.realpath(place) == written
+    ]
+    if wrong:
+        raise _listed(experiment.path, wrong)
 
 
 def _content(path: Path) -> bytes:

@@ -135,7 +135,8 @@ def _circuits(experiment: Experiment, store: ArtifactStore, summary: Frame) -> l
     for row in best.to_dict("records"):
         found = load_circuit(store, "clusters", row["name"])
         assert found is not None, "the summary lists circuits that are there"
-        label = f" ({row['label']})" if row["label"] else ""
+        # Where no row has a label, pandas fills the column with NaN.
+        label = f" ({row['label']})" if isinstance(row["label"], str) else ""
         lines.append(_fit(f"{row['name']}{label}  {_end(row['about'], 60)}"))
         words = f"{describe_in_words(found)} Faithfulness {row['faithfulness']:.2f}"
         words += f", completeness {row['completeness']:.2f}"

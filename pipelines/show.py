@@ -48,10 +48,10 @@ def source_of(experiment: Experiment, name: str) -> BehaviourSource:
     """
     known = circuits_of(experiment)
     if name not in known:
-        few = ", ".join(list(known)[:8])
+        few = ", ".join(list(known)[:8]) + (" and so on" if len(known) > 8 else "")
         raise ExperimentError(
             f"there is no circuit '{name}' in {experiment.artifacts}: "
-            + (f"there are {few} and so on." if known else "run the experiment first.")
+            + (f"there are {few}." if known else "run the experiment first.")
         )
     return known[name]
 

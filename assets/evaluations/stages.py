@@ -27,6 +27,7 @@ from assets.tables.places import (
     evaluation,
 )
 from assets.tables.schemas import TABLES
+from core.errors import InputError
 from core.options import Ablation, ErrorNodes
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ def make_evaluations_of(
     of_name = read_behaviours(work.store, source, [job.key for job in jobs])
     for n, job in enumerate(jobs, start=1):
         found = load_circuit(work.store, source, job.key)
-        rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
+        try:
+            rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
+        except InputError as error:
+            raise InputError(f"{job.key} cannot be judged: {error}") from error
         said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else "empty"
         work.say(f"evaluation {n} of {len(jobs)}: {job.key}, {said}")
         yield job.key, Made(TABLES["circuit_evaluations"].build(rows))

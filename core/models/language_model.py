@@ -263,7 +263,8 @@ class LanguageModel:
         if tokens.shape[1] > self.max_positions:
             raise InputError(
                 f"sequences of {tokens.shape[1]} tokens, but the model has "
-                f"{self.max_positions} positions: shorten the contexts."
+                f"{self.max_positions} positions: shorten the contexts "
+                "(corpus.n_positions in an experiment's file)."
             )
         if int(tokens.max()) >= self.n_vocab or int(tokens.min()) < 0:
             raise InputError(

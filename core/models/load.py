@@ -90,8 +90,8 @@ def _check_tokenizer_folder(source: str) -> None:
     files = tokenizer_files(_existing(source))
     if not files:
         raise ModelError(
-            f"'{source}' holds no tokenizer: none of {', '.join(_TOKENIZER_FILES)}. Give the "
-            "folder that save_pretrained wrote, or a hub id."
+            f"'{source}' holds no tokenizer: none of {', '.join(_TOKENIZER_FILES)}. Write the "
+            f"model's own there, tokenizer.save_pretrained('{source}'), or give a hub id."
         )
     _check_pointers(files)
 

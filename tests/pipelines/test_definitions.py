@@ -46,7 +46,7 @@ GRAPH = {
     "evaluation_summary": (
         "evaluations",
         {
-            *("cluster_behaviours", "circuits", "circuit_evaluations"),
+            *("dictionary_set", "cluster_behaviours", "circuits", "circuit_evaluations"),
             *("task_behaviours", "task_circuits", "task_evaluations"),
         },
         0,
@@ -145,7 +145,8 @@ def test_gradients_need_no_dictionaries_to_cluster(tmp_path: Path) -> None:
 
 
 def test_experiments_stand_side_by_side(tmp_path: Path) -> None:
-    paths = [write_experiment(tmp_path, name) for name in ("one", "two-b")]
+    names = ("one", "two-b")
+    paths = [write_experiment(tmp_path, name, artifacts=f"./made-{name}") for name in names]
     definitions = build_definitions(paths)
     dg.Definitions.validate_loadable(definitions)
     keys = _keys(definitions)

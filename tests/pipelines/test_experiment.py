@@ -75,6 +75,18 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
         ({"submodules": ["attn_0", "attn_7"]}, "submodules[1]: a model of 2 layers has no"),
         ({"submodules": ["embed", "embed"]}, "submodules[1]: 'embed' is there twice"),
         ({"model": {"device": "gpu"}}, "model.device: 'gpu' is none of auto"),
+        (
+            {"submodules": ["embed"]},
+            "evaluations.start_layer: no dictionary sits there or after it",
+        ),
+        (
+            {"submodules": ["attn_0"], "tasks": {"start_layer": 1}},
+            "tasks.start_layer: no dictionary sits there or after it",
+        ),
+        (
+            {"evaluations": {"ablation": "resample"}, "circuits": {"max_length": 5}},
+            "evaluations.ablation: resample gives an example the values of another",
+        ),
         ({"evaluations": {"start_layer": 2}}, "evaluations.start_layer: the model has layers 0"),
         ({"circuits": {"max_length": 13}}, "circuits.max_length: contexts have at most 12"),
         ({"tasks": {"pairs": {"a": {"train": "./x"}}}}, "tasks.pairs.a.test: is missing"),
@@ -207,7 +219,7 @@ def test_numbers_and_text_are_read_as_what_is_meant(tmp_path: Path) -> None:
     (tmp_path / "e.yaml").write_text(
         "model: {source: ./m, n_layers: 1, revision: 0123456, memory_gb: 1e1, attn_input: yes}\n"
         "corpus: {source: 2020-01-02, revision: 12e5, n_documents: 2e3, text_column: on}\n"
-        "submodules: [embed]\n"
+        "submodules: [resid_0]\n"
         "dictionaries: {source: import, format: sfc, repository: ./r, path: a, options: "
         "{l0: 1e2, n: 3, a: true, b: no, c: '1e2', d: word}}\n"
     )
@@ -276,7 +288,7 @@ def test_another_encoding_is_told_with_the_way_out(tmp_path: Path) -> None:
 
 def test_one_broken_file_hides_no_other(tmp_path: Path) -> None:
     names = ("good", "a-b", "a_b")
-    paths = [write_experiment(tmp_path, name) for name in names]
+    paths = [write_experiment(tmp_path, name, artifacts=f"./made-{name}") for name in names]
     (tmp_path / "broken.yaml").write_text("a: [")
     experiments, errors = read_all([*paths, tmp_path / "broken.yaml"])
     assert [experiment.name for experiment in experiments] == ["good"]
@@ -338,3 +350,28 @@ def test_the_largest_number_of_clusters_bounds_the_partitions(tmp_path: Path) ->
 @pytest.mark.parametrize("path", shipped_experiments(), ids=lambda path: path.stem)
 def test_shipped_experiments_are_sound(path: Path) -> None:
     assert read_experiment(path).settings.description
+
+
+def test_two_experiments_do_not_write_to_one_folder(tmp_path: Path) -> None:
+    paths = [write_experiment(tmp_path, name=name) for name in ("one", "two")]
+    paths.append(write_experiment(tmp_path, name="three", artifacts="./elsewhere"))
+    experiments, (error,) = read_all(paths)
+    assert [experiment.name for experiment in experiments] == ["three"]
+    assert f"one.yaml and {tmp_path}/two.yaml would both write to {tmp_path}/artifacts" in str(
+        error
+    )
+
+
+@pytest.mark.parametrize("section", ["model", "corpus"])
+def test_what_is_read_is_not_written_into(tmp_path: Path, section: str) -> None:
+    for name in ("model", "train.json", "test.json", "corpus.jsonl"):
+        (tmp_path / name).mkdir()
+    path = write_experiment(tmp_path, artifacts="./place", **{section: {"source": "./place"}})
+    (tmp_path / "place").mkdir()
+    with pytest.raises(ExperimentError, match=rf"artifacts: .*place is also {section}\.source"):
+        check_places(read_experiment(path))
+
+
+def test_resampling_is_accepted_where_all_examples_are_of_one_length(tmp_path: Path) -> None:
+    changed = {"evaluations": {"ablation": "resample"}, "circuits": {"max_length": 4}}
+    assert read_experiment(write_experiment(tmp_path, **changed)).settings.circuits.max_length == 4
