@@ -41,7 +41,7 @@ def test_a_tokenizer_is_known_by_all_its_files_and_by_what_it_makes_of_texts(
         return Loader(copied).identity("tokenizer")
 
     known = [identity()]
-    (folder / "notes.txt").write_text("not the tokenizer's")
+    (folder / "README.md").write_text("not the tokenizer's")
     assert identity() == known[0]
     for name in ("vocab.json", "merges.txt", "spiece.model", "special_tokens_map.json"):
         (folder / name).write_text("{}")
