@@ -46,7 +46,6 @@ GRAPH = {
     "evaluation_summary": (
         "evaluations",
         {
-            "dictionary_set",
             *("dictionary_set", "cluster_behaviours", "circuits", "circuit_evaluations"),
             *("task_behaviours", "task_circuits", "task_evaluations"),
         },
