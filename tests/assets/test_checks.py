@@ -104,9 +104,9 @@ def test_a_missing_dictionary_makes_the_set_unusable(
 def test_the_limits_of_a_usable_dictionary_are_settings(
     tmp_path: Path, limits: dict[str, Any], changed: dict[str, Any]
 ) -> None:
-    experiment = _limited(tmp_path, submodules=["embed"], checks=limits)
+    experiment = _limited(tmp_path, submodules=["resid_0"], checks=limits)
     store = ArtifactStore(experiment.artifacts)
-    _write(store, DICTIONARY_SET, [_dictionary("embed", **changed)])
+    _write(store, DICTIONARY_SET, [_dictionary("resid_0", **changed)])
     assert set_is_usable(experiment, store).passed
 
 
@@ -121,9 +121,9 @@ def test_the_limits_of_a_usable_dictionary_are_settings(
 def test_a_dictionary_below_a_limit_is_told_with_the_key(
     tmp_path: Path, limits: dict[str, float], changed: dict[str, float]
 ) -> None:
-    experiment = _limited(tmp_path, submodules=["embed"], checks=limits)
+    experiment = _limited(tmp_path, submodules=["resid_0"], checks=limits)
     store = ArtifactStore(experiment.artifacts)
-    _write(store, DICTIONARY_SET, [_dictionary("embed", **changed)])
+    _write(store, DICTIONARY_SET, [_dictionary("resid_0", **changed)])
     found = set_is_usable(experiment, store)
     ((key, limit),) = limits.items()
     assert not found.passed
