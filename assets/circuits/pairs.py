@@ -222,8 +222,10 @@ def _task(tokenizer: Any, name: str, files: Files, tasks: Tasks) -> _Task:
         examples=[*found.examples, *judged.examples],
         size=len(found.examples) + len(judged.examples),
         n_dropped=len(dropped),
-        about=f"{texts['clean_prefix']} [{texts['clean_answer'].strip()}, not "
-        f"{texts['patch_answer'].strip()}]",
+        about=harmless(
+            f"{texts['clean_prefix']} [{texts['clean_answer'].strip()}, not "
+            f"{texts['patch_answer'].strip()}]"
+        ),
         label=name,
         tokens=tokens if tasks.by_position and same_length else None,
     )

@@ -250,13 +250,13 @@ def _read_group(file: Path, group: int, column: str) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(file, memory_map=True) as parquet:
+        with pq.ParquetFile(file, memory_map=True, page_checksum_verification=True) as parquet:
             if column not in parquet.schema_arrow.names:
                 raise FormatError(f"'{file}' has no column '{column}': it is no shard of ours.")
             table = parquet.read_row_group(group, columns=[column], use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise FormatError(
-            f"'{file}' cannot be read ({error}): it is truncated or no Parquet file. Delete it and "
-            "write the cache again; the other shards stay."
+            f"'{file}' cannot be read ({error}): it is damaged, cut or no Parquet file. Delete it "
+            "and write the cache again; the other shards stay."
         ) from error
     return table[column].combine_chunks()

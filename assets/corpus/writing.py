@@ -284,6 +284,7 @@ def _write_file(file: Path, table: pa.Table) -> tuple[int, str]:
             compression="none",
             use_dictionary=False,
             write_statistics=False,
+            write_page_checksum=True,
         )
         return temporary.stat().st_size, file_hash(temporary)
 

@@ -173,8 +173,18 @@ def test_a_shard_damaged_after_opening_is_refused(tmp_path):
     with pytest.raises(FormatError, match="no column 'activation'"):
         found.load(0)
     file.write_bytes(b"PAR1")
-    with pytest.raises(FormatError, match="truncated or no Parquet file"):
+    with pytest.raises(FormatError, match="damaged, cut or no Parquet file"):
         found.load(0)
+
+
+def test_a_changed_value_is_refused_when_it_is_read(tmp_path):
+    write(tmp_path)
+    cache, file = open_cache(tmp_path), tmp_path / "resid_0" / "00000.parquet"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(FormatError, match="damaged, cut or no Parquet file"):
+        cache.load(0)
 
 
 def test_changed_bytes_are_found_by_their_hash(tmp_path):
