@@ -251,8 +251,7 @@ class TableStage(_Stage[S]):
         reads: what shapes the result.
         make: does the work.
         show: metadata for the UI, from what lies in the store.
-        inputs: contents of what it is made from, by name; never needed where every dep writes one
-            table, `content_of` gives those.
+        inputs: contents of what it is made from, by name; `contents` gives those of tables.
     """
 
     key: Key
