@@ -12,7 +12,7 @@ from typing import Literal, get_args
 from core.errors import InputError
 
 EstimatorName = Literal["ig", "attribution", "exact"]
-Rule = Literal["midpoint", "left", "gauss"]
+Rule = Literal["midpoint", "left", "gauss", "adaptive"]
 SingleMetric = Literal["log_odds", "log_prob", "margin"]
 Ablation = Literal["mean", "zero", "resample"]
 ErrorNodes = Literal["circuit", "drop", "drop_but_resid", "remove", "keep"]

@@ -219,8 +219,9 @@ def _reads(experiment: Experiment) -> Drawing:
 class Split:
     """Samples of one cluster: those a circuit is found from and those it is judged on.
 
-    They are the same where all samples are of one document. `n_repeated` samples are left out,
-    since another has the same context and answer.
+    They are the same where all samples are of one document, and a single one is not judged.
+    `n_repeated` samples are left out, since another has the same context and answer. Samples are
+    found from in this order, which says nothing of where they lie in the corpus.
     """
 
     found: Sequence[int]
@@ -256,8 +257,8 @@ def split_samples(
         kept_back = min(of_document.values(), key=len)
     apart = {samples[number].document for number in kept_back}
     found = [number for number in shuffled if samples[number].document not in apart][:n_found]
-    evaluated = kept_back[:n_back] or found
-    return Split(sorted(found), sorted(evaluated), len(samples) - len(distinct))
+    evaluated = kept_back[:n_back] or (found if len(distinct) > 1 else [])
+    return Split(found, sorted(evaluated), len(samples) - len(distinct))
 
 
 def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
@@ -276,6 +277,8 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
             n_evaluated=drawing.n_evaluated,
             max_length=drawing.max_length,
         )
+        if own and not split.evaluated:
+            work.say(f"{name} holds one distinct sample: its circuit is found and not judged")
         found.append(
             Behaviour(
                 name=name,
@@ -289,7 +292,7 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
                         clean=samples[i].context[-(drawing.max_length or 0) :],
                         answer=samples[i].answer,
                     )
-                    for i in sorted({*split.found, *split.evaluated})
+                    for i in dict.fromkeys([*split.found, *split.evaluated])
                 ],
                 size=len(own),
                 n_dropped=split.n_repeated,

@@ -96,7 +96,10 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
         ({"tasks": {"pairs": {"k00003": {}}}}, "tasks.pairs.k00003: is what a cluster is called"),
         ({"tasks": {"pairs": {"a" * 65: {}}}}, "at most 64 of them"),
         ({"comparisons": {"a": {}, "A": {}}}, "comparisons: names that differ in upper and lower"),
-        ({"circuits": {"estimator": "exact", "tolerance": 1}}, "circuits.tolerance: exact has no"),
+        (
+            {"circuits": {"estimator": "exact", "rule": "adaptive", "tolerance": 1}},
+            "circuits.tolerance: is met by adding points to an integral",
+        ),
         ({"circuits": {"tolerance": 0}}, "circuits.tolerance: 0 will not do"),
         ({"evaluations": {"n_thresholds": 1}}, "evaluations.n_thresholds: 1 will not do"),
         ({"evaluations": [1]}, "evaluations: a list will not do: keys are needed here"),
