@@ -430,7 +430,7 @@ class CircuitSettings(Section):
     """Keep an edge whose effect is larger."""
     n_examples: Count = 24
     """Most examples of a cluster that its circuit is found from."""
-    stability: Share | None = 0.5
+    stability: Share | None = 0.45
     """Add examples by the round until circuits from either half of them share this much of their
     nodes (Jaccard index), and stop there; all of n_examples where null."""
     round: Count = 8

@@ -88,6 +88,25 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             "evaluations.ablation: resample gives an example the values of another",
         ),
         ({"evaluations": {"start_layer": 2}}, "evaluations.start_layer: the model has layers 0"),
+        (
+            {"evaluations": {"other_start_layers": [1, 7]}},
+            "evaluations.other_start_layers[1]: the model has layers 0 to 1",
+        ),
+        (
+            {"evaluations": {"other_start_layers": [0]}},
+            "evaluations.other_start_layers: name a layer twice, or that of start_layer",
+        ),
+        (
+            {"evaluations": {"lowest_threshold": 1, "highest_threshold": 0.5}},
+            "evaluations.highest_threshold: must be above lowest_threshold, 1",
+        ),
+        ({"evaluations": {"lowest_threshold": 1e-5}}, "evaluations.lowest_threshold: 1.0e-05 will"),
+        (
+            {"circuits": {"metric": "odds"}},
+            "circuits.metric: odds will not do: input should be 'log_odds'",
+        ),
+        ({"circuits": {"stability": 1.5}}, "circuits.stability: 1.5 will not do"),
+        ({"tasks": {"steps": 0}}, "tasks.steps: 0 will not do"),
         ({"circuits": {"max_length": 13}}, "circuits.max_length: contexts have at most 12"),
         ({"tasks": {"pairs": {"a": {"train": "./x"}}}}, "tasks.pairs.a.test: is missing"),
         ({"tasks": {"pairs": {"a": {"tran": "./x"}}}}, "did you mean train?"),
