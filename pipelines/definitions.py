@@ -14,8 +14,8 @@ from assets.engine.asset import stage_asset
 from assets.engine.outside import outside_asset, outside_of
 from assets.settings import Experiment, ExperimentError
 from pipelines.experiment import read_all, shipped_experiments
-from pipelines.jobs import jobs_of
-from pipelines.reruns import refresh_schedule, rerun_sensor
+from pipelines.jobs import jobs_of, refresh_schedule
+from pipelines.reruns import rerun_sensor
 from pipelines.stages import stages_of
 
 # Backfill policies are beta in this version of Dagster; each would warn in every process's log.

@@ -1,4 +1,4 @@
-"""Reruns without being asked: one sensor and one schedule for each experiment.
+"""Reruns without being asked: one sensor for each experiment.
 
 The sensor looks whether anything changed (files outside, the experiment's file, tables), waits
 until it rests, and asks for one run of what is stale; when that run has ended, for the next. So one
@@ -46,7 +46,7 @@ def rerun_sensor(experiment: Experiment) -> dg.SensorDefinition:
 
     @dg.sensor(
         name=f"{experiment.group}_reruns",
-        target=_assets(experiment, stages_of(experiment)),
+        asset_selection=_assets(experiment, stages_of(experiment)),
         minimum_interval_seconds=EVERY_SECONDS,
         default_status=on if experiment.settings.reruns.automatic else off,
         description=(
@@ -103,7 +103,7 @@ class _Look:
         if not _has_all(self.loaded, run):
             return self._skip("Partitions changed: reload the definitions in the UI.")
         self.context.log.info("\n".join(f"{t.stage.name}: {t.why}" for t in plan.todo))
-        return self._say(run_requests=[request(experiment, run, plan.todo[0].why)])
+        return self._say(run_requests=[_request(experiment, run, plan.todo[0].why)])
 
     def _observe(self, experiment: Experiment, outside: Sequence[Outside]) -> None:
         versions = self.memory.setdefault("versions", {})
@@ -139,7 +139,7 @@ class _Look:
         )
 
 
-def request(experiment: Experiment, run: Run, why: str) -> dg.RunRequest:
+def _request(experiment: Experiment, run: Run, why: str) -> dg.RunRequest:
     """The request of one run of a plan."""
     return dg.RunRequest(
         asset_selection=[dg.AssetKey([experiment.name, stage.name]) for stage in run.stages],
@@ -174,34 +174,6 @@ def report_files(
         told = before[0].asset_observation.tags if before and before[0].asset_observation else {}
         if told.get(DATA_VERSION_TAG) != seen.tags[DATA_VERSION_TAG]:
             instance.report_runless_asset_event(seen)
-
-
-def refresh_schedule(experiment: Experiment) -> dg.ScheduleDefinition:
-    """At the experiment's times, everything that is stale, training included."""
-
-    @dg.schedule(
-        name=f"{experiment.group}_refresh",
-        cron_schedule=experiment.settings.reruns.schedule,
-        target=_assets(experiment, stages_of(experiment)),
-        description=(
-            "Asks for what is stale, training and what was never made included; the sensor asks "
-            "for what comes after it."
-        ),
-    )
-    def refresh(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        try:
-            now = read_experiment(experiment.path)
-            check_places(now)
-        except ExperimentError as error:
-            return dg.SkipReason(str(error))
-        if running := _at_work(context.instance, now):
-            return dg.SkipReason(f"At work: {running}.")
-        plan = make_plan(now, by_itself=False)
-        if not plan.todo:
-            return dg.SkipReason("Nothing is stale.")
-        return request(now, next(runs_of(now, [t.stage for t in plan.todo])), plan.todo[0].why)
-
-    return refresh
 
 
 def _assets(experiment: Experiment, stages: Sequence[Stage]) -> dg.AssetSelection:

@@ -17,7 +17,6 @@ from assets.circuits.behaviours import (
     read_behaviours,
 )
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
-from assets.engine.partitions import circuits_together
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.plots import records
@@ -173,7 +172,6 @@ def _circuit_stage(
         key=lambda key: circuit(source, key),
         beside=["nodes", "edges"],
         partitions=partitions,
-        backfill=circuits_together,
         deps=always(of_behaviours, "dictionary_set"),
         needs=always("model", "dictionaries"),
         reads=reads,

@@ -19,7 +19,6 @@ from assets.dictionaries.imports import (
     reads_imported,
 )
 from assets.engine.loading import Need, check_written
-from assets.engine.partitions import train_together
 from assets.engine.recipe import aside
 from assets.engine.stage import (
     Job,
@@ -301,7 +300,6 @@ SAES = PartitionedStage(
     kinds=frozenset({"pytorch", "parquet"}),
     key=sae,
     partitions=lambda experiment: experiment.submodules,
-    backfill=train_together,
     deps=_dictionary_deps,
     needs=_dictionary_needs,
     on_request=lambda settings: isinstance(settings, Training),

@@ -28,7 +28,6 @@ from assets.discovery.clusterings import (
     vector_inputs,
     vector_needs,
 )
-from assets.engine.partitions import one_by_one
 from assets.engine.stage import (
     Job,
     Made,
@@ -190,7 +189,6 @@ COMPARED_VECTORS_STAGE = PartitionedStage(
     kinds=frozenset({"pytorch", "parquet"}),
     key=vectors,
     partitions=_names,
-    backfill=one_by_one,
     deps=vector_deps,
     needs=vector_needs,
     reads=lambda experiment, name: representing(experiment, experiment.settings.comparisons[name]),
@@ -207,7 +205,6 @@ COMPARED_CLUSTERINGS_STAGE = PartitionedStage(
     key=clustering_score,
     beside=["cluster_assignments", "clusters"],
     partitions=_names,
-    backfill=one_by_one,
     deps=always("filtered_tokens", "compared_vectors"),
     needs=always("tokenizer"),
     reads=lambda experiment, name: grouping(experiment.settings.comparisons[name]),

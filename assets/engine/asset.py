@@ -111,7 +111,8 @@ def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> d
         materialize,
         **stage.declaration(experiment),
         partitions_def=dg.StaticPartitionsDefinition(list(stage.partitions(experiment))),
-        backfill_policy=stage.backfill(),
+        # One run for a range: it does only what is stale there, and goes on where it was cut short.
+        backfill_policy=dg.BackfillPolicy.single_run(),
     )
 
 

@@ -379,7 +379,6 @@ class PartitionedStage(_Stage[S]):
 
     Attributes:
         partitions: names of its partitions.
-        backfill: how a run over many is cut.
         key: where the table that says that a partition is done lies.
         beside: names of the other tables' schemas.
         reads: what shapes a partition's result.
@@ -389,7 +388,6 @@ class PartitionedStage(_Stage[S]):
     """
 
     partitions: Callable[[Experiment], Sequence[str]]
-    backfill: Callable[[], dg.BackfillPolicy]
     key: Callable[[str], Key]
     beside: Sequence[str] = ()
     reads: Callable[[Experiment, str], S]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import FLOOR, load_circuit
-from assets.engine.partitions import circuits_together
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
@@ -170,7 +169,6 @@ def _evaluation_stage(
         kinds=frozenset({"pytorch", "parquet"}),
         key=lambda key: evaluation(source, key),
         partitions=partitions,
-        backfill=circuits_together,
         deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
         needs=always("model", "dictionaries"),
         reads=reads,

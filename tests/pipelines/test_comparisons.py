@@ -19,9 +19,9 @@ from assets.tables.places import (
     assignments,
     vectors,
 )
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.run import run_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import WIDTH, tiny_experiment, write_experiment
 
 COMPARISONS = {

@@ -24,11 +24,11 @@ from assets.tables.places import (
     sae,
 )
 from core.errors import InputError, ModelError
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.report import report
 from pipelines.run import Took, run_experiment
 from pipelines.show import main as show
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment, write_experiment, write_model
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
