@@ -21,7 +21,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.engine.recipe import LAYOUT, Recipe, digest
+from assets.engine.recipe import LAYOUT, Recipe, digest, hash_file
+from assets.engine.records import Lineage, Origin, lineage_of
 from assets.settings import ExperimentError
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -30,7 +31,7 @@ PREFIX = "sfc."
 NOTED = frozenset({"cluster_vectors", "cluster_assignments"})
 """Tables whose notes other stages read: width, representation, algorithm, the curve of k. There
 they are part of the content."""
-_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "columns")
+_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "hashes", "columns")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ class Footer:
     content: str
     n_rows: int
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Content(str):
+    """A hash of contents that knows whose it is; to a recipe it is the hash and no more.
+
+    Attributes:
+        origins: the tables that it stands for, or for a part of.
+    """
+
+    origins: tuple[Origin, ...]
+
+    def __new__(cls, value: str, *origins: Origin) -> Content:
+        content = super().__new__(cls, value)
+        content.origins = origins
+        return content
 
 
 class ContentHash:
@@ -248,13 +264,24 @@ class ArtifactStore:
         path = self.root / file
         return path.is_file() and path.stat().st_size == n_bytes
 
-    def content(self, key: Key) -> str:
+    def content(self, key: Key) -> Content:
         """Hash of the values of the table with this key.
 
         Raises:
             ExperimentError: there is no such table yet.
         """
-        return self._needed(key).content
+        origin = self.origin(key)
+        return Content(origin.content, origin)
+
+    def origin(self, key: Key) -> Origin:
+        """The table with this key as it is now, for a `Content` of a part; raises like `content`."""
+        footer = self._needed(key)
+        return Origin(key.path, footer.content, footer.fingerprint)
+
+    @property
+    def lineage(self) -> Lineage:
+        """What every table of the folder was made from, also those that were made again since."""
+        return lineage_of(self.root)
 
     def notes(self, key: Key) -> Mapping[str, Any]:
         """What was noted in the footer of the table with this key; raises like `content`."""
@@ -302,8 +329,11 @@ class ArtifactStore:
         *,
         notes: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         files: Iterable[Path] = (),
+        made: Callable[[], Mapping[str, Any]] | None = None,
     ) -> str:
         """Write a table whole, with its footer; the hash of its values.
+
+        The footer holds nothing but what the recipe decides: a table made again has the same bytes.
 
         Args:
             key: where it goes.
@@ -312,41 +342,48 @@ class ArtifactStore:
             recipe: what it was made from.
             notes: further plain values for the footer, or what gives them after the last piece.
             files: what was written with it; without one of them it is not current.
+            made: what `lineage` keeps beside the recipe: ``made``, when, where and with what, and
+                ``tables``, contents of those written with it. Asked for when the table is whole.
         """
         from core.atomic import replacing
 
         schema = TABLES[key.table].schema
         hashed = ContentHash(schema)
+        files = list(files)
         footer = {
             "layout": LAYOUT,
             "fingerprint": recipe.fingerprint,
-            "stage": recipe.stage,
-            "inputs": dict(recipe.inputs),
-            "settings": recipe.settings,
-            "code": recipe.code,
+            **recipe.plain(),
             "files": {str(f.relative_to(self.root)): f.stat().st_size for f in files},
+            "hashes": {str(f.relative_to(self.root)): hash_file(f) for f in files},
         }
-        with (
-            replacing(self.path(key)) as temporary,
-            pq.ParquetWriter(
+        with replacing(self.path(key)) as temporary:
+            with pq.ParquetWriter(
                 temporary, schema, compression="zstd", write_page_checksum=True
-            ) as writer,
-        ):
-            pieces = [table] if isinstance(table, pa.Table) else table
-            for piece in cast("Iterable[pa.Table]", pieces):
-                rows = piece.select(schema.names).cast(schema)
-                hashed.update(rows)
-                writer.write_table(rows)
-            noted = (notes() if callable(notes) else notes) or {}
-            content = hashed.hexdigest()
-            if key.table in NOTED:
-                content = digest([content, dict(noted)])
-            footer |= noted
-            footer |= {"content": content, "columns": hashed.columns(), "n_rows": hashed.n_rows}
-            texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
-            texts["seal"] = digest(texts)
-            writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
+            ) as writer:
+                pieces = [table] if isinstance(table, pa.Table) else table
+                for piece in cast("Iterable[pa.Table]", pieces):
+                    rows = piece.select(schema.names).cast(schema)
+                    hashed.update(rows)
+                    writer.write_table(rows)
+                noted = (notes() if callable(notes) else notes) or {}
+                content = hashed.hexdigest()
+                if key.table in NOTED:
+                    content = digest([content, dict(noted)])
+                footer |= noted
+                footer |= {"content": content, "columns": hashed.columns(), "n_rows": hashed.n_rows}
+                texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
+                texts["seal"] = digest(texts)
+                writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
+            if made is not None:  # a record without its table does no harm
+                self._record(key, content, recipe, made())
         return content
+
+    def _record(self, key: Key, content: str, recipe: Recipe, made: Mapping[str, Any]) -> None:
+        tables = {**made.get("tables", {}), key.path: content}
+        record = {"path": key.path, "fingerprint": recipe.fingerprint, **recipe.plain()}
+        origins = {name: getattr(value, "origins", ()) for name, value in recipe.inputs.items()}
+        self.lineage.add_table({**record, **made, "tables": tables}, origins)
 
     def adopt(self, key: Key, recipe: Recipe) -> bool:
         """Take a table made by other code as made by this recipe; whether there was such a one.
@@ -364,6 +401,10 @@ class ArtifactStore:
         files = [self.root / name for name in footer.notes["files"]]
         notes = {name: value for name, value in footer.notes.items() if name not in _OF_RECIPE}
         self.write(key, pieces, recipe, notes=notes, files=files)
+        made = self.lineage.get(self.lineage.name(key.path, footer.fingerprint))
+        if made is not None and self.lineage.name(key.path, recipe.fingerprint) is None:
+            adopted = {"fingerprint": recipe.fingerprint, **recipe.plain(), "made_by": made["code"]}
+            self.lineage.add({**made, **adopted})
         return True
 
     def write_text(self, key: Key, suffix: str, text: str) -> Path:
