@@ -48,7 +48,6 @@ class Lineage:
 
     Attributes:
         file: where they lie.
-        damaged: numbers of the lines, from 1, that are not as they were written.
     """
 
     def __init__(self, root: Path) -> None:
@@ -56,7 +55,7 @@ class Lineage:
         self._forget()
 
     def _forget(self) -> None:
-        self.damaged: list[int] = []
+        self._damaged: list[int] = []
         self._of_id: dict[str, Record] = {}
         self._last: dict[tuple[str, str], str] = {}
         self._texts: dict[str, str] = {}
@@ -87,10 +86,11 @@ class Lineage:
         try:
             record = json.loads(line)
             name = record.pop("id")
-        except (ValueError, AttributeError, KeyError):
-            name, record = None, None
-        if name is None or name != digest(record):
-            self.damaged.append(self._n_lines)
+        except (ValueError, AttributeError, KeyError, TypeError):
+            self._damaged.append(self._n_lines)
+            return
+        if name != digest(record):
+            self._damaged.append(self._n_lines)
             return
         self._of_id[name] = record
         if "text" in record:
@@ -99,10 +99,11 @@ class Lineage:
             self._last[path, record["fingerprint"]] = name
 
     def check(self) -> list[int]:
-        """Read everything anew; `damaged`."""
+        """Read everything anew; numbers of the lines, from 1, that are not as they were written."""
         self._forget()
         self._read()
-        return self.damaged
+        unfinished = self.file.is_file() and self.file.stat().st_size > self._end
+        return [*self._damaged, *([self._n_lines + 1] if unfinished else [])]
 
     def get(self, name: str | None) -> Record | None:
         """The record with this digest; None where it is damaged or gone."""
@@ -198,7 +199,8 @@ def circumstances(
             "experiment": experiment.name,
             "file": file_digest(experiment),
             "sources": sources,
-            "with": {**_versions(), **_machine(device), "project": _commit()},
+            **_device(device),
+            "with": {**_versions(), "machine": _MACHINE, "project": _commit()},
         }
 
     return ended
@@ -215,17 +217,19 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine(device: str | None) -> dict[str, Any]:
-    """Kind of machine; device and threads where torch was at work."""
-    machine: dict[str, Any] = {"machine": f"{platform.system()} {platform.machine()}"}
+_MACHINE = f"{platform.system()} {platform.machine()}"
+
+
+def _device(device: str | None) -> dict[str, Any]:
+    """The device that the model is on, and torch's threads, where torch is at work."""
     torch = sys.modules.get("torch")
     if torch is None or device is None:
-        return machine
+        return {}
     from core.models import pick_device
 
     chosen = pick_device(device)
     name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else str(chosen)
-    return {**machine, "device": name, "threads": torch.get_num_threads()}
+    return {"device": name, "threads": torch.get_num_threads()}
 
 
 @cache

@@ -61,6 +61,7 @@ class Content(str):
     origins: tuple[Origin, ...]
 
     def __new__(cls, value: str, *origins: Origin) -> Content:
+        """The hash `value` of these tables."""
         content = super().__new__(cls, value)
         content.origins = origins
         return content
@@ -166,6 +167,40 @@ class _Opened(pq.ParquetFile):
             raise _damaged(*self._place, str(error)) from None
 
 
+NO_TABLE = "is no table of this pipeline"
+
+
+class Flaw(Exception):
+    """Why a file is no whole table of this layout."""
+
+
+def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
+    """What a table says about itself, and its columns; raises `Flaw`."""
+    try:
+        metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+        raw = cast("dict[bytes, bytes]", metadata.metadata or {})
+        texts = {
+            name.decode().removeprefix(PREFIX): value.decode()
+            for name, value in raw.items()
+            if name.startswith(PREFIX.encode())
+        }
+    except FileNotFoundError:
+        raise Flaw("is missing") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        raise Flaw("is cut short or damaged") from None
+    if "fingerprint" not in texts:
+        raise Flaw(NO_TABLE)
+    if texts.get("layout") != str(LAYOUT):
+        raise Flaw(f"is of another layout than {LAYOUT}")
+    if texts.pop("seal", None) != digest(texts):
+        raise Flaw("its footer is not the one that was written")
+    notes = {name: json.loads(text) for name, text in texts.items()}
+    if notes.pop("n_rows") != metadata.num_rows:
+        raise Flaw("has another number of rows than was written")
+    return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes), schema
+
+
 class Undeclared(Exception):
     """A stage reads what it does not declare: a fault of the stage, not of the experiment."""
 
@@ -235,23 +270,43 @@ class ArtifactStore:
         A file that is no table of this layout, truncated or damaged in its footer counts as none.
         """
         try:
-            metadata = pq.read_metadata(self.path(key))
-            schema = metadata.schema.to_arrow_schema()
-            raw = cast("dict[bytes, bytes]", metadata.metadata or {})
-            texts = {
-                name.decode().removeprefix(PREFIX): value.decode()
-                for name, value in raw.items()
-                if name.startswith(PREFIX.encode())
-            }
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            footer, schema = _footer_of(self.path(key))
+        except Flaw:
             return None
-        if texts.get("layout") != str(LAYOUT) or texts.pop("seal", None) != digest(texts):
-            return None
-        notes = {name: json.loads(text) for name, text in texts.items()}
-        whole = schema.equals(TABLES[key.table].schema)
-        if not whole or notes.pop("n_rows") != metadata.num_rows:
-            return None
-        return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes)
+        return footer if schema.equals(TABLES[key.table].schema) else None
+
+    def paths(self) -> list[str]:
+        """Paths of all Parquet files with a footer of ours, whole or not, in order."""
+        found = []
+        for file in sorted(self.root.rglob("*.parquet")):
+            try:
+                metadata = pq.read_metadata(file).metadata or {}
+            except (pa.ArrowException, OSError):
+                continue
+            if f"{PREFIX}fingerprint".encode() in metadata:
+                found.append(str(file.relative_to(self.root).with_suffix("")))
+        return found
+
+    def table_at(self, path: str) -> tuple[Key, Footer]:
+        """The table at a path, whichever it is: its columns and its footer say so.
+
+        Raises:
+            Flaw: there is none, or it is not as it was written.
+        """
+        footer, schema = _footer_of(self.root / f"{path}.parquet")
+        for table in TABLES.values():
+            if table.schema.equals(schema):
+                return Key(path, table.name, footer.notes["stage"]), footer
+        raise Flaw("its columns are those of no table")
+
+    def check(self, key: Key) -> None:
+        """Read a table's values, a piece at a time, and raise like `read` where one is damaged."""
+        footer, file = self._needed(key), self.open(key)
+        hashed = ContentHash(TABLES[key.table].schema)
+        for group in range(file.num_row_groups):
+            hashed.update(file.read_row_group(group))
+        if hashed.columns() != footer.notes["columns"]:
+            raise _damaged(key, self.path(key), "its values are not those that were written")
 
     def is_current(self, key: Key, recipe: Recipe) -> bool:
         """Whether the table was made by this recipe, and all that was written with it is there."""
@@ -274,7 +329,7 @@ class ArtifactStore:
         return Content(origin.content, origin)
 
     def origin(self, key: Key) -> Origin:
-        """The table with this key as it is now, for a `Content` of a part; raises like `content`."""
+        """The table with this key as it is now; raises like `content`."""
         footer = self._needed(key)
         return Origin(key.path, footer.content, footer.fingerprint)
 
@@ -420,11 +475,12 @@ class ArtifactStore:
         """Remove what killed processes left half-written."""
         for left in self.root.rglob(".*.tmp"):
             writer = left.name.split(".")[-2]
-            if not (writer.isdigit() and _is_running(int(writer))):
+            if not (writer.isdigit() and is_running(int(writer))):
                 left.unlink(missing_ok=True)
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
