@@ -129,6 +129,7 @@ class _Looker:
         self.store = ArtifactStore(self.experiment.artifacts)
         self.parts = parts_of(self.experiment)
         self.reader = Reader(self.store)
+        self.damaged = self.store.lineage.check()
         for folder, _, names in os.walk(self.store.root):
             for name in names:
                 file = Path(folder, name)
@@ -172,7 +173,7 @@ class _Looker:
             yield from self._inputs(path, footer)
         yield from self._outside()
         yield from self._others()
-        for line in self.store.lineage.check():
+        for line in self.damaged:
             told = "is not as it was written: what was made from that table cannot be told any more"
             yield Fault(f"{FILE}, line {line}", told, "Take the file from a copy, or leave it so")
 
@@ -199,13 +200,16 @@ class _Looker:
                 continue
             elif file in self.flaws:
                 yield Fault(file, self.flaws[file], self._delete(file))
-            elif file in self.owners or path in self.parts or file.startswith(self.unclear):
+            elif file in self.owners or self._is_ours(path) or file.startswith(self.unclear):
                 continue
             elif suffix == ".parquet":
                 told = f"was made by {self.tables[path][0].stage}, and nothing reads it now"
                 yield Fault(file, told, "Remove it when you no longer need it")
             else:
                 yield Fault(file, "is no file of this pipeline", self._delete(file))
+
+    def _is_ours(self, path: str) -> bool:
+        return path in self.parts or path in self.beside
 
     def _is_shard(self, file: str) -> bool:
         """Whether a Parquet file is no table, but was written with one."""
@@ -276,16 +280,21 @@ class _Looker:
         told = []
         for one in self.reader.of(path).inputs:
             for making in one.makings:
-                if making.since:
-                    what = "an earlier" if making.since == "made again since" else "a missing"
-                    told.append(f"{what} {making.table}")
-                elif making.record is None:
+                if making.since == "made again since":
+                    told.append(f"an earlier {making.table}")
+                elif making.since and not self._is_told(making.table):
+                    told.append(f"a {making.table} that is gone")
+                elif making.record is None and not making.since:
                     told.append(f"a {making.table} whose record is damaged or gone")
         if told:
             told = list(dict.fromkeys(told))
             more = f" and {len(told) - _SHOWN} others" if len(told) > _SHOWN else ""
             yield Fault(file, f"was made from {', '.join(told[:_SHOWN])}{more}", part.again)
         yield from self._settings(part, footer)
+
+    def _is_told(self, path: str) -> bool:
+        """Whether a table that is gone is named by itself already."""
+        return f"{path}.parquet".startswith(self.unclear) or self._is_ours(path)
 
     def _settings(self, part: _Part, footer: Footer) -> Iterator[Fault]:
         now, then = json.loads(json.dumps(plain(part.settings))), footer.notes["settings"]
@@ -380,9 +389,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in found.faults:
         print(fault)
     n, seconds = len(found.faults), time.perf_counter() - began
+    wrong = f"{n or 'nothing'}{' things are' if n > 1 else ' thing is' if n else ' is'} wrong"
     print(
         f"{experiment.artifacts}: {found.n_tables} tables, {found.n_bytes / 1e6:,.0f} MB read in "
-        f"{seconds:.1f} s; {n or 'nothing'} {'thing' if n == 1 else 'things' if n else 'is'} wrong."
+        f"{seconds:.1f} s; {wrong}."
     )
     if found.n_unrecorded:
         print(f"When and with what {found.n_unrecorded} of them were made is not recorded.")

@@ -210,7 +210,7 @@ class _Printer:
         heads = _head(group[0])
         if len(group) > 1:
             tables = [f"{m.table}{_GLUE}{one.content[:16]}" for one in group for m in one.makings]
-            heads = f"{len(group)} of {_stage(makings[0])}: {', '.join(tables)}"
+            heads = f"{len(group)} of {_stage(makings[0])}: {', '.join(tables)}{_mark(makings[0])}"
         yield from _wrapped(f"{heads}{again}", prefix + branch, below)
         if fresh:
             yield from self._below(makings, below)
@@ -251,12 +251,12 @@ def _where(making: Making) -> dict[str, Any]:
 
 def _likeness(one: Input) -> str:
     """The same for inputs whose tables were made alike; an input's own name otherwise."""
-    if len(one.makings) != 1 or one.makings[0].record is None or one.makings[0].since:
+    if len(one.makings) != 1 or one.makings[0].record is None:
         return one.name
     making = one.makings[0]
     assert making.record is not None, "asked before"
     parts = [making.record[part] for part in ("stage", "settings", "code", "from")]
-    return repr([*parts, making.made and _where(making)])
+    return repr([making.since, *parts, making.made and _where(making)])
 
 
 def _head(one: Input) -> str:
@@ -266,10 +266,14 @@ def _head(one: Input) -> str:
     if len(one.makings) > 1:
         return f"{one.name} {one.content} of {len(one.makings)} tables"
     making = one.makings[0]
-    since = f"  << {making.since}" if making.since else ""
+    table = f"{making.table} {making.content}{_mark(making)}"
     if one.name == making.table or one.content == making.content:
-        return f"{making.table} {making.content}{since}"
-    return f"{one.name} {one.content} of {making.table} {making.content}{since}"
+        return table
+    return f"{one.name} {one.content} of {table}"
+
+
+def _mark(making: Making) -> str:
+    return f"  << {making.since}".replace(" ", _GLUE) if making.since else ""
 
 
 def _stage(making: Making) -> str:
