@@ -391,7 +391,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     n, seconds = len(found.faults), time.perf_counter() - began
     wrong = f"{n or 'nothing'}{' things are' if n > 1 else ' thing is' if n else ' is'} wrong"
     print(
-        f"{experiment.artifacts}: {found.n_tables} tables, {found.n_bytes / 1e6:,.0f} MB read in "
+        f"{experiment.name}: {found.n_tables} tables, {found.n_bytes / 1e6:,.0f} MB read in "
         f"{seconds:.1f} s; {wrong}."
     )
     if found.n_unrecorded:

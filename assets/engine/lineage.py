@@ -224,7 +224,9 @@ class _Printer:
         if not first.made:
             return ", ".join([*told, "when and where not recorded"])
         seconds = sum(making.made["seconds"] for making in alike)
-        told.append(f"{_time(max(making.made['when'] for making in alike))} in {seconds:.1f} s")
+        told.append(
+            f"{_time(max(making.made['when'] for making in alike))} in{_GLUE}{seconds:.1f}{_GLUE}s"
+        )
         if "device" in first.made:
             threads = f"{first.made['threads']} thread{'s' * (first.made['threads'] != 1)}"
             told[-1] += f" on {first.made['device']} ({threads})".replace(" ", _GLUE)
