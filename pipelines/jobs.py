@@ -1,11 +1,10 @@
-"""Jobs to launch from the UI, and a schedule that is off until somebody turns it on."""
+"""Jobs to launch from the UI."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import dagster as dg
-from dagster import ScheduleDefinition
 
 from assets.settings import Experiment
 
@@ -35,14 +34,3 @@ def jobs_of(experiment: Experiment, assets: Sequence[str]) -> list:
         described = "Circuits of tasks, and evaluations."
         jobs.append(_job(experiment, "find_task_circuits", _TASKS, described))
     return jobs
-
-
-def schedules_of(experiment: Experiment) -> list[ScheduleDefinition]:
-    """Once a month the corpus is read again, if somebody turns this on."""
-    return [
-        ScheduleDefinition(
-            name=f"{experiment.group}_refresh_corpus_monthly",
-            job_name=f"{experiment.group}_refresh_corpus",
-            cron_schedule="0 3 1 * *",
-        )
-    ]

@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from assets.engine.lineage import Reader
+from assets.engine.lock import is_running
 from assets.engine.recipe import hash_file, plain, sources
 from assets.engine.records import FILE
 from assets.engine.stage import PartitionedStage, Stage, Work
-from assets.engine.store import NO_TABLE, ArtifactStore, Flaw, Footer, is_running
+from assets.engine.store import NO_TABLE, ArtifactStore, Flaw, Footer
 from assets.settings import Experiment, ExperimentError
 from assets.tables.places import Key
 from core.errors import CircuitError
-from pipelines.definitions import stages_of
 from pipelines.experiment import check_places, read_experiment
+from pipelines.stages import stages_of
 
 _SHOWN = 4
 _OWN = (FILE, ".locks/", "saes/training-", "imported/")

@@ -223,10 +223,9 @@ class _Printer:
             told.append(f"adopted from code {first.record['made_by']}")
         if not first.made:
             return ", ".join([*told, "when and where not recorded"])
+        when = _time(max(making.made["when"] for making in alike))
         seconds = sum(making.made["seconds"] for making in alike)
-        told.append(
-            f"{_time(max(making.made['when'] for making in alike))} in{_GLUE}{seconds:.1f}{_GLUE}s"
-        )
+        told.append(f"{when} in{_GLUE}{seconds:.1f}{_GLUE}s")
         if "device" in first.made:
             threads = f"{first.made['threads']} thread{'s' * (first.made['threads'] != 1)}"
             told[-1] += f" on {first.made['device']} ({threads})".replace(" ", _GLUE)

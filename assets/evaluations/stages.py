@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import FLOOR, load_circuit
-from assets.engine.automation import together_with_parent
 from assets.engine.partitions import circuits_together
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
@@ -174,7 +173,6 @@ def _evaluation_stage(
         backfill=circuits_together,
         deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
         needs=always("model", "dictionaries"),
-        automation=together_with_parent,
         reads=reads,
         inputs=inputs,
         make=partial(make_evaluations_of, source),
