@@ -17,6 +17,7 @@ from assets.circuits.behaviours import (
     read_behaviours,
 )
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
+from assets.engine.lineage import lineage, lineage_markdown
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.plots import records
@@ -123,11 +124,31 @@ def load_circuit(store: ArtifactStore, source: BehaviourSource, name: str) -> Ci
     return read_circuit({part: store.read(circuit(source, name, part)) for part in parts})
 
 
+def columns_of(source: BehaviourSource, experiment: str) -> dg.TableColumnLineage:
+    """Which columns of the behaviours and the dictionary_set each column of a circuit is of."""
+    of_behaviours = dg.AssetKey([experiment, behaviours(source).stage])
+    of_set = dg.AssetKey([experiment, DICTIONARY_SET.stage])
+    own = {"name": ["name"], "n_examples": ["n_found"], "tokens": ["tokens"]}
+    computed = ("n_nodes", "n_edges", "metric_clean", "metric_patch", "gaps")
+    dictionaries = dg.TableColumnDep(of_set, "weights")
+    return dg.TableColumnLineage(
+        {
+            **{c: [dg.TableColumnDep(of_behaviours, n) for n in of] for c, of in own.items()},
+            **{c: [dg.TableColumnDep(of_behaviours, "digest"), dictionaries] for c in computed},
+        }
+    )
+
+
 def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     """Size, lineage, the strongest nodes, examples and the picture's place."""
+    made_from = lineage(work.store, circuit(source, name).path)
+    traced = {
+        "lineage": dg.MetadataValue.md(lineage_markdown(made_from)),
+        "dagster/column_lineage": columns_of(source, work.about["experiment"]),
+    }
     found = load_circuit(work.store, source, name)
     if found is None:
-        return {"empty": True, "nodes": 0, "edges": 0}
+        return {"empty": True, "nodes": 0, "edges": 0, **traced}
     behaviour = read_behaviours(work.store, source, [name])[name]
     return {
         "empty": False,
@@ -138,6 +159,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "strongest nodes": strongest_nodes(found),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
         "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
+        **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
 

@@ -30,7 +30,7 @@ from assets.engine.stage import (
     Work,
     always,
 )
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.plots import bars, density_histogram, picture, records
 from assets.settings import Experiment, ImportSettings
 from assets.tables.conversions import frame
@@ -327,8 +327,12 @@ def _reads_measured(experiment: Experiment) -> Measured:
 
 
 def _set_inputs(work: Work, measured: Measured) -> dict[str, str]:
-    weights = {name: work.store.notes(sae(name))["weights"] for name in measured.submodules}
-    return {CONTEXTS.path: work.store.content(CONTEXTS), **weights}
+    store = work.store
+    weights = {
+        name: Content(store.notes(sae(name))["weights"], store.origin(sae(name)))
+        for name in measured.submodules
+    }
+    return {CONTEXTS.path: store.content(CONTEXTS), **weights}
 
 
 def make_dictionary_set(work: Work, measured: Measured) -> Made:
