@@ -20,7 +20,7 @@ from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
 from assets.engine.lineage import lineage, lineage_markdown
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
-from assets.plots import records
+from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
 from assets.tables.conversions import circuit_tables, read_circuit
 from assets.tables.places import DICTIONARY_SET, BehaviourSource, behaviours, circuit
@@ -33,6 +33,7 @@ FLOOR = 1e-4
 """Effects above this are kept, so that a circuit can be cut at any threshold above it."""
 
 _SHOWN_NODES = 12
+_DRAWN_NODES = 24
 
 
 @dataclass(frozen=True)
@@ -158,10 +159,19 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
+        "drawing": _drawing(found, name),
         "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
         **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
+
+
+def _drawing(found: Circuit, name: str) -> dg.MetadataValue[Any]:
+    """The strongest part of the circuit, small enough for the event log."""
+    from core.pictures.draw import draw_circuit
+
+    drawn = draw_circuit(found, title=name, max_nodes=_DRAWN_NODES, max_edges=2 * _DRAWN_NODES)
+    return vector_picture(drawn)
 
 
 def strongest_nodes(found: Circuit) -> dg.MetadataValue[Any]:

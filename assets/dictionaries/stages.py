@@ -284,6 +284,11 @@ def show_sae(work: Work, submodule: str) -> Metadata:
     return {
         **({} if path is None else {"imported from": path}),
         **({"L0 in training": notes["l0"]} if "l0" in notes else {}),
+        "settings": records(
+            {"setting": name, "value": str(value)}
+            for name, value in notes["settings"].items()
+            if isinstance(value, str | int | float) and name != "is"
+        ),
         "width": notes["d"],
         "weights": dg.MetadataValue.path(work.store.path(sae(submodule), _WEIGHTS)),
         "weights hash": notes["weights"],
