@@ -153,13 +153,13 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     behaviour = read_behaviours(work.store, source, [name])[name]
     return {
         "empty": False,
+        "drawing": _drawing(found, name),
         "nodes": len(found.nodes),
         "edges": len(found.edges),
         "examples": found.n_examples,
         "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
-        "drawing": _drawing(found, name),
         "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
         **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
