@@ -33,7 +33,7 @@ FLOOR = 1e-4
 """Effects above this are kept, so that a circuit can be cut at any threshold above it."""
 
 _SHOWN_NODES = 12
-_DRAWN_NODES = 24
+_DRAWN_NODES = 16
 
 
 @dataclass(frozen=True)
