@@ -117,6 +117,14 @@ def _name(name: str) -> str:
     return name
 
 
+def _cron(written: str) -> str:
+    from dagster._utils.schedules import is_valid_cron_string
+
+    if not is_valid_cron_string(written):
+        raise _clash(f"'{written}' is no cron expression such as 0 3 * * 0 (Sundays at 3:00).")
+    return written
+
+
 def _apart(named: dict[str, Any]) -> dict[str, Any]:
     if len({name.lower() for name in named}) < len(named):
         raise _clash("names that differ in upper and lower case alone are one file on some disks.")
@@ -140,6 +148,7 @@ def _all_is_none(value: Any) -> Any:
 _MOST = 1e9
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Name = Annotated[str, AfterValidator(_name)]
+Cron = Annotated[str, AfterValidator(_cron)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[Whole, Field(ge=0, le=1_000_000_000)]
@@ -512,6 +521,21 @@ class TaskSettings(Section):
     """First layer whose nodes are ablated; the paper takes 2 for Pythia-70M."""
 
 
+class RerunSettings(Section):
+    """What is run again by itself while the UI's daemon runs."""
+
+    automatic: bool = True
+    """Run what a changed file, setting or dictionary makes stale; the switch of the sensor when it
+    is first seen."""
+    training: bool = False
+    """Train dictionaries too; they wait to be asked for otherwise. Imported ones never wait."""
+    schedule: Cron = "0 3 * * 0"
+    """When the schedule brings everything up to date, training included: minute, hour, day of the
+    month, month, day of the week. It is off until somebody turns it on."""
+    hub: bool = False
+    """Ask the hub, once an hour, which commit the model and the data set are at."""
+
+
 class Settings(Section):
     """A whole file."""
 
@@ -543,6 +567,8 @@ class Settings(Section):
     """How it is judged."""
     tasks: TaskSettings | None = None
     """Circuits of contrastive pairs; none where not given."""
+    reruns: RerunSettings = RerunSettings()
+    """What is run again by itself."""
     artifacts: Text | None = None
     """Folder for everything the experiment writes; artifacts/NAME of the checkout by default."""
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from assets.engine.stage import PartitionedStage, Stage, TableStage
 from assets.settings import ImportSettings, Section, Settings, TrainSettings
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
 
 TABLE = Path(__file__).with_name("settings_reach.yaml")
@@ -70,6 +70,7 @@ OTHER: Mapping[str, Any] = {
     "evaluations.start_layer": 1,
     "evaluations.other_start_layers": [1],
     "tasks.start_layer": 1,
+    "reruns.schedule": "0 4 * * *",
     "import.format": "saelens",
     "import.repositories": {"resid": "./others"},
     "import.path": "other_{submodule}.safetensors",
