@@ -162,7 +162,9 @@ def _by_policy(summary: Frame) -> list[str]:
             quarter = len(faithful) // 4
             numbers = (median(faithful), faithful[quarter], faithful[-1 - quarter])
             others = (rows["completeness"].median(), rows["area"].median())
-            shown = ["-" if isnan(value) else f"{value:.2f}" for value in (*numbers, *others)]
+            # Adding zero takes the sign from a rounded -0.00.
+            rounded = [round(value, 2) + 0.0 for value in (*numbers, *others)]
+            shown = ["-" if isnan(value) else f"{value:.2f}" for value in rounded]
             n_judged = f"{rows['n_judged'].median():.0f}"
             table.append([str(error_nodes), str(start_layer), n_judged, *shown])
     header = ("error nodes", "from layer", "nodes", "median", "lower q.", "upper q.", "complement")
