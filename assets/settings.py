@@ -703,6 +703,11 @@ class Experiment:
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
 
     @property
+    def annotations(self) -> Path:
+        """Where people's descriptions of features are kept: beside the YAML file."""
+        return self.path.with_suffix(".annotations.jsonl")
+
+    @property
     def budget_bytes(self) -> int:
         """Memory for what one step of the work holds."""
         return int(self.settings.model.memory_gb * 1e9)
