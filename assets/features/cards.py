@@ -255,7 +255,6 @@ def _changes(
         tokens,
         n_ablated=how.n_ablated,
         k=how.n_tokens,
-        seed=how.seed,
         budget_bytes=work.budget_bytes // 2,
         progress=work.say,
     )

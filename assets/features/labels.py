@@ -45,7 +45,7 @@ from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
     from core.cards.collect import Active
-    from core.cards.rules import Examples, Keys, Rule, Score
+    from core.cards.rules import Examples, Keys, Read, Rule, Score
 
 FREE = "free"
 """What a corpus calls tokens that nothing determines."""
@@ -100,7 +100,7 @@ class _Text:
     `behaviours` has the known behaviour of the token after each, where there is one.
     """
 
-    keys: Mapping[str, np.ndarray]
+    keys: Mapping[str, Read]
     active: Mapping[str, Active]
     behaviours: np.ndarray
 
@@ -183,7 +183,7 @@ def _own_tokens(
 
 
 def _examples(
-    keys: Mapping[str, np.ndarray],
+    keys: Mapping[str, Read],
     half: np.ndarray,
     own: tuple[np.ndarray, np.ndarray, np.ndarray],
     shared: np.ndarray,
@@ -262,9 +262,8 @@ def _behaviours(
     A token is of the behaviour that determines the token after it: that is what the model works
     out there.
     """
-    from core.cards.rules import KINDS, picks
+    from core.cards.rules import picks
 
-    by_key = {kind: np.argsort(text.keys[kind], kind="stable") for kind in KINDS}
     known = sorted({b for b in text.behaviours if b is not None})
     number = {None: len(known), **{b: i for i, b in enumerate(known)}}
     of_token = np.array([number[b] for b in text.behaviours], dtype=int)
@@ -277,7 +276,7 @@ def _behaviours(
         if not known or not total or mass[unit, best] < _LEAST_SHARE * total:
             yield None, None
             continue
-        picked = of_token[picks(rule, text.keys, by_key)]
+        picked = of_token[picks(rule, text.keys)]
         yield known[best], bool(len(picked) and (picked == best).mean() >= _LEAST_SHARE)
 
 
