@@ -12,7 +12,6 @@ import numpy as np
 
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.automation import rerun_on_new_data, rerun_when_all_are_done
 from assets.engine.recipe import Source, digest
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -321,7 +320,6 @@ RULE_LABELS_STAGE = TableStage(
     key=RULE_LABELS,
     deps=always("contexts", "vocabulary", "dictionary_set", "cards"),
     needs=always("model", "dictionaries"),
-    automation=rerun_when_all_are_done,
     reads=_reads,
     inputs=_inputs,
     make=make_rule_labels,
@@ -437,7 +435,6 @@ LABELS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=LABELS,
     deps=_source_deps,
-    automation=rerun_on_new_data,
     reads=_reads_sources,
     inputs=_source_inputs,
     make=make_labels,
