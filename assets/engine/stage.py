@@ -31,7 +31,16 @@ OWNERS = ["team:circuits"]
 MODEL_POOL = "model"
 """Stages that hold a model in memory; dagster.yaml lets one run of them go at a time."""
 
-GROUPS = ("files", "corpus", "dictionaries", "tokens", "clusters", "circuits", "evaluations")
+GROUPS = (
+    "files",
+    "corpus",
+    "dictionaries",
+    "tokens",
+    "clusters",
+    "circuits",
+    "evaluations",
+    "features",
+)
 """What is read, and then the steps of the method, in order."""
 
 
