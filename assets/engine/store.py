@@ -233,7 +233,7 @@ class ArtifactStore:
             return None
         notes = {name: json.loads(text) for name, text in texts.items()}
         whole = schema.equals(TABLES[key.table].schema)
-        if not whole or notes.pop("n_rows") != metadata.num_rows:
+        if not whole or notes.pop("n_rows", None) != metadata.num_rows:
             return None
         return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes)
 
