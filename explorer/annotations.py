@@ -117,24 +117,37 @@ class AnnotationFile:
         """Lines that are not."""
         return self._current()[2]
 
+    @property
+    def problem(self) -> str:
+        """Why the file cannot be read; empty where it can be, or is not there yet."""
+        try:
+            self.path.read_bytes()
+        except FileNotFoundError:
+            return ""
+        except OSError as error:
+            return f"{self.path} cannot be read ({error.strerror}): its annotations are not shown."
+        return ""
+
     def _current(self) -> tuple[object, list[dict[str, Any]], int]:
         try:
             status = self.path.stat()
+            stamp = status.st_mtime_ns, status.st_size
+            if self._read is not None and self._read[0] == stamp:
+                return self._read
+            lines = self.path.read_bytes().splitlines()
         except OSError:
             return None, [], 0
-        stamp = status.st_mtime_ns, status.st_size
-        if self._read is None or self._read[0] != stamp:
-            rows, n_irregular = [], 0
-            for line in self.path.read_bytes().splitlines():
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    row = None
-                if isinstance(row, dict):
-                    rows.append(row)
-                elif line.strip():
-                    n_irregular += 1
-            self._read = stamp, rows, n_irregular
+        rows, n_irregular = [], 0
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if isinstance(row, dict):
+                rows.append(row)
+            elif line.strip():
+                n_irregular += 1
+        self._read = stamp, rows, n_irregular
         return self._read
 
     def annotations(self) -> list[Annotation]:

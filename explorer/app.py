@@ -228,6 +228,7 @@ class Explorer:
             title=f"{reader.experiment.name} · {name}",
             reader=reader,
             card=found,
+            n=reader.n_of(submodule, basis),
             fixed=False,
             bars=bars,
         )
@@ -399,6 +400,7 @@ class Explorer:
             n_stale=n_stale,
             n_irregular=file.n_irregular,
             path=file.path,
+            problems=[file.problem] if file.problem else [],
         )
 
     # -- what goes wrong --------------------------------------------------------------------------

@@ -154,11 +154,16 @@ class Reader:
         submodule, _, number = name.partition("/")
         if submodule not in self.experiment.submodules or not _is_number(number):
             raise LookupError(f"{self.experiment.name} has no feature {name!r}")
-        count, what = ("width", "neurons") if neuron else ("n_features", "features")
-        n = self.dictionaries().get(submodule, {}).get(count)
+        basis: Basis = "neurons" if neuron else "features"
+        n = self.n_of(submodule, basis)
         if n is not None and int(number) >= n:
-            raise LookupError(f"{submodule} has {n} {what}, from 0: no {number}")
+            raise LookupError(f"{submodule} has {n} {basis}, from 0: no {number}")
         return submodule, int(number)
+
+    def n_of(self, submodule: str, basis: Basis) -> int | None:
+        """How many features or neurons there are; None where the dictionary set is missing."""
+        column = "width" if basis == "neurons" else "n_features"
+        return self.dictionaries().get(submodule, {}).get(column)
 
     def is_made(self, source: BehaviourSource, name: str) -> bool:
         """Whether there is a file of that circuit, sound or not."""
