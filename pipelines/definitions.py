@@ -18,6 +18,7 @@ from assets.discovery.comparisons import comparison_stages
 from assets.engine.automation import automation_sensors
 from assets.engine.stage import Stage, stage_asset
 from assets.evaluations.stages import evaluation_stages
+from assets.features.labels import feature_stages
 from assets.settings import Experiment, ExperimentError
 from pipelines.experiment import read_all, shipped_experiments
 from pipelines.jobs import jobs_of, schedules_of
@@ -33,6 +34,7 @@ _STEPS = (
     comparison_stages,
     circuit_stages,
     evaluation_stages,
+    feature_stages,
 )
 TOGETHER = ("circuits", "circuit_evaluations", "task_circuits", "task_evaluations")
 """Stages whose partitions one run brings up to date together."""

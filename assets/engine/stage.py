@@ -30,7 +30,7 @@ OWNERS = ["team:circuits"]
 MODEL_POOL = "model"
 """Stages that hold a model in memory; dagster.yaml lets one run of them go at a time."""
 
-GROUPS = ("corpus", "dictionaries", "tokens", "clusters", "circuits", "evaluations")
+GROUPS = ("corpus", "dictionaries", "tokens", "clusters", "circuits", "evaluations", "features")
 """The steps of the method, in order."""
 
 S = TypeVar("S")

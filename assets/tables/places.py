@@ -7,7 +7,8 @@
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
-    vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts  labels
+    vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
+    labels/rules  labels/endpoint  labels
 
 NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
 cluster of samples or a file of pairs; NAME of a circuit is its cluster's or its task's.
@@ -55,6 +56,8 @@ EVALUATION_SUMMARY = _alone("evaluation_summary")
 VOCABULARY = _alone("vocabulary")
 FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")
+RULE_LABELS = Key("labels/rules", "labels", "rule_labels")
+ENDPOINT_LABELS = Key("labels/endpoint", "labels", "endpoint_labels")
 
 
 def sae(submodule: str) -> Key:

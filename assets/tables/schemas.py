@@ -439,7 +439,11 @@ _ALL = (
         pa.schema(
             [
                 _column("token", _INT, "its id"),
-                _column("text", _TEXT, "its text within a sentence; bytes of no text as ⟨0xE2⟩"),
+                _column(
+                    "text",
+                    _TEXT,
+                    "its text within a sentence, with the space before it; lone bytes as \\xe2",
+                ),
             ]
         ),
     ),
@@ -479,7 +483,7 @@ _ALL = (
                 _column("n_contexts", _LONG, "contexts in which it is active"),
                 _column("max_activation", _FLOAT, "its largest activation; 0 if never active"),
                 _column("mean_activation", _FLOAT, "mean over the tokens on which it is active"),
-                _column("histogram_edges", _FLOATS, "edges of bins, from 0 to max_activation"),
+                _column("histogram_edges", _FLOATS, "edges of bins, from 0 to a power of two"),
                 _column(
                     "histogram_counts",
                     _LONGS,
@@ -527,7 +531,7 @@ _ALL = (
     ),
     Table(
         "labels",
-        "labels.parquet",
+        "labels.parquet; what a rule or an endpoint says alone in labels/rules, labels/endpoint",
         "what one source calls one feature or neuron",
         pa.schema(
             [
