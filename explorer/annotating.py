@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from assets.engine.recipe import digest
+from assets.features.annotations import LONGEST, Annotation
 from assets.tables.places import BehaviourSource
-from explorer.annotations import LONGEST, Annotation, now
+from explorer.annotations import now
 from explorer.reader import Basis, Reader
 
 N_FEATURES = 40

@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from assets.features.annotations import LONGEST
 from assets.settings import Experiment, ExperimentError
 from assets.tables.places import BehaviourSource
 from assets.tables.places import circuit as circuit_key
@@ -299,6 +300,7 @@ class Explorer:
             blind=blind,
             seed=seed,
             new_seed=random.randrange(1, 10**6),
+            longest=LONGEST,
             by=by,
             typed={"by": by, **typed},
             saved=request.query_params.get("saved", "") if not problem else "",
@@ -398,7 +400,7 @@ class Explorer:
             said=said,
             ratings=rows,
             n_stale=n_stale,
-            n_irregular=file.n_irregular,
+            n_left_out=file.n_left_out,
             path=file.path,
             problems=[file.problem] if file.problem else [],
         )

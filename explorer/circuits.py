@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from assets.features.annotations import Annotation
 from assets.settings import ExperimentError
 from assets.tables.places import BehaviourSource
+from core.pictures.selection import plain_name
 from core.pictures.text import token_text
-from explorer.annotations import Annotation, AnnotationFile
+from explorer.annotations import AnnotationFile
 from explorer.pictures import curves_of, interpolated, merged, slider
 from explorer.ratings import is_stale
 from explorer.reader import Basis, Reader, Row
 from explorer.texts import Context
 
 if TYPE_CHECKING:
-    from core.types import Circuit
+    from core.types import Circuit, Node
 
 SIZES = (30, 60, 120, 250)
 """How many nodes a picture may hold."""
@@ -243,21 +245,18 @@ class View:
         threshold = settings.get("node_threshold")
         return curves_of(self._judged, threshold if isinstance(threshold, float) else None)
 
-    @cached_property
-    def texts(self) -> dict[str, str]:
-        """Labels for the picture, by node without position."""
-        found = {}
-        for node in () if self.circuit is None else self.circuit.nodes:
-            plain = node._replace(pos=None).name
-            if plain in found or node.is_error:
-                continue
-            label, others = self.labels.of(plain), self.standing.get(plain, ())
-            text = label.text if label else ""
-            if others:
-                text = f"{text} ({len(others)} features)" if text else f"{len(others)} features"
-            if text:
-                found[plain] = text
-        return found
+    def text(self, feature: str) -> str:
+        """The label of a feature, or of the group that it stands for; empty where it has none."""
+        label, others = self.labels.of(feature), self.standing.get(feature, ())
+        if not others:
+            return label.text if label else ""
+        counted = f"{len(others)} features"
+        return f"{label.text} ({counted})" if label else counted
+
+    def texts(self, nodes: Iterable[Node]) -> dict[str, str]:
+        """Labels of those of these nodes that have one."""
+        features = {plain_name(node) for node in nodes if not node.is_error}
+        return {feature: text for feature in features if (text := self.text(feature))}
 
     def svg(self, *, alone: bool = False) -> str:
         """The picture."""
@@ -267,7 +266,7 @@ class View:
             return ""
         return draw_circuit(
             self.circuit,
-            labels=self.texts,
+            labels=self.texts(self.circuit.nodes[i] for i in self.drawn),
             title=f"{self.reader.experiment.name} {self.name}",
             max_nodes=self.n_nodes,
             max_edges=int(_EDGES_PER_NODE * self.n_nodes),
@@ -334,7 +333,7 @@ class View:
             raise LookupError(f"{self.name} has no node {name!r}")
         i = self._number[name]
         node = self.circuit.nodes[i]
-        plain = node._replace(pos=None).name
+        plain = plain_name(node)
         into, out = self._edges
         found = None
         if not node.is_error:
@@ -369,6 +368,6 @@ class View:
                 found.append(End("metric", "", edge.weight))
                 continue
             node = self.circuit.nodes[other]
-            label = self.texts.get(node._replace(pos=None).name, "")
+            label = "" if node.is_error else self.text(plain_name(node))
             found.append(End(node.name, label, edge.weight))
         return found

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from xml.etree import ElementTree as ET
 
 from core.pictures import colours
+from core.pictures.selection import plain_name
 from core.pictures.text import printable
 from core.pictures.wording import signed
-
-if TYPE_CHECKING:
-    from core.types import Circuit, Node
+from core.types import Circuit, Node, Submodule
 
 FEATURE, ERROR = "cross layer transcoder", "mlp reconstruction error"
 LOCAL = "./data/features"
@@ -35,8 +34,6 @@ VERSION = "1"
 
 def row_of(submodule: str) -> int:
     """A submodule's row: embed 0, attn_0 1, mlp_0 2, resid_0 3, attn_1 4 and so on."""
-    from core.types import Submodule
-
     return Submodule.parse(submodule).order
 
 
@@ -164,7 +161,7 @@ def _node(
     row, column, plain = (
         row_of(node.submodule),
         _column(circuit, node),
-        node._replace(pos=None).name,
+        plain_name(node),
     )
     layer = str(row)
     label = labels.get(plain, "")
@@ -238,7 +235,7 @@ def dot(circuit: Circuit, title: str, labels: Mapping[str, str]) -> str:
     of_submodule: dict[str, list[int]] = {}
     for i, node in enumerate(circuit.nodes):
         of_submodule.setdefault(node.submodule, []).append(i)
-        label = labels.get(node._replace(pos=None).name, "")
+        label = labels.get(plain_name(node), "")
         text = "\n".join(
             filter(None, (printable(node.name), printable(label), signed(node.effect)))
         )
@@ -294,7 +291,7 @@ def graphml(circuit: Circuit, title: str, labels: Mapping[str, str]) -> str:
                 ET.SubElement(parent, "data", {"key": name}).text = printable(str(value))
 
     for node in circuit.nodes:
-        label = labels.get(node._replace(pos=None).name, "")
+        label = labels.get(plain_name(node), "")
         add(
             ET.SubElement(body, "node", {"id": node.name}),
             {**node._asdict(), "effect": repr(node.effect), "label": label},

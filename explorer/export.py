@@ -99,7 +99,7 @@ def graph_of(view: View, scan: str = exchange.LOCAL) -> dict[str, Any]:
         model=settings.model.source,
         scan=scan,
         about=view.head.get("about", ""),
-        labels=view.texts,
+        labels=view.texts(_whole(view).nodes),
     )
 
 
@@ -121,13 +121,13 @@ FORMATS: dict[str, Format] = {
         ".dot",
         "text/vnd.graphviz",
         "graph for Graphviz (DOT)",
-        lambda view: exchange.dot(_whole(view), slug_of(view), view.texts),
+        lambda view: exchange.dot(_whole(view), slug_of(view), view.texts(_whole(view).nodes)),
     ),
     "graphml": Format(
         ".graphml",
         "application/xml",
         "graph for NetworkX, Gephi, yEd (GraphML)",
-        lambda view: exchange.graphml(_whole(view), slug_of(view), view.texts),
+        lambda view: exchange.graphml(_whole(view), slug_of(view), view.texts(_whole(view).nodes)),
     ),
     "graph-json": Format(
         ".json", "application/json", "graph for circuit-tracer, Neuronpedia (JSON)", _graph_json

@@ -48,6 +48,7 @@ COLUMNS = (
     Column("coherence", "coherence", "mean cosine between members of the cluster"),
     Column("stability", "stability", "how much of it is found again from other examples"),
 )
+_JUDGED = ("n_edges", "faithfulness", "completeness", "area", "stability")
 BY_KEY = {column.key: column for column in COLUMNS}
 
 
@@ -124,7 +125,7 @@ def overview(reader: Reader, source: BehaviourSource, asked: Asked) -> Overview:
                 "about": own.get("about") or head.get("about") or "",
                 "label": head.get("label") or "",
                 "made": nodes is not None,
-                **{column.key: own.get(column.key) for column in COLUMNS},
+                **{key: own.get(key) for key in _JUDGED},
                 "size": head.get("size"),
                 "n_nodes": None if nodes is None else len(nodes.nodes),
                 "error_share": None if nodes is None else nodes.error_share,

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from core.pictures.selection import plain_name
+from core.types import Circuit, Edge
+
 if TYPE_CHECKING:
-    from core.types import Circuit
     from explorer.reader import Reader
 
 ALIKE = 0.7
@@ -52,7 +54,7 @@ def merged(
     group_of = {name: tuple(group) for group in groups for name in group}
     nodes, first, members = circuit.nodes, dict[object, int](), dict[object, list[int]]()
     for i, node in enumerate(nodes):
-        plain = node._replace(pos=None).name
+        plain = plain_name(node)
         place = (node.submodule, group_of.get(plain, plain), node.pos)
         members.setdefault(place, []).append(i)
     standing: dict[str, tuple[str, ...]] = {}
@@ -65,14 +67,12 @@ def merged(
         kept.append(nodes[strongest]._replace(effect=effect))
         number |= dict.fromkeys(of_place, first[place])
         if len(of_place) > 1:
-            plain = nodes[strongest]._replace(pos=None).name
-            standing[plain] = tuple(nodes[i]._replace(pos=None).name for i in of_place)
+            plain = plain_name(nodes[strongest])
+            standing[plain] = tuple(plain_name(nodes[i]) for i in of_place)
     weights: dict[tuple[int, int | None], float] = {}
     for edge in circuit.edges:
         ends = number[edge.upstream], None if edge.downstream is None else number[edge.downstream]
         weights[ends] = weights.get(ends, 0.0) + edge.weight
-    from core.types import Edge
-
     edges = tuple(Edge(*ends, weight) for ends, weight in weights.items())
     return dataclasses.replace(circuit, nodes=tuple(kept), edges=edges), standing
 
@@ -88,7 +88,7 @@ def suggested(
     effects: dict[str, float] = {}
     for node in circuit.nodes:
         if not node.is_error:
-            name = node._replace(pos=None).name
+            name = plain_name(node)
             effects[name] = effects.get(name, 0.0) + node.effect
     strongest = sorted(effects, key=lambda name: -abs(effects[name]))[:_SUGGESTED_FROM]
     grouped = {frozenset(pair) for group in groups for pair in combinations(group, 2)}

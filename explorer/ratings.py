@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from assets.features.annotations import Annotation
 from assets.settings import ExperimentError
-from explorer.annotations import Annotation, AnnotationFile
+from explorer.annotations import AnnotationFile
 from explorer.reader import Reader
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from assets.circuits.stages import load_circuit
-from assets.discovery.pages import token_text
+from assets.corpus.vocabulary import read_texts, token_text, unknown
 from assets.engine.loading import Loader
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import names_of
@@ -120,7 +121,8 @@ class Reader:
         self.experiment = experiment
         self.store = ArtifactStore(experiment.artifacts)
         self._kept: OrderedDict[Hashable, tuple[object, Any]] = OrderedDict()
-        self._held: dict[tuple[str, str], tuple[object, Held]] = {}
+        self._held: dict[tuple[str, str], tuple[object, Held | None]] = {}
+        self._files: dict[tuple[str, str], str] = {}
         self._lock = RLock()
 
     # -- what there is --------------------------------------------------------------------------
@@ -311,9 +313,8 @@ class Reader:
 
         def load() -> Callable[[int], str]:
             if self.store.footer(VOCABULARY) is not None:
-                rows = self.store.read(VOCABULARY).to_pylist()
-                known = {row["token"]: row["text"] for row in rows}
-                return lambda token: known.get(token, f"\u27e8{token}\u27e9")
+                texts = read_texts(self.store)
+                return lambda token: texts[token] if token < len(texts) else unknown(token)
             return token_text(Loader(self.experiment).tokenizer())
 
         return TokenTexts(load)
@@ -347,23 +348,29 @@ class Reader:
             }
 
     def _held_by(self, source: BehaviourSource, name: str) -> Held | None:
-        key, place = circuit(source, name, "nodes"), (source, name)
-        stamp = self._stamp([key])
-        if stamp == (None,):
+        place = source, name
+        if place not in self._files:
+            self._files[place] = str(self.store.path(circuit(source, name, "nodes")))
+        stamp = _stamp_of(self._files[place])
+        if stamp is None:
             return None
         if place not in self._held or self._held[place][0] != stamp:
-            try:
-                table = self.store.read(key, ["submodule", "feature", "effect"])
-            except ExperimentError:  # the circuit's own page says what is wrong with it
-                return None
-            names = [
-                intern(f"{submodule}/{'error' if feature < 0 else feature}")
-                for submodule, feature in zip(
-                    table["submodule"].to_pylist(), table["feature"].to_pylist(), strict=True
-                )
-            ]
-            self._held[place] = stamp, Held(names, table["effect"].to_numpy())
+            self._held[place] = stamp, self._read_held(source, name)
         return self._held[place][1]
+
+    def _read_held(self, source: BehaviourSource, name: str) -> Held | None:
+        key = circuit(source, name, "nodes")
+        try:
+            table = self.store.read(key, ["submodule", "feature", "effect"])
+        except ExperimentError:  # the circuit's own page says what is wrong with it
+            return None
+        names = [
+            intern(f"{submodule}/{'error' if feature < 0 else feature}")
+            for submodule, feature in zip(
+                table["submodule"].to_pylist(), table["feature"].to_pylist(), strict=True
+            )
+        ]
+        return Held(names, table["effect"].to_numpy())
 
     def holders(self, feature: str) -> list[Holding]:
         """Every circuit that holds a feature, the largest share of its circuit first."""
@@ -389,7 +396,7 @@ class Reader:
     # -- kept until changed ---------------------------------------------------------------------
 
     def _stamp(self, keys: Iterable[Key]) -> tuple[object, ...]:
-        return tuple(_stamp_of(self.store, key) for key in keys)
+        return tuple(_stamp_of(str(self.store.path(key))) for key in keys)
 
     def _fresh(self, keys: Sequence[Key], place: Hashable, read: Callable[[], T]) -> T:
         with self._lock:
@@ -403,9 +410,9 @@ class Reader:
             return kept[1]
 
 
-def _stamp_of(store: ArtifactStore, key: Key) -> tuple[int, int, int] | None:
+def _stamp_of(file: str) -> tuple[int, int, int] | None:
     try:
-        status = store.path(key).stat()
+        status = os.stat(file)
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from assets.corpus.text import harmless
+from assets.corpus.vocabulary import unknown
 from core.errors import CircuitError
 
 Row = Mapping[str, Any]
@@ -52,7 +53,7 @@ class TokenTexts:
             return self._load()
         except (CircuitError, OSError, ValueError) as error:
             self.problem = f"Tokens are shown by their numbers: {error}"
-            return lambda token: f"\u27e8{token}\u27e9"
+            return unknown
 
     def raw(self, token: int) -> str:
         """A token as it stands in a text; bytes that are no character are spelled."""

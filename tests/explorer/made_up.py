@@ -36,7 +36,8 @@ HOSTILE = (
     "<b>bold</b>", "</script>", "<!--", "&lt;", "\n", "\u202eabc", "\u200f", "\u2028",
     "\u27e80xE2\u27e9", "'\"", " cat", " the", "{{ 7 }}", "\x1b[1m",
 )  # fmt: skip
-N_FEATURES = 64
+N_CARDS = 64
+"""Features of each dictionary that have a card, the first; the last of them is never active."""
 WEIGHTS = "0123456789abcdef"
 THRESHOLDS = (0.001, 0.01, 0.1, 1.0)
 
@@ -48,15 +49,18 @@ class MadeUp:
         folder: for the YAML file and its artifacts.
         n_clusters: circuits of clusters.
         n_layers: of the model that there is not.
+        n_features: of each dictionary.
     """
 
-    def __init__(self, folder: Path, *, n_clusters: int = 4, n_layers: int = 2) -> None:
+    def __init__(
+        self, folder: Path, *, n_clusters: int = 4, n_layers: int = 2, n_features: int = N_CARDS
+    ) -> None:
         self.rng = Random(0)
-        self.n_layers = n_layers
+        self.n_features = n_features
         settings = {
             "model": {"source": "./model", "n_layers": n_layers},
             "corpus": {"source": "./corpus.jsonl"},
-            "dictionaries": {"source": "train", "n_features": N_FEATURES},
+            "dictionaries": {"source": "train", "n_features": n_features},
             "filter": {"n_samples": max(24, n_clusters)},
             "clustering": {"k": n_clusters, "max_clusters": n_clusters},
             "tasks": {"pairs": {"simple": {"train": "./a.json", "test": "./b.json"}}},
@@ -96,7 +100,7 @@ class MadeUp:
                 {
                     "submodule": submodule,
                     "activation": "relu",
-                    "n_features": N_FEATURES,
+                    "n_features": self.n_features,
                     "width": 16,
                     "weights": weights,
                     "n_tokens": 1000,
@@ -169,7 +173,7 @@ class MadeUp:
         drawn = set()
         while len(drawn) < n:
             submodule = self.rng.choice(self.experiment.submodules)
-            feature = -1 if self.rng.random() < 0.1 else self.rng.randrange(max(N_FEATURES, n))
+            feature = -1 if self.rng.random() < 0.1 else self.rng.randrange(self.n_features)
             drawn.add((submodule, feature, self.rng.randrange(3) if by_position else None))
         ordered = sorted(drawn, key=lambda one: (Submodule.parse(one[0]).order, *map(str, one)))
         return [
@@ -272,7 +276,7 @@ class MadeUp:
             if row["threshold"] is None and not is_empty
         ]
 
-    def cards(self, n_features: int = N_FEATURES, n_contexts: int = 6) -> None:
+    def cards(self, n_features: int = N_CARDS, n_contexts: int = 6) -> None:
         """A card for every feature and for a few neurons of every submodule, and some labels."""
         labels = []
         for submodule in self.experiment.submodules:
