@@ -44,7 +44,7 @@ def queue(
     Blind, as many random features and random neurons of the same submodules are mixed in, all in
     an order that the seed decides. Only what has a card can be judged blind.
     """
-    held = reader.held(source).get(name)
+    held = reader.held_by(source, name)
     effects = {} if held is None else held.by_feature
     strongest = sorted(effects, key=lambda feature: -abs(effects[feature]))[:N_FEATURES]
     items = [_item(feature) for feature in strongest]

@@ -179,7 +179,7 @@ class Explorer:
                 problems.append(str(error))
         found = None
         if len(views) == 2:
-            held = [reader.held(view.source).get(view.name) for view in views]
+            held = [reader.held_by(view.source, view.name) for view in views]
             found = shared(*({} if one is None else one.by_feature for one in held))
         return self.page(
             "compare.html",
@@ -223,7 +223,7 @@ class Explorer:
         reader = self.reader(request)
         name = f"{request.path_params['submodule']}/{request.path_params['number']}"
         submodule, number = reader.check_feature(name, neuron=basis == "neurons")
-        found = card(reader, self.files[reader.experiment.name], basis, submodule, number)
+        found = card(Labels(reader, self.files[reader.experiment.name]), basis, submodule, number)
         return self.page(
             "feature.html",
             title=f"{reader.experiment.name} · {name}",
@@ -267,7 +267,7 @@ class Explorer:
         item = items[i - 1] if items else None
         found = None
         if item is not None:
-            found = card(reader, file, item.basis, item.submodule, item.feature)
+            found = card(Labels(reader, file), item.basis, item.submodule, item.feature)
         said = {
             (one.basis, one.name): one
             for one in file.annotations()

@@ -106,20 +106,20 @@ class Labels:
     """What features are called: the last word of a person, else the label of the tables."""
 
     def __init__(self, reader: Reader, file: AnnotationFile) -> None:
-        self._reader, self._file = reader, file
+        self.reader, self.file = reader, file
 
     @cached_property
     def _of_people(self) -> dict[tuple[str, str], Label]:
         return {
             (one.basis, one.name): Label(one.text, one.by)
-            for one in self._file.annotations()
-            if one.text.strip() and not is_stale(self._reader, one)
+            for one in self.file.annotations()
+            if one.text.strip() and not is_stale(self.reader, one)
         }
 
     @cached_property
     def _of_tables(self) -> Mapping[tuple[str, str], Row]:
         try:
-            return self._reader.labels()
+            return self.reader.labels()
         except ExperimentError:
             return {}
 
@@ -131,8 +131,9 @@ class Labels:
         return None if row is None else Label(row["text"], row["by"], row["score"])
 
 
-def card(reader: Reader, file: AnnotationFile, basis: Basis, submodule: str, feature: int) -> Card:
+def card(labels: Labels, basis: Basis, submodule: str, feature: int) -> Card:
     """All that is known of one feature or neuron."""
+    reader, file = labels.reader, labels.file
     name, problem, row = f"{submodule}/{feature}", "", None
     try:
         row = reader.card(basis, submodule, feature)
@@ -149,7 +150,7 @@ def card(reader: Reader, file: AnnotationFile, basis: Basis, submodule: str, fea
         feature=feature,
         row=row,
         problem=problem,
-        label=Labels(reader, file).of(name, basis),
+        label=labels.of(name, basis),
         said=said,
         holders=holders(reader, name) if basis == "features" else [],
     )
@@ -337,7 +338,7 @@ class View:
         into, out = self._edges
         found = None
         if not node.is_error:
-            found = card(self.reader, self.file, "features", node.submodule, node.feature)
+            found = card(self.labels, "features", node.submodule, node.feature)
         return {
             "name": name,
             "plain": plain,

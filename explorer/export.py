@@ -146,7 +146,7 @@ def write_features(view: View, folder: Path) -> int:
     circuit = _whole(view)
     features = {(n.submodule, n.feature) for n in circuit.nodes if not n.is_error}
     for submodule, feature in sorted(features):
-        found = card(view.reader, view.file, "features", submodule, feature)
+        found = card(view.labels, "features", submodule, feature)
         index = exchange.cantor(exchange.row_of(submodule), feature)
         content = exchange.feature_json(index, found.row, found.groups, view.reader.texts.shown)
         _write(folder / f"{index}.json", exchange.as_json(content))
@@ -159,9 +159,22 @@ def _write(path: Path, text: str) -> None:
 
 
 def export(
-    experiment: Experiment, name: str, kinds: Sequence[str], out: Path, n_nodes: int
+    experiment: Experiment,
+    name: str,
+    kinds: Sequence[str],
+    out: Path,
+    *,
+    n_nodes: int = SIZES[1],
+    scan: str = exchange.LOCAL,
 ) -> None:
     """Write one circuit as files of these kinds, and say where they lie.
+
+    Args:
+        name: of a cluster or a task.
+        kinds: of `FORMATS`.
+        out: the folder; made where it is missing.
+        n_nodes: most nodes in a picture.
+        scan: as in `explorer.exchange.graph`.
 
     Raises:
         ExperimentError: there is no such circuit, or it is empty.
@@ -180,13 +193,15 @@ def export(
     view = View(reader, AnnotationFile(experiment.annotations), source, name, n_nodes)
     for kind in kinds:
         path = out / f"{slug_of(view)}{FORMATS[kind].suffix}"
-        _write(path, written(view, kind))
-        sys.stdout.write(f"{path}\n")
         if kind == "graph-json":
+            graph = graph_of(view, scan)
+            _write(path, exchange.as_json(graph))
+            _write(out / "graph-metadata.json", exchange.as_json({"graphs": [graph["metadata"]]}))
             n = write_features(view, out / "features")
-            metadata = graph_of(view)["metadata"]
-            _write(out / "graph-metadata.json", exchange.as_json({"graphs": [metadata]}))
             sys.stdout.write(f"{out / 'features'}: {n} features\n")
+        else:
+            _write(path, written(view, kind))
+        sys.stdout.write(f"{path}\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -202,6 +217,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("circuit", help="a cluster (k00003) or a task (simple)")
     parser.add_argument("--out", type=Path, default=Path(), help="folder; here by default")
     parser.add_argument("--nodes", type=int, default=SIZES[1], help="most nodes in the picture")
+    parser.add_argument(
+        "--scan",
+        default=exchange.LOCAL,
+        metavar="MODEL",
+        help="in graph JSON: what Neuronpedia calls the model; the features beside it by default",
+    )
     for kind, known in FORMATS.items():
         parser.add_argument(f"--{kind}", action="store_true", help=known.about)
     chosen = vars(parser.parse_args(arguments))
@@ -210,7 +231,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"say what to write: {', '.join(f'--{kind}' for kind in FORMATS)}")
     try:
         experiment = read_experiment(chosen["experiment"])
-        export(experiment, chosen["circuit"], kinds, chosen["out"], chosen["nodes"])
+        export(
+            experiment,
+            chosen["circuit"],
+            kinds,
+            chosen["out"],
+            n_nodes=chosen["nodes"],
+            scan=chosen["scan"],
+        )
     except (ExperimentError, CircuitError, OSError) as error:
         sys.stderr.write(f"{error}\n")
         return 1

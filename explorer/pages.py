@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote, urlencode
 
@@ -19,6 +20,7 @@ SHADES = 8
 """Steps of the shading of tokens by activation."""
 
 
+@cache
 def environment() -> jinja2.Environment:
     """The templates, every value in them escaped."""
     templates = jinja2.Environment(
@@ -88,10 +90,14 @@ def link(path: str, state: Mapping[str, object] | None = None, **changed: object
 def bars(
     counts: Sequence[float], width: float = 160.0, height: float = 36.0
 ) -> list[tuple[float, ...]]:
-    """A histogram's bars, ``(x, y, width, height)``; heights as square roots, to see the small."""
-    most = max(counts, default=0)
+    """A histogram's bars, ``(x, y, width, height)``, up to the last that is not empty; heights as
+    square roots, to see the small."""
+    shown = list(counts)
+    while shown and not shown[-1]:
+        shown.pop()
+    most = max(shown, default=0)
     if not most:
         return []
-    step = width / len(counts)
-    heights = [height * math.sqrt(n / most) for n in counts]
+    step = width / len(shown)
+    heights = [height * math.sqrt(n / most) for n in shown]
     return [(i * step, height - h, max(step - 1, 0.5), h) for i, h in enumerate(heights)]

@@ -95,7 +95,7 @@ def suggested(
     of_submodule: dict[str, list[str]] = {}
     for name in strongest:
         of_submodule.setdefault(name.partition("/")[0], []).append(name)
-    profiles = {name: dict(_profile(reader, name)) for name in strongest}
+    profiles = _profiles(reader, strongest)
     found = []
     for submodule, names in of_submodule.items():
         decoder = reader.decoder(submodule) if len(names) > 1 else None
@@ -110,9 +110,22 @@ def suggested(
     return sorted(found, key=lambda s: -max(_or_zero(s.profile), _or_zero(s.decoder)))
 
 
-def _profile(reader: Reader, name: str) -> Iterable[tuple[str, float]]:
-    for one in reader.holders(name):
-        yield f"{one.source}/{one.name}", math.copysign(one.share, one.effect)
+def _profiles(reader: Reader, names: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Effects of these features in every circuit that holds them, as shares of the circuit."""
+    held = {
+        f"{source}/{circuit}": one
+        for source in reader.names
+        for circuit, one in reader.held(source).items()
+        if one.total
+    }
+    return {
+        name: {
+            place: effect / one.total
+            for place, one in held.items()
+            if (effect := one.by_feature.get(name)) is not None
+        }
+        for name in names
+    }
 
 
 def _cosine(a: Mapping[str, float], b: Mapping[str, float]) -> float:

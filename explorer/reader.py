@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ Basis = Literal["features", "neurons"]
 Row = Mapping[str, Any]
 
 _KEPT = 256
+_REST = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,6 +124,7 @@ class Reader:
         self.store = ArtifactStore(experiment.artifacts)
         self._kept: OrderedDict[Hashable, tuple[object, Any]] = OrderedDict()
         self._held: dict[tuple[str, str], tuple[object, Held | None]] = {}
+        self._index: dict[str, tuple[float, dict[str, Held]]] = {}
         self._files: dict[tuple[str, str], str] = {}
         self._lock = RLock()
 
@@ -269,7 +272,8 @@ class Reader:
 
     def _where(self, key: Key, basis: Basis, feature: int) -> list[dict[str, Any]]:
         """Rows of a feature or neuron; the table itself may be larger than memory."""
-        self.store.content(key)  # raises where there is none
+        # Raises where there is none.
+        self._fresh([key], ("content", key.path), lambda: self.store.content(key))
         wanted = [("basis", "==", basis), ("feature", "==", feature)]
         try:
             return pq.read_table(
@@ -339,13 +343,25 @@ class Reader:
     # -- which circuits hold which features -----------------------------------------------------
 
     def held(self, source: BehaviourSource) -> dict[str, Held]:
-        """The nodes of every circuit that was made, by name; those of changed files read again."""
+        """The nodes of every circuit that was made, by name; those of changed files read again.
+
+        Thousands of files are looked at, so not more often than every half second.
+        """
         with self._lock:
-            return {
-                name: held
-                for name in self.names[source]
-                if (held := self._held_by(source, name)) is not None
-            }
+            at, found = self._index.get(source, (-math.inf, {}))
+            if time.monotonic() - at > _REST:
+                found = {
+                    name: held
+                    for name in self.names[source]
+                    if (held := self._held_by(source, name)) is not None
+                }
+                self._index[source] = time.monotonic(), found
+            return found
+
+    def held_by(self, source: BehaviourSource, name: str) -> Held | None:
+        """The nodes of one circuit; None where it is not made, or damaged."""
+        with self._lock:
+            return self._held_by(source, name)
 
     def _held_by(self, source: BehaviourSource, name: str) -> Held | None:
         place = source, name
