@@ -22,11 +22,10 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
-# The PWD of .env is the shell's: it must be this directory.
 ui: $(READY)
-	PWD="$(CURDIR)" $(BIN)/dg dev --port $(PORT)
+	$(BIN)/python -m pipelines.ui --port $(PORT)
 
 explore: $(READY)
 	$(BIN)/python -m explorer

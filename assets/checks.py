@@ -15,6 +15,7 @@ import numpy as np
 
 from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
+from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import finite, names_of
 from assets.settings import CheckSettings, Experiment
@@ -34,6 +35,8 @@ from assets.tables.places import (
 )
 
 _SHOWN = 10
+_OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
+"""Settings and inputs in which imported dictionaries of one set differ."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,25 @@ def _unusable(row: Mapping[str, Any], limits: CheckSettings) -> list[str]:
         ),
     }
     return [reason for reason, held in holds.items() if not held]
+
+
+def set_is_made_alike(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """All dictionaries were made by the same settings and code, from the same inputs."""
+    groups: dict[str, list[str]] = {}
+    for submodule in experiment.submodules:
+        if (footer := store.footer(sae(submodule))) is not None:
+            notes = footer.notes
+            settings = {k: v for k, v in notes["settings"].items() if k not in _OF_ONE_SUBMODULE}
+            inputs = {k: v for k, v in notes["inputs"].items() if k not in _OF_ONE_SUBMODULE}
+            groups.setdefault(digest([settings, inputs, notes["code"]]), []).append(submodule)
+    parts = sorted(groups.values(), key=len)
+    few = "; ".join(", ".join(part[:_SHOWN]) for part in parts[:-1])
+    return Outcome(
+        len(groups) == 1,
+        f"{sum(map(len, parts))} dictionaries, made in {len(groups)} ways"
+        + (f"; unlike the most: {few}. Materialize saes for all submodules." if few else "."),
+        {"ways": len(groups)},
+    )
 
 
 def l0_is_near_k(experiment: Experiment, store: ArtifactStore) -> Outcome:
@@ -315,6 +337,8 @@ _CHECKS = (
     Check("weights_are_finite", "saes", "No weight is NaN or infinite.", weights_are_finite),
     Check("set_is_usable", "dictionary_set", "Each dictionary reconstructs and fires.",
           set_is_usable, blocking=True),
+    Check("set_is_made_alike", "dictionary_set", "All are of one setting, input and code.",
+          set_is_made_alike),
     Check("l0_is_near_k", "dictionary_set", "L0 is what training was for.",
           l0_is_near_k, warns=True),
     Check("imports_are_as_said", "import_checks", "Files of dictionaries are right about them.",

@@ -21,14 +21,13 @@ def picture(png: bytes) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![plot](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def records(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as a table in the UI: numbers rounded, nulls empty, NaN said in words.
+def records(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+    """Rows as a table in the UI: numbers rounded, nulls empty, NaN said in words; none as text.
 
     A NaN as it is would break the row: JSON has none.
     """
-    return dg.MetadataValue.table(
-        [dg.TableRecord({str(k): cell(v) for k, v in row.items()}) for row in rows]
-    )
+    shown = [dg.TableRecord({str(k): cell(v) for k, v in row.items()}) for row in rows]
+    return dg.MetadataValue.table(shown) if shown else dg.MetadataValue.text("none")
 
 
 def cell(value: Any) -> str | int | float | bool:

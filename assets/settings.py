@@ -116,6 +116,14 @@ def _name(name: str) -> str:
     return name
 
 
+def _cron(written: str) -> str:
+    from dagster._utils.schedules import is_valid_cron_string
+
+    if not is_valid_cron_string(written):
+        raise _clash(f"'{written}' is no cron expression such as 0 3 * * 0 (Sundays at 3:00).")
+    return written
+
+
 def _apart(named: dict[str, Any]) -> dict[str, Any]:
     if len({name.lower() for name in named}) < len(named):
         raise _clash("names that differ in upper and lower case alone are one file on some disks.")
@@ -145,6 +153,7 @@ def _all_is_none(value: Any) -> Any:
 _MOST = 1e9
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Name = Annotated[str, AfterValidator(_name)]
+Cron = Annotated[str, AfterValidator(_cron)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[Whole, Field(ge=0, le=1_000_000_000)]
@@ -550,6 +559,21 @@ class LabelSettings(Section):
     """A language model that describes features too; none is asked where not given."""
 
 
+class RerunSettings(Section):
+    """What is run again by itself while the UI's daemon runs."""
+
+    automatic: bool = True
+    """Run what a changed file, setting or dictionary makes stale; the switch of the sensor when it
+    is first seen."""
+    training: bool = False
+    """Train dictionaries too; they wait to be asked for otherwise. Imported ones never wait."""
+    schedule: Cron = "0 3 * * 0"
+    """When the schedule brings everything up to date, training included: minute, hour, day of the
+    month, month, day of the week. It is off until somebody turns it on."""
+    hub: bool = False
+    """Ask the hub, once an hour, which commit the model and the data set are at."""
+
+
 class Settings(Section):
     """A whole file."""
 
@@ -587,6 +611,8 @@ class Settings(Section):
     """What they are called; made where there are cards."""
     explorer: Annotated[Text, AfterValidator(_address)] = "http://127.0.0.1:3001"
     """Address of the explorer, to which circuits link in the Dagster UI."""
+    reruns: RerunSettings = RerunSettings()
+    """What is run again by itself."""
     artifacts: Text | None = None
     """Folder for everything the experiment writes; artifacts/NAME of the checkout by default."""
 

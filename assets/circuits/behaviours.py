@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Literal
 
 from assets.discovery.clusterings import members
 from assets.discovery.tokens import example
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -317,7 +316,6 @@ CLUSTER_BEHAVIOURS_STAGE = TableStage(
     key=behaviours("clusters"),
     beside=[examples("clusters")],
     deps=always("filtered_tokens", "cluster_assignments", "clusters"),
-    automation=rerun_on_new_data,
     reads=_reads,
     inputs=contents(FILTERED_TOKENS, assignments(), clusters()),
     make=make_cluster_behaviours,

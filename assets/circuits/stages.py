@@ -17,8 +17,6 @@ from assets.circuits.behaviours import (
     read_behaviours,
 )
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
-from assets.engine.automation import rerun_on_new_data
-from assets.engine.partitions import circuits_together
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.plots import records
@@ -145,7 +143,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     }
 
 
-def strongest_nodes(found: Circuit) -> dg.TableMetadataValue:
+def strongest_nodes(found: Circuit) -> dg.MetadataValue[Any]:
     """The nodes with the largest effects, as a table in the UI."""
     nodes = sorted(found.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
     return records({"node": node.name, "effect": node.effect} for node in nodes)
@@ -175,10 +173,8 @@ def _circuit_stage(
         key=lambda key: circuit(source, key),
         beside=["nodes", "edges"],
         partitions=partitions,
-        backfill=circuits_together,
         deps=always(of_behaviours, "dictionary_set"),
         needs=always("model", "dictionaries"),
-        automation=rerun_on_new_data,
         reads=reads,
         inputs=inputs,
         make=partial(make_circuits_of, source),

@@ -15,7 +15,6 @@ from assets.corpus.contexts import (
     telling,
 )
 from assets.corpus.vocabulary import VOCABULARY_STAGE
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import Source, aside
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -187,6 +186,7 @@ CONTEXTS_STAGE = TableStage(
     key=CONTEXTS,
     deps=always(),
     needs=always("tokenizer"),
+    files="corpus_files",
     reads=_reads_corpus,
     inputs=contents(),
     make=make_contexts,
@@ -204,7 +204,6 @@ ACTIVATION_CACHE_STAGE = TableStage(
     key=ACTIVATION_CACHE,
     deps=always("contexts"),
     needs=always("model"),
-    automation=rerun_on_new_data,
     reads=_reads_cached,
     inputs=contents(CONTEXTS),
     make=make_activation_cache,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
 from assets.tables.places import VOCABULARY
@@ -92,7 +91,6 @@ VOCABULARY_STAGE = TableStage(
     key=VOCABULARY,
     deps=always(),
     needs=always("tokenizer"),
-    automation=rerun_on_new_data,
     reads=lambda _experiment: (),
     inputs=contents(),
     make=make_vocabulary,

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import Source, digest, hash_place, plain
 from assets.engine.stage import Made, Metadata, TableStage, Work, always
 from assets.engine.store import ArtifactStore
@@ -241,7 +240,6 @@ IMPORT_CHECKS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=IMPORT_CHECKS,
     deps=always("saes", "dictionary_set"),
-    automation=rerun_on_new_data,
     reads=_reads_checks,
     inputs=_check_inputs,
     make=make_import_checks,

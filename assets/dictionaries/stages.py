@@ -18,9 +18,7 @@ from assets.dictionaries.imports import (
     import_inputs,
     reads_imported,
 )
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need, check_written
-from assets.engine.partitions import train_together
 from assets.engine.recipe import aside
 from assets.engine.stage import (
     Job,
@@ -302,9 +300,10 @@ SAES = PartitionedStage(
     kinds=frozenset({"pytorch", "parquet"}),
     key=sae,
     partitions=lambda experiment: experiment.submodules,
-    backfill=train_together,
     deps=_dictionary_deps,
     needs=_dictionary_needs,
+    on_request=lambda settings: isinstance(settings, Training),
+    files="dictionary_files",
     reads=_reads_dictionary,
     inputs=_dictionary_inputs,
     make=make_saes,
@@ -398,7 +397,6 @@ DICTIONARY_SET_STAGE = TableStage(
     beside=[FEATURE_DENSITIES],
     deps=always("contexts", "saes"),
     needs=always("model"),
-    automation=rerun_on_new_data,
     reads=_reads_measured,
     inputs=_set_inputs,
     make=make_dictionary_set,

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from assets.engine.lock import is_running
 from assets.engine.recipe import LAYOUT, Recipe, digest
 from assets.settings import ExperimentError
 from assets.tables.places import Key
@@ -30,6 +30,7 @@ PREFIX = "sfc."
 NOTED = frozenset({"cluster_vectors", "cluster_assignments"})
 """Tables whose notes other stages read: width, representation, algorithm, the curve of k. There
 they are part of the content."""
+_CONTENT = f"{PREFIX}content".encode()
 _OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "columns")
 
 
@@ -48,6 +49,38 @@ class Footer:
     content: str
     n_rows: int
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Why(NamedTuple):
+    """Why a table has to be made.
+
+    Attributes:
+        says: in a few words.
+        never_made: there is none yet, or no whole one.
+    """
+
+    says: str
+    never_made: bool = False
+
+
+def _difference(footer: Footer, recipe: Recipe) -> str:
+    """What a table's recipe was and is not any more."""
+    notes = footer.notes
+    inputs = {name for name, _ in notes["inputs"].items() ^ dict(recipe.inputs).items()}
+    if inputs:
+        return f"{', '.join(sorted(inputs))} changed"
+    settings = json.loads(json.dumps(recipe.settings, default=str))
+    if notes["settings"] != settings:
+        return f"settings changed: {', '.join(_changed(notes['settings'], settings))}"
+    return "its code changed"
+
+
+def _changed(before: Any, now: Any, name: str = "") -> list[str]:
+    """Names of the settings that differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [name or "all"]
+    below = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())]
+    return [path for key, a, b in below for path in _changed(a, b, f"{name}.{key}".strip("."))]
 
 
 class ContentHash:
@@ -239,10 +272,32 @@ class ArtifactStore:
 
     def is_current(self, key: Key, recipe: Recipe) -> bool:
         """Whether the table was made by this recipe, and all that was written with it is there."""
+        return self.why_stale(key, recipe) is None
+
+    def why_stale(self, key: Key, recipe: Recipe) -> Why | None:
+        """Why the table has to be made by this recipe; None if it is current."""
         footer = self.footer(key)
-        if footer is None or footer.fingerprint != recipe.fingerprint:
-            return False
-        return all(self._has(*file) for file in footer.notes.get("files", {}).items())
+        if footer is None:
+            return Why("it is not there or not whole", never_made=True)
+        if footer.fingerprint != recipe.fingerprint:
+            return Why(_difference(footer, recipe))
+        for file, n_bytes in footer.notes.get("files", {}).items():
+            if not self._has(file, n_bytes):
+                return Why(f"{file}, written with it, is gone or cut short")
+        return None
+
+    def version(self, key: Key) -> str:
+        """Hash of the table's values and of what was written with it; raises like `content`."""
+        footer = self._needed(key)
+        beside = [found for file in footer.notes["files"] if (found := self._content_at(file))]
+        weights = footer.notes.get("weights")
+        return digest([footer.content, weights, beside]) if beside or weights else footer.content
+
+    def _content_at(self, file: str) -> str:
+        """Content hash of a table; empty for other files."""
+        if not file.endswith(".parquet"):
+            return ""
+        return ((pq.read_metadata(self.root / file).metadata or {}).get(_CONTENT, b"")).decode()
 
     def _has(self, file: str, n_bytes: int) -> bool:
         path = self.root / file
@@ -379,15 +434,5 @@ class ArtifactStore:
         """Remove what killed processes left half-written."""
         for left in self.root.rglob(".*.tmp"):
             writer = left.name.split(".")[-2]
-            if not (writer.isdigit() and _is_running(int(writer))):
+            if not (writer.isdigit() and is_running(int(writer))):
                 left.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from assets.circuits.pairs import task_settings
-from assets.engine.automation import rerun_when_all_are_done
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore
@@ -158,7 +157,6 @@ EVALUATION_SUMMARY_STAGE = TableStage(
     kinds=frozenset({"pandas", "parquet"}),
     key=EVALUATION_SUMMARY,
     deps=_deps,
-    automation=rerun_when_all_are_done,
     reads=names_of,
     inputs=_inputs,
     make=make_evaluation_summary,

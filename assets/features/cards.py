@@ -14,7 +14,6 @@ from assets.corpus.contexts import Contexts, read_contexts
 from assets.corpus.stages import training_contexts
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.automation import rerun_when_all_are_done
 from assets.engine.partitions import train_together
 from assets.engine.recipe import digest
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Work, always
@@ -255,7 +254,6 @@ def _changes(
         tokens,
         n_ablated=how.n_ablated,
         k=how.n_tokens,
-        seed=how.seed,
         budget_bytes=work.budget_bytes // 2,
         progress=work.say,
     )
@@ -410,7 +408,6 @@ CARDS_STAGE = PartitionedStage(
     backfill=train_together,
     deps=always("contexts", "vocabulary", "dictionary_set", "feature_circuits"),
     needs=always("model", "dictionaries"),
-    automation=rerun_when_all_are_done,
     reads=_reads,
     inputs=_inputs,
     make=make_cards,

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from assets.circuits.stages import load_circuit
-from assets.engine.automation import rerun_when_all_are_done
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.evaluations.summary import Names, names_of
@@ -116,7 +115,6 @@ FEATURE_CIRCUITS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=FEATURE_CIRCUITS,
     deps=_deps,
-    automation=rerun_when_all_are_done,
     reads=_reads,
     inputs=_inputs,
     make=make_feature_circuits,

@@ -17,7 +17,6 @@ from typing import Any
 
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.automation import rerun_when_all_are_done
 from assets.engine.recipe import aside, digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always
 from assets.engine.store import ArtifactStore
@@ -217,7 +216,6 @@ ENDPOINT_LABELS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=ENDPOINT_LABELS,
     deps=always("vocabulary", "feature_circuits", "cards"),
-    automation=rerun_when_all_are_done,
     reads=_reads,
     inputs=_inputs,
     make=make_endpoint_labels,

@@ -12,7 +12,6 @@ import numpy as np
 
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.automation import rerun_on_new_data, rerun_when_all_are_done
 from assets.engine.recipe import Source, digest
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -45,7 +44,7 @@ from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
     from core.cards.collect import Active
-    from core.cards.rules import Examples, Keys, Rule, Score
+    from core.cards.rules import Examples, Keys, Read, Rule, Score
 
 FREE = "free"
 """What a corpus calls tokens that nothing determines."""
@@ -100,7 +99,7 @@ class _Text:
     `behaviours` has the known behaviour of the token after each, where there is one.
     """
 
-    keys: Mapping[str, np.ndarray]
+    keys: Mapping[str, Read]
     active: Mapping[str, Active]
     behaviours: np.ndarray
 
@@ -183,7 +182,7 @@ def _own_tokens(
 
 
 def _examples(
-    keys: Mapping[str, np.ndarray],
+    keys: Mapping[str, Read],
     half: np.ndarray,
     own: tuple[np.ndarray, np.ndarray, np.ndarray],
     shared: np.ndarray,
@@ -262,9 +261,8 @@ def _behaviours(
     A token is of the behaviour that determines the token after it: that is what the model works
     out there.
     """
-    from core.cards.rules import KINDS, picks
+    from core.cards.rules import picks
 
-    by_key = {kind: np.argsort(text.keys[kind], kind="stable") for kind in KINDS}
     known = sorted({b for b in text.behaviours if b is not None})
     number = {None: len(known), **{b: i for i, b in enumerate(known)}}
     of_token = np.array([number[b] for b in text.behaviours], dtype=int)
@@ -277,7 +275,7 @@ def _behaviours(
         if not known or not total or mass[unit, best] < _LEAST_SHARE * total:
             yield None, None
             continue
-        picked = of_token[picks(rule, text.keys, by_key)]
+        picked = of_token[picks(rule, text.keys)]
         yield known[best], bool(len(picked) and (picked == best).mean() >= _LEAST_SHARE)
 
 
@@ -322,7 +320,6 @@ RULE_LABELS_STAGE = TableStage(
     key=RULE_LABELS,
     deps=always("contexts", "vocabulary", "dictionary_set", "cards"),
     needs=always("model", "dictionaries"),
-    automation=rerun_when_all_are_done,
     reads=_reads,
     inputs=_inputs,
     make=make_rule_labels,
@@ -438,7 +435,6 @@ LABELS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=LABELS,
     deps=_source_deps,
-    automation=rerun_on_new_data,
     reads=_reads_sources,
     inputs=_source_inputs,
     make=make_labels,

@@ -44,10 +44,15 @@ class Units:
     dictionary: Dictionary
     features: Tensor
 
+    def encode(self, x: Tensor) -> Tensor:
+        """Their activations, ``(..., d)`` to ``(..., n)``."""
+        is_all = len(self.features) == self.dictionary.n_features
+        return self.dictionary.encode(x, None if is_all else self.features)
+
 
 @dataclass(frozen=True)
 class Active:
-    """Where features are active: ``(n,)`` each, one entry for every unit and token.
+    """Where features are active: ``(n,)`` each, one entry for every unit and token, by unit.
 
     Attributes:
         unit: index into the units' features.
@@ -241,7 +246,7 @@ class _Sums:
             self._add(x[part], mask[part], rows[part], priority[part])
 
     def _add(self, x: Tensor, mask: Tensor, rows: Tensor, priority: Tensor) -> None:
-        active = self.units.dictionary.encode(x, self.units.features).float().cpu()
+        active = self.units.encode(x).float().cpu()
         if self.units.dictionary.activation.acts_at_zero:
             active = active.clamp_(min=0)
         if not bool(mask.all()):
@@ -295,7 +300,7 @@ def active_at(
             x = outputs[units.submodule][mask.to(model.device)]
             n_at_once = max(1, _BYTES_AT_ONCE // (4 * max(1, len(units.features))))
             for first in range(0, len(x), n_at_once):
-                active = units.dictionary.encode(x[first : first + n_at_once], units.features)
+                active = units.encode(x[first : first + n_at_once])
                 place, unit = (active > 0).nonzero(as_tuple=True)
                 value = active[place, unit].float()
                 parts[name].append((unit.cpu(), place.cpu() + first + n_before, value.cpu()))
@@ -306,7 +311,9 @@ def active_at(
 def _active(parts: Sequence[tuple[Tensor, Tensor, Tensor]]) -> Active:
     if not parts:
         return Active(np.empty(0, int), np.empty(0, int), np.empty(0, np.float32))
-    return Active(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+    unit, place, value = (torch.cat(column) for column in zip(*parts, strict=True))
+    by_unit = unit.argsort(stable=True)
+    return Active(unit[by_unit].numpy(), place[by_unit].numpy(), value[by_unit].numpy())
 
 
 def priorities(n: int, seed: int) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from core.cards.collect import Excerpts, Units, priorities
+from core.cards.collect import Excerpts, Units
 from core.inputs import pad
 from core.models import LanguageModel, Recording
 from core.types import Submodule
@@ -139,15 +139,14 @@ def moved(
     *,
     n_ablated: int = 2,
     k: int = 10,
-    seed: int = 0,
     budget_bytes: int = 1 << 30,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Tokens]:
     """The tokens whose log-probability changes most when a feature is ablated where it is strong.
 
-    Of a feature's strongest contexts some are taken, the same ones as far as can be for every
-    feature; in each it is set to zero at its strongest token, and what changes is the prediction of
-    the token after it.
+    Of a feature's strongest contexts those are taken in which it comes after the fewest tokens:
+    they cost least. In each it is set to zero at its strongest token, and what changes
+    is the prediction of the token after it.
 
     Args:
         wanted: features by any name.
@@ -155,19 +154,17 @@ def moved(
         contexts: those that were collected from.
         n_ablated: contexts of each feature.
         k: tokens of each feature.
-        seed: of the choice among contexts.
         budget_bytes: memory for the sums over the vocabulary.
 
     Returns:
         By name, ``(n, k)``: log P with the feature minus without it, in nats, the largest change
         first; zeros for a feature that is never active.
     """
-    priority = priorities(len(contexts), seed)
     k = min(k, model.n_vocab)
     n_bytes = {name: 4 * model.n_vocab * len(units.features) for name, units in wanted.items()}
     changes: dict[str, Tokens] = {}
     for names in _groups(n_bytes, budget_bytes):
-        plans = [_ablations(name, excerpts[name], priority, n_ablated) for name in names]
+        plans = [_ablations(name, excerpts[name], n_ablated) for name in names]
         sums = {name: torch.zeros(len(wanted[name].features), model.n_vocab) for name in names}
         for n_done, n_rows in _ablate_all(model, wanted, plans, contexts, sums):
             if progress is not None:
@@ -192,10 +189,10 @@ def _groups(n_bytes: Mapping[str, int], budget: int) -> Iterator[list[str]]:
         yield names
 
 
-def _ablations(name: str, excerpts: Excerpts, priority: Tensor, n: int) -> _Ablations:
-    """Of each unit the `n` contexts of highest priority among its strongest."""
+def _ablations(name: str, excerpts: Excerpts, n: int) -> _Ablations:
+    """Of each unit's strongest contexts the `n` in which it comes after the fewest tokens."""
     strong = (excerpts.quantile < 0).nonzero().flatten()
-    order = priority[excerpts.row[strong]].argsort(descending=True, stable=True)
+    order = excerpts.pos[strong].argsort(stable=True)
     order = order[excerpts.unit[strong[order]].argsort(stable=True)]
     unit = excerpts.unit[strong[order]]
     place = torch.arange(len(unit)) - torch.searchsorted(unit, unit)
@@ -225,7 +222,7 @@ def _ablate_all(
         example_of[part] = torch.arange(len(part))
         for plan in plans:
             units, here = wanted[plan.name], (example_of[plan.row] >= 0).nonzero().flatten()
-            for some in here.split(_n_at_once(model, recording)):
+            for some in () if not len(here) else here.split(_n_at_once(model, recording)):
                 where = example_of[plan.row[some]], plan.pos[some]
                 change = _change(model, recording, units, plan, some, where)
                 sums[plan.name].index_add_(0, plan.unit[some], change.cpu())

@@ -25,7 +25,8 @@ KINDS = (
 """What rules read, simple things first: of two that predict alike the earlier is taken."""
 
 _FORMS = ("lower-case words", "capitalised words", "words in capitals", "numbers", "punctuation")
-_MOST_VALUES = 40
+_MOST_VALUES = 200
+_CELLS = 1 << 22
 _NOTHING = -1
 _WORTH = 0.01  # of correlation: what a kind that comes later must gain
 _SHOWN = 3
@@ -61,6 +62,37 @@ class Score:
     n_active: int
 
 
+@dataclass(frozen=True)
+class Read:
+    """What one kind of rule reads at every token, each value numbered.
+
+    Attributes:
+        values: ``(n_values,)``, ascending.
+        number: ``(n_tokens,)``, index into `values` of what is read there.
+        order: ``(n_tokens,)``, places of tokens by value.
+        begins: ``(n_values + 1,)``, where each value's places begin in `order`.
+    """
+
+    values: Array
+    number: Array
+    order: Array
+    begins: Array
+
+    @classmethod
+    def of(cls, keys: Array) -> Read:
+        """What is read at each token, ``(n_tokens,)``."""
+        values, number = np.unique(keys, return_inverse=True)
+        begins = np.concatenate([[0], np.bincount(number, minlength=len(values)).cumsum()])
+        return cls(values, number, np.argsort(number, kind="stable"), begins)
+
+    def places(self, values: Sequence[int]) -> Array:
+        """Tokens at which one of some values is read."""
+        wanted = np.array(values, dtype=self.values.dtype)
+        number = np.flatnonzero(np.isin(self.values, wanted))
+        parts = (self.order[self.begins[i] : self.begins[i + 1]] for i in number)
+        return np.concatenate([np.empty(0, int), *parts])
+
+
 class Keys:
     """What rules read at each token, as numbers.
 
@@ -83,11 +115,10 @@ class Keys:
             self._ending[f"ending_{n}"] = np.array([number[end] for end in ends])
         self._ends_sentence = np.array([word in (".", "?", "!", "") for word in words])
 
-    def read(self, contexts: Sequence[Sequence[int]]) -> dict[str, Array]:
+    def read(self, contexts: Sequence[Sequence[int]]) -> dict[str, Read]:
         """What each kind reads at every token of these contexts, one after the other.
 
-        Returns:
-            By kind, ``(n,)`` long; -1 where there is nothing, such as before the first token.
+        Nothing is read, -1, where there is nothing, such as before the first token.
         """
         lengths = np.array([len(tokens) for tokens in contexts])
         token = np.array([t for tokens in contexts for t in tokens], dtype=np.int64)
@@ -102,7 +133,7 @@ class Keys:
         n = len(self.texts)
         starts = (position == 0) | np.where(previous >= 0, self._ends_sentence[previous], True)
         first = np.maximum.accumulate(np.where(starts, np.arange(len(token)), 0))
-        return {
+        read = {
             "token": token,
             "form": self._form[token],
             **{kind: ending[token] for kind, ending in self._ending.items()},
@@ -116,6 +147,7 @@ class Keys:
             "opener": np.where(starts, _NOTHING, token[first]),
             "position": position,
         }
+        return {kind: Read.of(keys) for kind, keys in read.items()}
 
     def words(self, rule: Rule) -> list[str]:
         """The rule's values in words: tokens as they are, forms, endings, positions."""
@@ -140,11 +172,12 @@ class Keys:
         if rule.kind in self._endings:
             return f"words in {listed([f'-{word}' for word in words])}"
         text = listed([quoted(word) for word in words])
+        if rule.kind == "token":
+            return f"the token {text}" if len(words) == 1 else f"tokens such as {text}"
         return _WORDING[rule.kind].format(text)
 
 
 _WORDING: Mapping[str, str] = {
-    "token": "{}",
     "previous": "after {}",
     "second": "two tokens after {}",
     "third": "three tokens after {}",
@@ -193,13 +226,14 @@ class Examples:
     Attributes:
         keys: what each kind reads at every token, from `Keys.read`.
         half: ``(n_tokens,)``, 0 or 1: which half of the text each token is in.
-        unit, place, value: ``(n,)`` each, tokens of the units' own contexts, active or not.
+        unit, place, value: ``(n,)`` each, tokens of the units' own contexts, active or not; by
+            unit, ascending.
         shared: ``(m,)``, places of tokens that are looked at for every unit.
         active: where units are active among the shared ones.
         n_units: units.
     """
 
-    keys: Mapping[str, Array]
+    keys: Mapping[str, Read]
     half: Array
     unit: Array
     place: Array
@@ -218,20 +252,43 @@ class _Totals:
     square: Array
 
 
+@dataclass(frozen=True)
+class _Pairs:
+    """Units and values at which they are active, by unit; ``(pair, 2)`` counts by half.
+
+    Attributes:
+        unit, key: ``(pair,)``.
+        n, activation: tokens with that value, and the activation on them.
+    """
+
+    unit: Array
+    key: Array
+    n: Array
+    activation: Array
+
+
 def find_rules(examples: Examples) -> list[Rule | None]:
     """The rule that predicts each unit best; None where no rule predicts anything.
 
     A unit is predicted on the other half of the text than its values come from, both ways.
     """
     totals = _totals(examples)
-    best = np.full(examples.n_units, 0.0)
+    best = np.zeros(examples.n_units)
     rules: list[Rule | None] = [None] * examples.n_units
     for kind in KINDS:
-        crossed, chosen = _fit(examples, kind, totals)
-        for unit in (crossed > best + _WORTH).nonzero()[0].tolist():
-            if len(chosen[unit]):
-                best[unit] = crossed[unit]
-                rules[unit] = Rule(kind, tuple(chosen[unit].tolist()))
+        pairs = _pairs(examples, kind)
+        if not len(pairs.unit):
+            continue
+        crossed = (_crossed(pairs, totals, 0) + _crossed(pairs, totals, 1)) / 2
+        better = crossed > best + _WORTH
+        if not better.any():
+            continue
+        order, begins, ends = _best_sets(pairs, totals, [0, 1])
+        activation = pairs.activation.sum(1)[order]
+        for unit in (better & (ends > begins)).nonzero()[0].tolist():
+            own = slice(begins[unit], ends[unit])
+            values = pairs.key[order[own]][np.argsort(-activation[own], kind="stable")]
+            best[unit], rules[unit] = crossed[unit], Rule(kind, tuple(values.tolist()))
     return rules
 
 
@@ -249,86 +306,103 @@ def _totals(e: Examples) -> _Totals:
     )
 
 
-def _fit(e: Examples, kind: str, totals: _Totals) -> tuple[Array, list[Array]]:
-    """How well each unit is predicted crosswise, and the values chosen from both halves."""
-    keys = e.keys[kind]
-    n_keys = int(keys.max(initial=0)) + 2
-    own, shared = e.unit * n_keys + keys[e.place] + 1, e.active.unit * n_keys
-    shared = shared + keys[e.active.place] + 1
-    busy = e.value > 0
-    # Only values at which the unit is ever active can be chosen.
-    pairs = np.unique(np.concatenate([own[busy], shared]))
-    pairs = pairs[pairs % n_keys > 0]
-    unit, key = pairs // n_keys, pairs % n_keys - 1
-    if not len(pairs):
-        return np.zeros(e.n_units), [np.empty(0, int)] * e.n_units
-    n = _count(pairs, own, e.half[e.place]) + _shared_counts(e, keys, n_keys)[key + 1]
-    activation = _count(pairs, own, e.half[e.place], e.value)
-    activation += _count(pairs, shared, e.half[e.active.place], e.active.value)
-
-    crossed = np.zeros(e.n_units)
-    for half in (0, 1):
-        order, ends = _best_sets(unit, n[:, [half]], activation[:, [half]], totals, [half])
-        crossed += _correlation_of(order, ends, unit, n, activation, totals, 1 - half) / 2
-    order, ends = _best_sets(unit, n, activation, totals, [0, 1])
-    begins = np.searchsorted(unit, np.arange(e.n_units))
-    values = [key[order[begins[u] : ends[u]]] for u in range(e.n_units)]
-    total = activation.sum(1)
-    return crossed, [
-        v[np.argsort(-total[order[begins[u] : ends[u]]], kind="stable")]
-        for u, v in enumerate(values)
-    ]
-
-
-def _count(pairs: Array, found: Array, half: Array, weight: Array | None = None) -> Array:
-    """Entries of each pair in each half, ``(pair, 2)``, or the sum of their weights."""
-    place = np.searchsorted(pairs, found)
-    known = place < len(pairs)
-    known[known] = pairs[place[known]] == found[known]
-    weights = None if weight is None else weight[known].astype(float)
-    counted = np.bincount(place[known] * 2 + half[known], weights, 2 * len(pairs))
-    return counted.reshape(-1, 2).astype(float)
+def _pairs(e: Examples, kind: str) -> _Pairs:
+    """How often each unit meets each value, and how active it is there."""
+    read = e.keys[kind]
+    # Only values at which some unit is active count; they are numbered from 0, the others are -1.
+    is_used = np.zeros(len(read.values), dtype=bool)
+    is_used[read.number[e.place[e.value > 0]]] = True
+    is_used[read.number[e.active.place]] = True
+    is_used &= read.values != _NOTHING
+    values = read.values[is_used]
+    numbered = np.where(is_used, is_used.cumsum() - 1, _NOTHING)
+    table = _Table(e, numbered[read.number] if len(values) else np.full(len(e.half), _NOTHING))
+    active = e.active
+    n_shared = table.count(np.zeros(len(e.shared), int), e.shared, None, 0, (1, len(values), 2))[0]
+    parts = []
+    # So many units at a time that a table of units and values is small.
+    n_at_once = max(1, _CELLS // (2 * max(1, len(values))))
+    for first in range(0, e.n_units, n_at_once):
+        last = min(first + n_at_once, e.n_units)
+        own = slice(*np.searchsorted(e.unit, [first, last]).tolist())
+        some = slice(*np.searchsorted(active.unit, [first, last]).tolist())
+        shape = (last - first, len(values), 2)
+        activation = table.count(e.unit[own], e.place[own], e.value[own], first, shape)
+        activation += table.count(
+            active.unit[some], active.place[some], active.value[some], first, shape
+        )
+        unit, key = np.nonzero(activation.any(axis=2))
+        n = table.count(e.unit[own], e.place[own], None, first, shape)[unit, key] + n_shared[key]
+        parts.append((unit + first, values[key], n, activation[unit, key]))
+    if not parts:
+        return _Pairs(np.empty(0, int), np.empty(0, int), np.empty((0, 2)), np.empty((0, 2)))
+    return _Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _shared_counts(e: Examples, keys: Array, n_keys: int) -> Array:
-    """How often each value is read among the shared tokens, ``(value, 2)`` from -1 on."""
-    found = (keys[e.shared] + 1) * 2 + e.half[e.shared]
-    return np.bincount(found, minlength=2 * n_keys).reshape(-1, 2)
+@dataclass(frozen=True)
+class _Table:
+    """Counts by unit, value and half; `number` has what is read at each token, -1 if of no use."""
+
+    examples: Examples
+    number: Array
+
+    def count(
+        self, unit: Array, place: Array, weight: Array | None, first: int, shape: tuple[int, ...]
+    ) -> Array:
+        """Tokens, or the sum of their weights, in `shape`, whose units begin at `first`."""
+        key = self.number[place]
+        used = key >= 0
+        cell = ((unit[used] - first) * shape[1] + key[used]) * 2
+        cell += self.examples.half[place[used]]
+        weights = None if weight is None else weight[used].astype(float)
+        return np.bincount(cell, weights, int(np.prod(shape))).reshape(shape)
 
 
-def _best_sets(
-    unit: Array, n: Array, activation: Array, totals: _Totals, halves: list[int]
-) -> tuple[Array, Array]:
-    """An order of the pairs, unit by unit, and where each unit's best set ends in it.
-
-    Args:
-        unit: ``(pair,)``, ascending.
-        n, activation: ``(pair, halves)``.
-    """
-    n, activation = n.sum(1), activation.sum(1)
+def _best_sets(pairs: _Pairs, totals: _Totals, halves: list[int]) -> tuple[Array, Array, Array]:
+    """An order of the pairs, unit by unit, and where each unit's best set begins and ends in it."""
+    n, activation = pairs.n[:, halves].sum(1), pairs.activation[:, halves].sum(1)
     # One token more than there are: what was seen once is believed by half.
-    order = np.lexsort((-activation / (n + 1), unit))
-    correlation = _correlations(
-        _running(n[order], unit), _running(activation[order], unit), unit, totals, halves
-    )
-    n_units = len(totals.n)
-    begins = np.searchsorted(unit, np.arange(n_units))
+    mean = activation / (n + 1)
+    order = np.argsort(pairs.unit - mean / (1.01 * mean.max() + 1e-30), kind="stable")
+    unit, n, activation = pairs.unit[order], n[order], activation[order]
+    begins, stops = _bounds(unit, len(totals.n))
+    sums = [_running(part, begins[unit]) for part in (n, activation)]
+    found = _correlations(sums[0], sums[1], unit, totals, halves)
     rank = np.arange(len(unit)) - begins[unit]
-    correlation[(rank >= _MOST_VALUES) | (activation[order] <= 0)] = 0
-    # The first of the largest of each unit.
-    by_size = np.lexsort((rank, -correlation, unit))
+    found[(rank >= _MOST_VALUES) | (activation <= 0)] = 0
     ends = begins.copy()
-    has = np.searchsorted(unit, np.arange(n_units), side="right") > begins
-    best = by_size[begins[has]]
-    ends[has] = np.where(correlation[best] > 0, best + 1, begins[has])
-    return order, ends
+    has = stops > begins
+    largest = np.zeros(len(begins))
+    largest[has] = np.maximum.reduceat(found, begins[has])
+    at_largest = np.flatnonzero((found == largest[unit]) & (found > 0))
+    # Of several, the first: written last.
+    ends[unit[at_largest[::-1]]] = at_largest[::-1] + 1
+    return order, begins, ends
 
 
-def _running(values: Array, unit: Array) -> Array:
-    """Sums up to and with each entry, within its unit."""
-    sums = values.cumsum()
-    begins = np.searchsorted(unit, unit)
-    return sums - np.where(begins > 0, sums[begins - 1], 0)
+def _bounds(unit: Array, n_units: int) -> tuple[Array, Array]:
+    """Where the entries of each unit begin and end."""
+    units = np.arange(n_units)
+    return np.searchsorted(unit, units), np.searchsorted(unit, units, side="right")
+
+
+def _running(values: Array, begins: Array) -> Array:
+    """Sums up to and with each entry, from where its unit begins."""
+    sums = np.concatenate([[0], values.cumsum()])
+    return sums[1:] - sums[begins]
+
+
+def _crossed(pairs: _Pairs, totals: _Totals, half: int) -> Array:
+    """How well the best set of one half predicts the other, for each unit."""
+    order, begins, ends = _best_sets(pairs, totals, [half])
+    other = 1 - half
+    n, activation = (
+        np.concatenate([[0], part[order, other].cumsum()]) for part in (pairs.n, pairs.activation)
+    )
+    units = np.arange(len(begins))
+    return _correlations(
+        n[ends] - n[begins], activation[ends] - activation[begins], units, totals, [other]
+    )
 
 
 def _correlations(
@@ -356,67 +430,40 @@ def correlation(n: Array, activation: Array, total: Array, mass: Array, square: 
     return np.where(usable, covariance / np.sqrt(np.where(usable, variance, 1)), 0.0)
 
 
-def _correlation_of(
-    order: Array,
-    ends: Array,
-    unit: Array,
-    n: Array,
-    activation: Array,
-    totals: _Totals,
-    half: int,
-) -> Array:
-    """Of each unit's set, on one half of the text."""
-    n_units = len(totals.n)
-    begins = np.searchsorted(unit, np.arange(n_units))
-    sums = [np.concatenate([[0], part[order, half].cumsum()]) for part in (n, activation)]
-    n, activation = (part[ends] - part[begins] for part in sums)
-    return _correlations(n, activation, np.arange(n_units), totals, [half])
-
-
 def score_rules(
-    rules: Sequence[Rule | None], keys: Mapping[str, Array], active: Active
+    rules: Sequence[Rule | None], keys: Mapping[str, Read], active: Active
 ) -> list[Score]:
     """How well each unit's rule predicts its activation on other text.
 
     Args:
         rules: one for each unit; None picks nothing.
-        keys: what each kind reads at every token.
+        keys: what each kind reads at every token there.
         active: where units are active there.
     """
-    n_tokens = len(keys["token"])
-    by_key = {kind: np.argsort(keys[kind], kind="stable") for kind in KINDS}
-    by_unit = np.argsort(active.unit, kind="stable")
-    ends = np.searchsorted(active.unit[by_unit], np.arange(len(rules) + 1))
+    n_tokens = len(keys["token"].number)
+    ends = np.searchsorted(active.unit, np.arange(len(rules) + 1))
     scores = []
     dense = np.zeros(n_tokens)
     for unit, rule in enumerate(rules):
-        own = by_unit[ends[unit] : ends[unit + 1]]
+        own = slice(ends[unit], ends[unit + 1])
         place, value = active.place[own], active.value[own].astype(float)
         dense[place] = value
-        picked = picks(rule, keys, by_key)
-        on_picked = dense[picked]
-        sums = (value.sum(), np.square(value).sum())
-        found = correlation(
-            np.array(len(picked)), on_picked.sum(), np.array(n_tokens), *map(np.asarray, sums)
-        )
+        on_picked = dense[picks(rule, keys)]
+        dense[place] = 0
+        n, total = len(on_picked), value.sum()
+        sums = n, on_picked.sum(), n_tokens, total, np.square(value).sum()
+        found = correlation(*(np.array(part) for part in sums))
         scores.append(
             Score(
-                correlation=float(found) if len(own) else np.nan,
-                precision=float((on_picked > 0).mean()) if len(picked) else np.nan,
-                recall=float(on_picked.sum() / sums[0]) if sums[0] else np.nan,
-                n_active=len(own),
+                correlation=float(found) if len(place) else np.nan,
+                precision=float((on_picked > 0).mean()) if n else np.nan,
+                recall=float(on_picked.sum() / total) if total else np.nan,
+                n_active=len(place),
             )
         )
-        dense[place] = 0
     return scores
 
 
-def picks(rule: Rule | None, keys: Mapping[str, Array], by_key: Mapping[str, Array]) -> Array:
-    """Places of the tokens that a rule picks; `by_key` sorts each kind's keys."""
-    if rule is None:
-        return np.empty(0, int)
-    order = by_key[rule.kind]
-    found = keys[rule.kind][order]
-    values = np.array(rule.values)
-    starts, stops = np.searchsorted(found, values), np.searchsorted(found, values, side="right")
-    return np.concatenate([order[a:b] for a, b in zip(starts, stops, strict=True)])
+def picks(rule: Rule | None, keys: Mapping[str, Read]) -> Array:
+    """Places of the tokens that a rule picks."""
+    return np.empty(0, int) if rule is None else keys[rule.kind].places(rule.values)

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from assets.engine.stage import PartitionedStage, Stage, TableStage
 from assets.settings import ImportSettings, Section, Settings, TrainSettings
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
 
 TABLE = Path(__file__).with_name("settings_reach.yaml")
