@@ -16,9 +16,9 @@ graphs of transcoders; a circuit of ours is told to them so that nothing of it i
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from core.pictures import colours
@@ -26,6 +26,9 @@ from core.pictures.selection import plain_name
 from core.pictures.text import printable
 from core.pictures.wording import signed
 from core.types import Circuit, Node, Submodule
+
+if TYPE_CHECKING:
+    from explorer.circuits import Card
 
 FEATURE, ERROR = "cross layer transcoder", "mlp reconstruction error"
 LOCAL = "./data/features"
@@ -184,46 +187,39 @@ def _node(
     }
 
 
-def feature_json(
-    index: int,
-    card: Mapping[str, Any] | None,
-    groups: Sequence[tuple[str, Sequence[Any]]],
-    text: Any,
-) -> dict[str, Any]:
+def feature_json(card: Card, text: Callable[[int], str]) -> dict[str, Any]:
     """A feature's card as the JSON that both viewers read beside a graph.
 
     Args:
-        index: `cantor` of its row and number, the name of its file.
-        card: its row of the cards table; None where there is none.
-        groups: the texts on it, by quantile.
+        card: empty where it has none yet.
         text: what a token looks like.
     """
-    if card is None:
-        return {"index": index, "examples_quantiles": [], "top_logits": [], "bottom_logits": []}
+    row = card.row or {}
     return {
-        "index": index,
+        "index": cantor(row_of(card.submodule), card.feature),
+        "transcoder_id": card.submodule,
         "examples_quantiles": [
             {
                 "quantile_name": name,
                 "examples": [
                     {
-                        "tokens": [text(token) for token in row["tokens"]],
-                        "tokens_acts_list": list(row["activations"]),
-                        "train_token_ind": row["pos"] - row["start"],
+                        "tokens": [text(token) for token in one["tokens"]],
+                        "tokens_acts_list": list(one["activations"]),
+                        "train_token_ind": one["pos"] - one["start"],
                         "is_repeated_datapoint": False,
                     }
-                    for row in rows
+                    for one in rows
                 ],
             }
-            for name, rows in groups
+            for name, rows in card.groups
         ],
-        "top_logits": [text(token) for token in card["promoted"]],
-        "bottom_logits": [text(token) for token in card["suppressed"]],
+        "top_logits": [text(token) for token in row.get("promoted", ())],
+        "bottom_logits": [text(token) for token in row.get("suppressed", ())],
         "act_min": 0.0,
-        "act_max": card["max_activation"],
-        "quantile_values": list(card["histogram_edges"]),
-        "histogram": list(card["histogram_counts"]),
-        "activation_frequency": card["density"],
+        "act_max": row.get("max_activation", 0.0),
+        "quantile_values": list(row.get("histogram_edges", ())),
+        "histogram": list(row.get("histogram_counts", ())),
+        "activation_frequency": row.get("density", 0.0),
     }
 
 

@@ -147,9 +147,8 @@ def write_features(view: View, folder: Path) -> int:
     features = {(n.submodule, n.feature) for n in circuit.nodes if not n.is_error}
     for submodule, feature in sorted(features):
         found = card(view.labels, "features", submodule, feature)
-        index = exchange.cantor(exchange.row_of(submodule), feature)
-        content = exchange.feature_json(index, found.row, found.groups, view.reader.texts.shown)
-        _write(folder / f"{index}.json", exchange.as_json(content))
+        content = exchange.feature_json(found, view.reader.texts.shown)
+        _write(folder / f"{content['index']}.json", exchange.as_json(content))
     return len(features)
 
 
