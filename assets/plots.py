@@ -21,6 +21,12 @@ def picture(png: bytes) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![plot](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
+def vector_picture(svg: str) -> dg.MetadataValue[Any]:
+    """An SVG as metadata that the UI shows."""
+    data = base64.b64encode(svg.encode()).decode()
+    return dg.MetadataValue.md(f"![picture](data:image/svg+xml;base64,{data})")
+
+
 def records(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
     """Rows as a table in the UI: numbers rounded, nulls empty, NaN said in words; none as text.
 

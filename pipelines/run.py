@@ -35,8 +35,8 @@ from pipelines.stages import stages_of
 
 _LOGGER = "progress"
 _SAY_EVERY = 5.0
-_UI = {".dagster/repository": "__repository__@pipelines.definitions"}
-"""Tag by which the UI finds the runs of this code location."""
+_UI = {".dagster/repository": f"__repository__@{ROOT.name}"}
+"""Tag by which the UI, which names a code location after its folder, puts runs in its timeline."""
 
 
 @dataclass(frozen=True)

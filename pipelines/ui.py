@@ -65,9 +65,9 @@ def serve(port: int) -> int:
     check_free(folder, port)
     address = f"http://{_HOST}:{port}"
     print(f"Dagster UI: {address} (starting; Ctrl-C stops it)", flush=True)
-    environment = {**os.environ, "PWD": str(ROOT), "DAGSTER_HOME": str(ROOT)}
+    home = {"PWD": str(ROOT), "DAGSTER_HOME": str(ROOT), "VIRTUAL_ENV": sys.prefix}
     with alone(folder, _LOCK, print):
-        server = subprocess.Popen(command(port), cwd=ROOT, env=environment)
+        server = subprocess.Popen(command(port), cwd=ROOT, env={**os.environ, **home})
         try:
             while server.poll() is None and not _answers(port):
                 time.sleep(0.5)

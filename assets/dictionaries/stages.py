@@ -30,7 +30,7 @@ from assets.engine.stage import (
     Work,
     always,
 )
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.plots import bars, density_histogram, picture, records
 from assets.settings import Experiment, ImportSettings
 from assets.tables.conversions import frame
@@ -284,6 +284,11 @@ def show_sae(work: Work, submodule: str) -> Metadata:
     return {
         **({} if path is None else {"imported from": path}),
         **({"L0 in training": notes["l0"]} if "l0" in notes else {}),
+        "settings": records(
+            {"setting": name, "value": str(value)}
+            for name, value in notes["settings"].items()
+            if isinstance(value, str | int | float) and name != "is"
+        ),
         "width": notes["d"],
         "weights": dg.MetadataValue.path(work.store.path(sae(submodule), _WEIGHTS)),
         "weights hash": notes["weights"],
@@ -327,8 +332,12 @@ def _reads_measured(experiment: Experiment) -> Measured:
 
 
 def _set_inputs(work: Work, measured: Measured) -> dict[str, str]:
-    weights = {name: work.store.notes(sae(name))["weights"] for name in measured.submodules}
-    return {CONTEXTS.path: work.store.content(CONTEXTS), **weights}
+    store = work.store
+    weights = {
+        name: Content(store.notes(sae(name))["weights"], store.origin(sae(name)))
+        for name in measured.submodules
+    }
+    return {CONTEXTS.path: store.content(CONTEXTS), **weights}
 
 
 def make_dictionary_set(work: Work, measured: Measured) -> Made:

@@ -81,8 +81,8 @@ def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefi
         store = ArtifactStore(experiment.artifacts)
         return dg.MaterializeResult(
             metadata={
-                **table_metadata(store, stage.key),
                 **_printable(stage.shown(experiment)),
+                **table_metadata(store, stage.key),
                 "seconds": time.perf_counter() - began,
             },
             data_version=dg.DataVersion(store.version(stage.key)),
@@ -122,7 +122,7 @@ def _reported(
     """The event that says that a partition is made, as Dagster would write it."""
     step: Any = context.get_step_execution_context()
     place = stage.key(key)
-    shown = {**table_metadata(work.store, place), **_printable(stage.show(work, key))}
+    shown = {**_printable(stage.show(work, key)), **table_metadata(work.store, place)}
     output = dg.Output(None, metadata=shown, data_version=dg.DataVersion(work.store.version(place)))
     definition: Any = None
     yield from _get_output_asset_events(

@@ -21,6 +21,7 @@ from assets.engine.code import Name, Tree, hold_code, installed, is_ours
 from assets.engine.loading import CODE, Loader, Need
 from assets.engine.lock import alone
 from assets.engine.recipe import Recipe, Source, digest, plain, sources
+from assets.engine.records import circumstances
 from assets.engine.store import ArtifactStore, Why
 from assets.settings import Experiment
 from assets.tables.places import Key
@@ -159,6 +160,17 @@ class _Stage(Generic[S]):
             self.name, {**inputs, **known, **contents}, plain(settings), self.code(settings)
         )
 
+    def _how(
+        self, work: Work, experiment: Experiment, settings: S, began: float
+    ) -> Callable[[], Metadata]:
+        """How a table is made whose making began then."""
+        work.store.lineage.keep_text(experiment)
+        needs = self.needs(settings)
+        outside = {name: source.written for name, source in sources(settings)}
+        loaded = {need: work.load.as_written(need) for need in needs if need != "dictionaries"}
+        device = experiment.settings.model.device if "model" in needs else None
+        return circumstances(experiment, {**outside, **loaded}, device, began)
+
     def code(self, settings: S, tree: Tree | None = None) -> str:
         """Digest of the code that makes the result, as it runs here or lies in another tree."""
         entries, filled_in = code_of(self._make())
@@ -272,14 +284,33 @@ def _kinds_of(value: Any) -> Iterator[Name]:
             yield from _kinds_of(item)
 
 
-def _write(store: ArtifactStore, key: Key, made: Made, recipe: Recipe) -> list[Path]:
-    """What was made, the table that says so last; where all of it lies."""
-    files = list(made.files)
-    for place, beside in made.beside.items():
+def _write(
+    store: ArtifactStore, key: Key, made: Made, recipe: Recipe, how: Callable[[], Metadata]
+) -> None:
+    """What was made, the table that says so last, and how it was made."""
+    files, tables = _write_beside(store, made, recipe)
+    store.write(
+        key,
+        made.table,
+        recipe,
+        notes=made.notes,
+        files=files,
+        made=lambda: {"tables": tables, "made": how()},
+    )
+
+
+def _write_beside(
+    store: ArtifactStore, made: Made, recipe: Recipe
+) -> tuple[list[Path], dict[str, str]]:
+    """What goes beside a table: where all of it lies, and the contents of the tables among it."""
+    files, tables = list(made.files), dict[str, str]()
+    for key, beside in made.beside.items():
         whole = Made(beside) if isinstance(beside, pa.Table) else beside
-        files += _write(store, place, whole, recipe)
-    store.write(key, made.table, recipe, notes=made.notes, files=files)
-    return [*files, store.path(key)]
+        inner, inner_tables = _write_beside(store, whole, recipe)
+        content = store.write(key, whole.table, recipe, notes=whole.notes, files=inner)
+        files += [*inner, store.path(key)]
+        tables |= {**inner_tables, key.path: content}
+    return files, tables
 
 
 def _says(why: Why | None) -> str:
@@ -370,7 +401,8 @@ class TableStage(_Stage[S]):
                 return False
             say(f"{self.name}: {_says(why)}")
             hold_code()
-            _write(work.store, self.key, self.make(work, settings), recipe)
+            how = self._how(work, experiment, settings, time.perf_counter())
+            _write(work.store, self.key, self.make(work, settings), recipe, how)
             return True
 
     def adopt(self, experiment: Experiment) -> list[str]:
@@ -489,12 +521,15 @@ class PartitionedStage(_Stage[S]):
             for reason, n in Counter(_says(whys[job.key]) for job in wanted).most_common(3):
                 say(f"{self.name}: {n} because {reason}")
             hold_code()
-            recipes = {job.key: job.recipe for job in wanted}
-            pace = Pace(self.name, len(wanted), say)
+            of_key, pace = {job.key: job for job in wanted}, Pace(self.name, len(wanted), say)
+            began = time.perf_counter()
             for key, made in self.make(self._open(work, [job.settings for job in wanted]), wanted):
-                _write(work.store, self.key(key), made, recipes[key])
+                job = of_key[key]
+                how = self._how(work, experiment, job.settings, began)
+                _write(work.store, self.key(key), made, job.recipe, how)
                 pace.step()
                 yield key
+                began = time.perf_counter()
 
 
 def always(*names: Any) -> Callable[[Any], Sequence[Any]]:

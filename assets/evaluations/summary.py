@@ -9,7 +9,7 @@ from typing import Any
 from assets.circuits.pairs import task_settings
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
@@ -135,7 +135,8 @@ def _inputs(work: Work, names: Names) -> Mapping[str, str]:
             (content(circuit(source, name)), content(evaluation(source, name)))
             for name in of_source
         ]
-        inputs[circuit(source, "").stage] = digest(made_from)
+        origins = [one.origins[0] for pair in made_from for one in pair]
+        inputs[circuit(source, "").stage] = Content(digest(made_from), *origins)
     return inputs
 
 

@@ -586,8 +586,10 @@ def describe_tables() -> str:
         "All are Parquet, below `artifacts/EXPERIMENT/`. The footer of each holds, under `sfc.*`",
         "keys, its recipe (`stage`, hashes of its `inputs`, `settings`, a digest of the `code`),",
         "the `fingerprint` of that, a hash of its own values (`content`), the `layout` number of",
-        "the folder, and the `files` written with it, with their sizes.",
-        "[What makes a table stale](dagster.md#what-a-table-is-made-from).",
+        "the folder, and the `files` written with it, with their sizes and `hashes`.",
+        "[What makes a table stale](dagster.md#what-a-table-is-made-from). When, where and with",
+        "what each was made, and which makings its inputs are of, lies beside them in",
+        "[`lineage.jsonl`](lineage.md).",
     ]
     for table in _ALL:
         lines += ["", f"## {table.name}", "", f"`{table.place}`", "", f"One row: {table.row}.", ""]

@@ -68,6 +68,7 @@ OTHER: Mapping[str, Any] = {
     "evaluations.error_nodes": ["keep"],
     "evaluations.start_layer": 1,
     "tasks.start_layer": 1,
+    "reruns.schedule": "0 4 * * *",
     "import.format": "saelens",
     "import.repositories": {"resid": "./others"},
     "import.path": "other_{submodule}.safetensors",
