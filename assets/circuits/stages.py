@@ -22,8 +22,8 @@ from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Wo
 from assets.engine.store import ArtifactStore
 from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
-from assets.tables.conversions import circuit_tables, read_circuit
-from assets.tables.places import DICTIONARY_SET, BehaviourSource, behaviours, circuit
+from assets.tables.conversions import circuit_tables, label_texts, read_circuit
+from assets.tables.places import DICTIONARY_SET, LABELS, BehaviourSource, behaviours, circuit
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 
 if TYPE_CHECKING:
@@ -140,8 +140,13 @@ def columns_of(source: BehaviourSource, experiment: str) -> dg.TableColumnLineag
     )
 
 
+def read_labels(store: ArtifactStore) -> dict[str, str]:
+    """What features are called, by name (``attn_3/1234``); nothing while there are no labels."""
+    return label_texts(store.read(LABELS)) if store.footer(LABELS) is not None else {}
+
+
 def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
-    """Size, lineage, the strongest nodes, examples and the picture's place."""
+    """Size, lineage, the strongest nodes with their labels, examples and the picture's place."""
     made_from = lineage(work.store, circuit(source, name).path)
     traced = {
         "lineage": dg.MetadataValue.md(lineage_markdown(made_from)),
@@ -158,7 +163,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "edges": len(found.edges),
         "examples": found.n_examples,
         "metric": found.metric_clean,
-        "strongest nodes": strongest_nodes(found),
+        "strongest nodes": strongest_nodes(found, read_labels(work.store)),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
         "explorer": dg.MetadataValue.url(f"{work.explorer}/{source}/{name}"),
         "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
@@ -175,10 +180,14 @@ def _drawing(found: Circuit, name: str) -> dg.MetadataValue[Any]:
     return vector_picture(drawn)
 
 
-def strongest_nodes(found: Circuit) -> dg.MetadataValue[Any]:
-    """The nodes with the largest effects, as a table in the UI."""
+def strongest_nodes(found: Circuit, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
+    """The nodes with the largest effects, as a table in the UI, labelled where labels are known."""
     nodes = sorted(found.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
-    return records({"node": node.name, "effect": node.effect} for node in nodes)
+    rows = [{"node": node.name, "effect": node.effect} for node in nodes]
+    if labels:
+        known = [labels.get(node._replace(pos=None).name, "") for node in nodes]
+        rows = [{**row, "label": label} for row, label in zip(rows, known, strict=True)]
+    return records(rows)
 
 
 def _circuit_stage(

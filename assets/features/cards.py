@@ -14,7 +14,6 @@ from assets.corpus.contexts import Contexts, read_contexts
 from assets.corpus.stages import training_contexts
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.partitions import train_together
 from assets.engine.recipe import digest
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Work, always
 from assets.engine.store import ArtifactStore
@@ -405,7 +404,6 @@ CARDS_STAGE = PartitionedStage(
     key=cards,
     beside=["card_contexts"],
     partitions=lambda experiment: experiment.submodules,
-    backfill=train_together,
     deps=always("contexts", "vocabulary", "dictionary_set", "feature_circuits"),
     needs=always("model", "dictionaries"),
     reads=_reads,

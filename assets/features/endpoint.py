@@ -216,6 +216,7 @@ ENDPOINT_LABELS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=ENDPOINT_LABELS,
     deps=always("vocabulary", "feature_circuits", "cards"),
+    on_request=lambda _asking: True,  # answers may cost money
     reads=_reads,
     inputs=_inputs,
     make=make_endpoint_labels,

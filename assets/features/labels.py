@@ -435,6 +435,7 @@ LABELS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=LABELS,
     deps=_source_deps,
+    files="annotation_files",
     reads=_reads_sources,
     inputs=_source_inputs,
     make=make_labels,

@@ -270,16 +270,19 @@ class _Pairs:
 def find_rules(examples: Examples) -> list[Rule | None]:
     """The rule that predicts each unit best; None where no rule predicts anything.
 
-    A unit is predicted on the other half of the text than its values come from, both ways.
+    A unit is predicted on the other half of the text than its values come from, both ways; one that
+    is active in one half alone, on the text itself.
     """
     totals = _totals(examples)
+    one_sided = (totals.activation > 0).sum(1) == 1
     best = np.zeros(examples.n_units)
     rules: list[Rule | None] = [None] * examples.n_units
     for kind in KINDS:
         pairs = _pairs(examples, kind)
         if not len(pairs.unit):
             continue
-        crossed = (_crossed(pairs, totals, 0) + _crossed(pairs, totals, 1)) / 2
+        crossed = (_crossed(pairs, totals, [0], [1]) + _crossed(pairs, totals, [1], [0])) / 2
+        crossed[one_sided] = _crossed(pairs, totals, [0, 1], [0, 1])[one_sided]
         better = crossed > best + _WORTH
         if not better.any():
             continue
@@ -355,7 +358,7 @@ class _Table:
         cell = ((unit[used] - first) * shape[1] + key[used]) * 2
         cell += self.examples.half[place[used]]
         weights = None if weight is None else weight[used].astype(float)
-        return np.bincount(cell, weights, int(np.prod(shape))).reshape(shape)
+        return np.bincount(cell, weights, int(np.prod(shape))).astype(float).reshape(shape)
 
 
 def _best_sets(pairs: _Pairs, totals: _Totals, halves: list[int]) -> tuple[Array, Array, Array]:
@@ -392,16 +395,16 @@ def _running(values: Array, begins: Array) -> Array:
     return sums[1:] - sums[begins]
 
 
-def _crossed(pairs: _Pairs, totals: _Totals, half: int) -> Array:
-    """How well the best set of one half predicts the other, for each unit."""
-    order, begins, ends = _best_sets(pairs, totals, [half])
-    other = 1 - half
+def _crossed(pairs: _Pairs, totals: _Totals, halves: list[int], others: list[int]) -> Array:
+    """How well the best set of some halves predicts others, for each unit."""
+    order, begins, ends = _best_sets(pairs, totals, halves)
     n, activation = (
-        np.concatenate([[0], part[order, other].cumsum()]) for part in (pairs.n, pairs.activation)
+        np.concatenate([[0], part[order][:, others].sum(1).cumsum()])
+        for part in (pairs.n, pairs.activation)
     )
     units = np.arange(len(begins))
     return _correlations(
-        n[ends] - n[begins], activation[ends] - activation[begins], units, totals, [other]
+        n[ends] - n[begins], activation[ends] - activation[begins], units, totals, others
     )
 
 
