@@ -51,6 +51,7 @@ Row = Mapping[str, Any]
 
 _KEPT = 256
 _REST = 0.5
+_IN_MEMORY = 100_000  # rows of a table of cards, or of the texts on them
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,18 +272,30 @@ class Reader:
         return {**found[0], "contexts": self._where(card_contexts(submodule), basis, feature)}
 
     def _where(self, key: Key, basis: Basis, feature: int) -> list[dict[str, Any]]:
-        """Rows of a feature or neuron; the table itself may be larger than memory."""
-        # Raises where there is none.
-        self._fresh([key], ("content", key.path), lambda: self.store.content(key))
-        wanted = [("basis", "==", basis), ("feature", "==", feature)]
+        """Rows of a feature or neuron."""
+        # Raises where there is no such table.
+        n_rows = self._fresh([key], ("n_rows", key.path), lambda: self.store.n_rows(key))
+        if n_rows > _IN_MEMORY:
+            return self._read(key, [("basis", "==", basis), ("feature", "==", feature)]).to_pylist()
+
+        def read() -> tuple[pa.Table, dict[tuple[str, int], list[int]]]:
+            table, places = self._read(key), dict[tuple[str, int], list[int]]()
+            of_rows = zip(table["basis"].to_pylist(), table["feature"].to_pylist(), strict=True)
+            for row, place in enumerate(of_rows):
+                places.setdefault(place, []).append(row)
+            return table, places
+
+        table, places = self._fresh([key], ("table", key.path), read)
+        return table.take(places.get((basis, feature), [])).to_pylist()
+
+    def _read(self, key: Key, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
+        """A table, or those rows of one too large for memory that pass the filters."""
+        file = self.store.path(key)
         try:
-            return pq.read_table(
-                self.store.path(key), filters=wanted, page_checksum_verification=True
-            ).to_pylist()
+            return pq.read_table(file, filters=filters, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise ExperimentError(
-                f"{self.store.path(key)} is damaged ({error}): delete it and materialize "
-                f"{key.stage} again."
+                f"{file} is damaged ({error}): delete it and materialize {key.stage} again."
             ) from None
 
     def with_card(self, submodule: str) -> list[Row]:

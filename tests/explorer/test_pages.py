@@ -202,3 +202,15 @@ def test_what_was_typed_finds_a_circuit_a_feature_or_a_text(client: TestClient):
 def test_circuits_link_to_their_partition_in_dagster(client: TestClient):
     page = opened(client, "/made_up/tasks/simple")
     assert 'href="http://127.0.0.1:3000/assets/made_up/task_circuits?partition=simple"' in page
+
+
+def test_a_card_is_the_same_whether_its_table_fits_in_memory(
+    made: Experiment, monkeypatch: pytest.MonkeyPatch
+):
+    kept = Reader(made).card("features", "resid_0", 4)
+    monkeypatch.setattr("explorer.reader._IN_MEMORY", 0)
+    read = Reader(made).card("features", "resid_0", 4)
+    assert kept is not None
+    assert len(kept["contexts"]) == 6
+    assert read == kept
+    assert Reader(made).card("features", "resid_0", 10**6) is None
