@@ -210,17 +210,24 @@ class Reader:
         return self._fresh([key], ("examples", source), grouped)
 
     def evaluation(self, source: BehaviourSource, name: str) -> list[dict[str, Any]]:
-        """How a circuit was judged, at every size and under every policy."""
-        return self.rows(evaluation(source, name))
+        """How a circuit was judged, at every size and under every policy.
+
+        From the first start layer on: from others it was judged at its own size alone.
+        """
+        rows = self.rows(evaluation(source, name))
+        return [row for row in rows if row["start_layer"] == rows[0]["start_layer"]]
 
     def summary(self) -> dict[tuple[str, str, str], Row]:
-        """Rows of the evaluation summary by (source, name, policy for error nodes)."""
+        """Rows of the evaluation summary by (source, name, policy for error nodes).
+
+        Those of the first start layer, which come first.
+        """
         return self._fresh(
             [EVALUATION_SUMMARY],
             "summary",
             lambda: {
                 (row["source"], row["name"], row["error_nodes"]): row
-                for row in self.store.read(EVALUATION_SUMMARY).to_pylist()
+                for row in reversed(self.store.read(EVALUATION_SUMMARY).to_pylist())
             },
         )
 

@@ -212,6 +212,8 @@ class MadeUp:
             "metric_clean": 0.5,
             "metric_patch": -0.5 if source == "tasks" else None,
             "gaps": "{}",
+            "gap": 0.125,
+            "stability": 0.5,
             "settings": json.dumps({"metric": "m", "model": "none", "node_threshold": 0.1}),
             "tokens": ["<b>", " cat", "\n"] if source == "tasks" else None,
         }
@@ -251,6 +253,8 @@ class MadeUp:
             for policy in ("circuit", "drop")
             for threshold in (None, *THRESHOLDS)
         ]
+        # From another layer on it was judged at its own size alone, and is not shown.
+        rows.append({**rows[0], "start_layer": 1, "n_nodes": 1, "faithfulness": -7.0})
         self.write(evaluation(source, name), [] if is_empty else rows)
         self.summary += [
             {
@@ -259,9 +263,14 @@ class MadeUp:
                 "size": 10,
                 "about": f"a text of {name} and <i>its</i> [answer]",
                 "label": None,
+                "metric": "log_odds",
+                "start_layer": row["start_layer"],
                 "error_nodes": row["error_nodes"],
+                "n_judged": row["n_nodes"],
                 "n_nodes": n_nodes,
                 "n_edges": n_edges,
+                "gap": 0.125,
+                "stability": 0.5,
                 "n_examples": 2,
                 "held_out": True,
                 "m_full": 1.0,

@@ -108,7 +108,7 @@ def test_circuits_of_an_earlier_clustering_are_left_out_of_the_summary(
     assert EVALUATION_SUMMARY_STAGE.run(experiment, said.append)
     assert names_in_summary(experiment) == {"k00002", "simple"}
     assert ArtifactStore(experiment.artifacts).notes(EVALUATION_SUMMARY)["n_stale"] == 2
-    assert said == ["2 circuits are of earlier examples or dictionaries and left out"]
+    assert said[-1] == "2 circuits are of earlier examples or dictionaries and left out"
     assert not current(experiment).passed
     # A new circuit with an old evaluation will not do either.
     CIRCUITS_STAGE.run(experiment, experiment.clusters)
