@@ -149,7 +149,7 @@ class _Look:
 
 
 def _remembered(cursor: str | None) -> dict[str, Any]:
-    """What the last look left; nothing where an earlier version, or a hand, wrote something else."""
+    """What the last look left; nothing where something else stands there."""
     try:
         memory = json.loads(cursor or "{}")
     except ValueError:

@@ -128,6 +128,23 @@ def _retrained(daemon: Daemon, submodule: str, factor: float) -> None:
     save_file({name: factor * value for name, value in weights.items()}, file, about)
 
 
+def _shown_as_stale(daemon: Daemon) -> set[str]:
+    """Assets that Dagster itself says are not fresh, partitions included."""
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+    from dagster._core.loader import LoadingContextForTest
+
+    graph = build_definitions([daemon.path]).get_repository_def().asset_graph
+    context = LoadingContextForTest(daemon.instance)
+    resolver = CachingStaleStatusResolver(daemon.instance, graph, context)
+    return {
+        key.path[-1]
+        for key in graph.materializable_asset_keys
+        for names in [graph.get(key).partitions_def]
+        for partition in (names.get_partition_keys() if names else [None])
+        if resolver.get_status(key, partition) != StaleStatus.FRESH
+    }
+
+
 def _weights(daemon: Daemon, submodule: str) -> str:
     return ArtifactStore(read_experiment(daemon.path).artifacts).notes(sae(submodule))["weights"]
 
@@ -149,6 +166,18 @@ def test_a_changed_dictionary_file_is_one_pass_in_order(daemon: Daemon) -> None:
     assert daemon.observed == ["dictionary_files"]
     assert _weights(daemon, "attn_0") != before[0]
     assert _weights(daemon, "embed") == before[1]
+
+
+def test_after_a_pass_nothing_shows_as_stale(daemon: Daemon) -> None:
+    assert _shown_as_stale(daemon) == set()
+    _retrained(daemon, "attn_0", 1.1)
+    daemon.look()
+    asked = daemon.look()
+    assert _shown_as_stale(daemon) == {"saes"}
+    while asked:
+        assert daemon.run_in_dagster(asked[0])
+        asked = daemon.look() or daemon.look()
+    assert _shown_as_stale(daemon) == set()
 
 
 def test_the_same_bytes_again_start_nothing(daemon: Daemon) -> None:
