@@ -24,10 +24,14 @@ from assets.tables.places import (
     ACTIVATION_CACHE,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
+    FEATURE_CIRCUITS,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    LABELS,
+    RULE_LABELS,
     BehaviourSource,
     assignments,
+    cards,
     circuit,
     clusters,
     evaluation,
@@ -329,6 +333,52 @@ def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
     return Outcome(bool(names) and not low, f"{len(names)} tasks; not faithful: {low or 'none'}.")
 
 
+def features_have_cards(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Every feature of a circuit has a card, and is active somewhere in the corpus."""
+    wanted = {
+        (row["submodule"], row["feature"])
+        for row in store.read(FEATURE_CIRCUITS, ["submodule", "feature"]).to_pylist()
+    }
+    active = {
+        (submodule, row["feature"]): row["n_active"] > 0
+        for submodule in experiment.submodules
+        if store.footer(cards(submodule))
+        for row in store.read(cards(submodule), ["basis", "feature", "n_active"]).to_pylist()
+        if row["basis"] == "features"
+    }
+    without = len(wanted - active.keys())
+    silent = sum(not active[key] for key in wanted & active.keys())
+    return Outcome(
+        not without and not silent,
+        f"{len(wanted)} features of circuits, {without} without a card (materialize cards), "
+        f"{silent} never active on the contexts that cards read (cards.n_contexts).",
+        {"without": without, "never active": silent},
+    )
+
+
+def labels_predict(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Most labels predict where their feature is active on text they were not made from."""
+    scores = [s for s in store.read(RULE_LABELS, ["score"])["score"].to_pylist() if s is not None]
+    good = sum(score > 0 for score in scores)
+    return Outcome(
+        good > len(scores) / 2 or not scores,
+        f"{good} of {len(scores)} labels made by a rule predict their feature on unseen text.",
+        {"good": good},
+    )
+
+
+def annotations_are_used(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Every line of people's files can be used, for the dictionaries there are now."""
+    notes = store.notes(LABELS)
+    left_out = {name: n for name, n in notes["left_out"].items() if n}
+    return Outcome(
+        not left_out and not notes["stale"],
+        f"{notes['stale']} labels are of other dictionaries or of no feature, and not shown; "
+        f"lines that cannot be used: {left_out or 'none'}.",
+        {"stale": notes["stale"]},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -366,6 +416,12 @@ _CHECKS = (
           circuits_are_faithful, warns=True),
     Check("summary_is_current", "evaluation_summary", "No circuit is of earlier examples.",
           summary_is_current, warns=True),
+    Check("features_have_cards", "cards", "Every feature of a circuit is active somewhere.",
+          features_have_cards, warns=True),
+    Check("labels_predict", "rule_labels", "Most labels predict unseen text.",
+          labels_predict, warns=True),
+    Check("annotations_are_used", "labels", "People's labels are of these dictionaries.",
+          annotations_are_used, warns=True),
 )  # fmt: skip
 
 

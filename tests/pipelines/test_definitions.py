@@ -51,13 +51,19 @@ GRAPH = {
         },
         0,
     ),
+    "vocabulary": ("corpus", set(), 0),
+    "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
+    "cards": ("features", {"contexts", "vocabulary", "dictionary_set", "feature_circuits"}, 4),
+    "rule_labels": ("features", {"contexts", "vocabulary", "dictionary_set", "cards"}, 0),
+    "labels": ("features", {"rule_labels", "dictionary_set"}, 0),
 }
 FILES = {
     "model_files": {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
-        *("circuit_evaluations", "task_evaluations"),
+        *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
     },
+    "annotation_files": {"labels"},
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
 }
@@ -110,6 +116,7 @@ def test_groups_are_numbered_in_the_order_of_the_method(definitions: dg.Definiti
         "tiny_4_clusters",
         "tiny_5_circuits",
         "tiny_6_evaluations",
+        "tiny_7_features",
     ]
 
 
@@ -142,7 +149,8 @@ def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
     graph = definitions.resolve_asset_graph()
     checks = [(key.asset_key.path[-1], graph.get(key)) for key in graph.asset_check_keys]
     # Behaviours hold no numbers: what cannot be in them is refused while they are made.
-    assert {name for name, _ in checks} == GRAPH.keys() - {"cluster_behaviours", "task_behaviours"}
+    without = {"cluster_behaviours", "task_behaviours", "vocabulary", "feature_circuits"}
+    assert {name for name, _ in checks} == GRAPH.keys() - without
     assert {name for name, check in checks if check.blocking} == BLOCKING
 
 

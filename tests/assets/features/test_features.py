@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from assets.checks import annotations_are_used, features_have_cards, labels_predict
 from assets.circuits.stages import read_labels, strongest_nodes
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
@@ -140,11 +141,25 @@ def test_nothing_is_made_again_and_an_annotation_makes_labels_alone(made: Experi
         name = f"{some['submodule']}/{some['feature']}"
         assert label_texts(store.read(LABELS))[name] == "<b>nouns</b>\n</script>"
         assert store.notes(LABELS)["left_out"][made.annotations.name] == 1
+        assert not annotations_are_used(made, store).passed
         # The stale ones are kept, and hide nothing.
         assert sum(row["shown"] for row in rows) == len(rows) - 4
     finally:
         made.annotations.unlink()
         brought_up_to_date(made, "labels")
+
+
+def test_checks_see_features_without_a_card_and_labels_without_use(
+    made: Experiment, store: ArtifactStore
+) -> None:
+    assert annotations_are_used(made, store).passed
+    assert labels_predict(made, store).passed
+    whole = features_have_cards(made, store)
+    assert (whole.metadata["without"], whole.metadata["never active"]) == (0, 0)
+    some = made.settings.model_copy(update={"submodules": ("embed",)})
+    part = features_have_cards(replace(made, settings=some), store)
+    assert part.metadata["without"] > 0
+    assert not part.passed
 
 
 def test_the_vocabulary_is_the_tokenizers(made: Experiment, store: ArtifactStore) -> None:
