@@ -155,10 +155,10 @@ def test_checks_see_features_without_a_card_and_labels_without_use(
     assert annotations_are_used(made, store).passed
     assert labels_predict(made, store).passed
     whole = features_have_cards(made, store)
-    assert (whole.metadata["without"], whole.metadata["never active"]) == (0, 0)
+    assert (whole.figures["without"], whole.figures["never active"]) == (0, 0)
     some = made.settings.model_copy(update={"submodules": ("embed",)})
     part = features_have_cards(replace(made, settings=some), store)
-    assert part.metadata["without"] > 0
+    assert part.figures["without"] > 0
     assert not part.passed
 
 
