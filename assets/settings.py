@@ -136,6 +136,12 @@ def _device(device: str) -> str:
     return device
 
 
+def _address(address: str) -> str:
+    if not re.match(r"https?://", address):
+        raise _clash("an address begins with http:// or https://.")
+    return address.rstrip("/")
+
+
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, int | float | str) else value
 
@@ -603,6 +609,8 @@ class Settings(Section):
     """What features of circuits mean; nothing is made of it where null."""
     labels: LabelSettings = LabelSettings()
     """What they are called; made where there are cards."""
+    explorer: Annotated[Text, AfterValidator(_address)] = "http://127.0.0.1:3001"
+    """Address of the explorer, to which circuits link in the Dagster UI."""
     reruns: RerunSettings = RerunSettings()
     """What is run again by itself."""
     artifacts: Text | None = None

@@ -67,6 +67,7 @@ class Work:
         load: its model, tokenizer and dictionaries.
         budget_bytes: memory for what one step of the work holds.
         about: names for people: experiment, model, corpus.
+        explorer: address of the explorer's pages of the experiment.
         say: told how far the work is.
     """
 
@@ -74,6 +75,7 @@ class Work:
     load: Loader
     budget_bytes: int
     about: Mapping[str, str]
+    explorer: str = ""
     say: Say = _quiet
 
     @classmethod
@@ -89,6 +91,7 @@ class Work:
                 "model": settings.model.source,
                 "corpus": settings.corpus.source,
             },
+            explorer=f"{settings.explorer}/{experiment.name}",
             say=say,
         )
 

@@ -15,7 +15,8 @@ from typing import Any
 
 _NAME = re.compile(r"(embed|(?:attn|mlp|resid)_\d+)/(\d+)")
 _BASES = ("features", "neurons")
-_LONGEST = 1_000
+LONGEST = 1_000
+"""Characters of a description."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Annotation:
         weights: hash of the dictionary that was looked at; None where the file does not say.
         interpretability, complexity: 0 to 100 (App. D).
         relevant: whether it bears on the task, for SHIFT.
+        circuit: the circuit whose features were gone through, ``tasks/simple``.
+        chosen: why it was among them: circuits or random.
+        blind: its name was hidden.
     """
 
     submodule: str
@@ -42,6 +46,14 @@ class Annotation:
     interpretability: float | None = None
     complexity: float | None = None
     relevant: bool | None = None
+    circuit: str | None = None
+    chosen: str | None = None
+    blind: bool = False
+
+    @property
+    def name(self) -> str:
+        """``mlp_2/901``."""
+        return f"{self.submodule}/{self.feature}"
 
 
 @dataclass(frozen=True)
@@ -87,7 +99,9 @@ def read_annotations(path: Path) -> Annotations:
         if not line.strip():
             continue
         try:
-            rows.append(_annotation(_loaded(line), path.stem))
+            row = _loaded(line)
+            if "group" not in row:  # features that are drawn as one say nothing of any
+                rows.append(_annotation(row, path.stem))
         except _Unusable as error:
             left_out[number] = str(error)
     return Annotations(rows, left_out)
@@ -123,12 +137,15 @@ def _annotation(row: Mapping[str, Any], source: str) -> Annotation:
         basis=basis,
         feature=int(name[2]),
         text=_text(row.get("text")),
-        by=by.strip()[:_LONGEST],
+        by=by.strip()[:LONGEST],
         at=_text(row.get("at")) or None,
         weights=_text(row.get("weights")) or None,
         interpretability=_rating(row, "interpretability"),
         complexity=_rating(row, "complexity"),
         relevant=relevant,
+        circuit=_text(row.get("circuit")) or None,
+        chosen=_text(row.get("chosen")) or None,
+        blind=row.get("blind") is True,
     )
 
 
@@ -151,7 +168,7 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise _Unusable("a text is no text")
     # A lone surrogate could not be written.
-    return value.encode("utf-8", "replace").decode().strip()[:_LONGEST]
+    return value.encode("utf-8", "replace").decode().strip()[:LONGEST]
 
 
 def _rating(row: Mapping[str, Any], key: str) -> float | None:

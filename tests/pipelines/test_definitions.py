@@ -17,6 +17,7 @@ from tests.tiny_experiment import write_experiment
 ROOT = Path(__file__).resolve().parents[2]
 
 GRAPH = {
+    "vocabulary": ("corpus", set(), 0),
     "contexts": ("corpus", set(), 0),
     "activation_cache": ("corpus", {"contexts"}, 0),
     "saes": ("dictionaries", {"activation_cache"}, 4),
@@ -51,9 +52,12 @@ GRAPH = {
         },
         0,
     ),
-    "vocabulary": ("corpus", set(), 0),
     "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
-    "cards": ("features", {"contexts", "vocabulary", "dictionary_set", "feature_circuits"}, 4),
+    "cards": (
+        "features",
+        {"contexts", "vocabulary", "dictionary_set", "feature_circuits"},
+        4,
+    ),
     "rule_labels": ("features", {"contexts", "vocabulary", "dictionary_set", "cards"}, 0),
     "labels": ("features", {"rule_labels", "dictionary_set"}, 0),
 }
@@ -63,9 +67,9 @@ FILES = {
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
     },
-    "annotation_files": {"labels"},
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
+    "annotation_files": {"labels"},
 }
 """What is read from outside, and by which stages."""
 BLOCKING = {"contexts", "activation_cache", "dictionary_set", "cluster_assignments"}
@@ -101,7 +105,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 5
+    assert len(partitioned) == 6
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 

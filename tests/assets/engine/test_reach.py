@@ -52,6 +52,7 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
 }
 OTHER: Mapping[str, Any] = {
     "artifacts": "./elsewhere",
+    "explorer": "http://127.0.0.1:4000",
     "model.n_layers": 3,
     "model.device": "auto",
     "corpus.labels_column": "labels",
