@@ -9,6 +9,7 @@ from assets.discovery.clusterings import discovery_stages
 from assets.discovery.comparisons import comparison_stages
 from assets.engine.stage import Stage
 from assets.evaluations.stages import evaluation_stages
+from assets.features.labels import feature_stages
 from assets.settings import Experiment
 
 _STEPS = (
@@ -18,6 +19,7 @@ _STEPS = (
     comparison_stages,
     circuit_stages,
     evaluation_stages,
+    feature_stages,
 )
 
 

@@ -14,6 +14,7 @@ from assets.corpus.contexts import (
     read_lengths,
     telling,
 )
+from assets.corpus.vocabulary import VOCABULARY_STAGE
 from assets.engine.recipe import Source, aside
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -218,5 +219,5 @@ def uses_cache(experiment: Experiment) -> bool:
 
 def corpus_stages(experiment: Experiment) -> list[Stage]:
     """The stages from text to activations."""
-    stages: list[Stage] = [CONTEXTS_STAGE]
+    stages: list[Stage] = [CONTEXTS_STAGE, VOCABULARY_STAGE]
     return [*stages, ACTIVATION_CACHE_STAGE] if uses_cache(experiment) else stages

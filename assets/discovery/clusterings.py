@@ -236,7 +236,8 @@ def members(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]]:
 
 def summarize_clusters(work: Work, clustering: Clustering, name: str) -> Made:
     """Summarise each cluster and write a page for it."""
-    from assets.discovery.pages import token_text, write_cluster_pages
+    from assets.corpus.vocabulary import token_text
+    from assets.discovery.pages import write_cluster_pages
     from core.discovery import summarize
 
     filtered = work.store.read(FILTERED_TOKENS)

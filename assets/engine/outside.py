@@ -23,6 +23,7 @@ _SAYS = {
     "corpus_files": "The text",
     "pair_files": "The contrastive pairs of the tasks",
     "dictionary_files": "The dictionaries that are imported",
+    "annotation_files": "People's descriptions of features",
 }
 
 

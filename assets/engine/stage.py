@@ -31,7 +31,16 @@ OWNERS = ["team:circuits"]
 MODEL_POOL = "model"
 """Stages that hold a model in memory; dagster.yaml lets one run of them go at a time."""
 
-GROUPS = ("files", "corpus", "dictionaries", "tokens", "clusters", "circuits", "evaluations")
+GROUPS = (
+    "files",
+    "corpus",
+    "dictionaries",
+    "tokens",
+    "clusters",
+    "circuits",
+    "evaluations",
+    "features",
+)
 """What is read, and then the steps of the method, in order."""
 
 
@@ -58,6 +67,7 @@ class Work:
         load: its model, tokenizer and dictionaries.
         budget_bytes: memory for what one step of the work holds.
         about: names for people: experiment, model, corpus.
+        explorer: address of the explorer's pages of the experiment.
         say: told how far the work is.
     """
 
@@ -65,6 +75,7 @@ class Work:
     load: Loader
     budget_bytes: int
     about: Mapping[str, str]
+    explorer: str = ""
     say: Say = _quiet
 
     @classmethod
@@ -80,6 +91,7 @@ class Work:
                 "model": settings.model.source,
                 "corpus": settings.corpus.source,
             },
+            explorer=f"{settings.explorer}/{experiment.name}",
             say=say,
         )
 

@@ -229,7 +229,7 @@ def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
     if texts.pop("seal", None) != digest(texts):
         raise Flaw("its footer is not the one that was written")
     notes = {name: json.loads(text) for name, text in texts.items()}
-    if notes.pop("n_rows") != metadata.num_rows:
+    if notes.pop("n_rows", None) != metadata.num_rows:
         raise Flaw("has another number of rows than was written")
     return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes), schema
 
