@@ -79,6 +79,17 @@ def bars(names: Sequence[str], figures: Mapping[str, Sequence[float]]) -> bytes:
     return png_of(figure)
 
 
+def training_curves(curve: Sequence[Sequence[float]]) -> bytes:
+    """Loss, L0 and the share of dead features over the steps of a training."""
+    figure, axes = figure_of(5.5, 4.2, 3)
+    steps, *columns = zip(*curve, strict=True)
+    for axis, values, name in zip(axes, columns, ("loss", "L0", "dead"), strict=True):
+        axis.plot(steps, values, color=BLUE, linewidth=1.2)
+        axis.set_ylabel(name)
+    axes[-1].set_xlabel("steps")
+    return png_of(figure)
+
+
 def histogram(values: Sequence[float], label: str, *, low: float, high: float) -> bytes:
     """How often each value occurs; what lies outside goes into the first and last bar."""
     import numpy as np

@@ -33,7 +33,7 @@ FLOOR = 1e-4
 """Effects above this are kept, so that a circuit can be cut at any threshold above it."""
 
 _SHOWN_NODES = 12
-_DRAWN_NODES = 24
+_DRAWN_NODES = 16
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,11 @@ def load_circuit(store: ArtifactStore, source: BehaviourSource, name: str) -> Ci
     return read_circuit({part: store.read(circuit(source, name, part)) for part in parts})
 
 
+def read_labels(store: ArtifactStore) -> dict[str, str]:
+    """What features are called, by name (``attn_3/1234``); nothing while there are no labels."""
+    return label_texts(store.read(LABELS)) if store.footer(LABELS) is not None else {}
+
+
 def columns_of(source: BehaviourSource, experiment: str) -> dg.TableColumnLineage:
     """Which columns of the behaviours and the dictionary_set each column of a circuit is of."""
     of_behaviours = dg.AssetKey([experiment, behaviours(source).stage])
@@ -140,13 +145,8 @@ def columns_of(source: BehaviourSource, experiment: str) -> dg.TableColumnLineag
     )
 
 
-def read_labels(store: ArtifactStore) -> dict[str, str]:
-    """What features are called, by name (``attn_3/1234``); nothing while there are no labels."""
-    return label_texts(store.read(LABELS)) if store.footer(LABELS) is not None else {}
-
-
 def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
-    """Size, lineage, the strongest nodes with their labels, examples and the picture's place."""
+    """Size, lineage, the strongest nodes with their labels, examples and the picture."""
     made_from = lineage(work.store, circuit(source, name).path)
     traced = {
         "lineage": dg.MetadataValue.md(lineage_markdown(made_from)),
@@ -156,14 +156,15 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     if found is None:
         return {"empty": True, "nodes": 0, "edges": 0, **traced}
     behaviour = read_behaviours(work.store, source, [name])[name]
+    labels = read_labels(work.store)
     return {
         "empty": False,
-        "drawing": _drawing(found, name),
+        "drawing": _drawing(found, name, labels),
         "nodes": len(found.nodes),
         "edges": len(found.edges),
         "examples": found.n_examples,
         "metric": found.metric_clean,
-        "strongest nodes": strongest_nodes(found, read_labels(work.store)),
+        "strongest nodes": strongest_nodes(found, labels),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
         "explorer": dg.MetadataValue.url(f"{work.explorer}/{source}/{name}"),
         "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
@@ -172,11 +173,13 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     }
 
 
-def _drawing(found: Circuit, name: str) -> dg.MetadataValue[Any]:
+def _drawing(found: Circuit, name: str, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
     """The strongest part of the circuit, small enough for the event log."""
     from core.pictures.draw import draw_circuit
 
-    drawn = draw_circuit(found, title=name, max_nodes=_DRAWN_NODES, max_edges=2 * _DRAWN_NODES)
+    drawn = draw_circuit(
+        found, labels=labels, title=name, max_nodes=_DRAWN_NODES, max_edges=2 * _DRAWN_NODES
+    )
     return vector_picture(drawn)
 
 

@@ -31,7 +31,7 @@ from assets.engine.stage import (
     always,
 )
 from assets.engine.store import ArtifactStore, Content
-from assets.plots import bars, density_histogram, picture, records
+from assets.plots import bars, density_histogram, picture, records, training_curves
 from assets.settings import Experiment, ImportSettings
 from assets.tables.conversions import frame
 from assets.tables.places import (
@@ -185,7 +185,7 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
         progress=work.say,
     )
     for name, result in trained.items():
-        notes = {"l0": result.l0, "wanted_l0": result.wanted_l0}
+        notes = {"l0": result.l0, "wanted_l0": result.wanted_l0, "curve": result.curve}
         yield name, _written(work, name, result.dictionary, recipe.fingerprint, notes)
     # States of what is written, now or before, and of trainings by other settings are of no use.
     for file in state.glob(f"*{_WEIGHTS}"):
@@ -284,6 +284,7 @@ def show_sae(work: Work, submodule: str) -> Metadata:
     return {
         **({} if path is None else {"imported from": path}),
         **({"L0 in training": notes["l0"]} if "l0" in notes else {}),
+        **({"training": picture(training_curves(notes["curve"]))} if notes.get("curve") else {}),
         "settings": records(
             {"setting": name, "value": str(value)}
             for name, value in notes["settings"].items()

@@ -163,8 +163,8 @@ def make_cards(work: Work, jobs: Sequence[Job[Carding]]) -> Iterator[tuple[str, 
                 "weights": weights[submodule] if basis == "features" else None,
             }
             both = promoted(model, units, reads, how.n_tokens)
-            heads.append(_heads(common, units, why[name], one, both, changes.get(name)))
-            excerpts.append(_excerpts(basis, units, one.excerpts, tokens, documents))
+            heads.append(heads_table(common, units, why[name], one, both, changes.get(name)))
+            excerpts.append(excerpts_table(basis, units, one.excerpts, tokens, documents))
         n_cards = sum(len(table) for table in heads)
         work.say(f"{submodule}: {n_cards} cards")
         beside = {card_contexts(submodule): pa.concat_tables(excerpts)}
@@ -293,7 +293,7 @@ def _table(name: str, columns: Mapping[str, Any]) -> pa.Table:
     return pa.Table.from_arrays(arrays, names=schema.names).cast(schema)
 
 
-def _heads(
+def heads_table(
     common: Mapping[str, Any],
     units: Units,
     why: Sequence[str],
@@ -335,7 +335,7 @@ def _heads(
     )
 
 
-def _excerpts(
+def excerpts_table(
     basis: Basis,
     units: Units,
     excerpts: Excerpts,
@@ -344,7 +344,7 @@ def _excerpts(
 ) -> pa.Table:
     """Rows of card_contexts."""
     lengths, start = excerpts.length.numpy(), excerpts.start.numpy()
-    row, width = excerpts.row.numpy(), excerpts.activations.shape[1]
+    row, width = excerpts.row.numpy(), excerpts.share.shape[1]
     flat = np.concatenate([np.asarray(one, np.int32) for one in tokens])
     begins = np.concatenate([[0], np.cumsum([len(one) for one in tokens])])
     inside = np.arange(width) < lengths[:, None]

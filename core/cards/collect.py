@@ -100,7 +100,8 @@ class Excerpts:
         pos: position of its largest activation.
         start: position of the first token that is shown.
         length: tokens shown.
-        activations: ``(n, width)``; zero beyond `length`.
+        peak: the largest activation.
+        share: ``(n, width)``, of it that each token has, in half precision; zero beyond `length`.
     """
 
     unit: Tensor
@@ -110,7 +111,13 @@ class Excerpts:
     pos: Tensor
     start: Tensor
     length: Tensor
-    activations: Tensor
+    peak: Tensor
+    share: Tensor
+
+    @property
+    def activations(self) -> Tensor:
+        """``(n, width)``; zero beyond `length`."""
+        return self.share.float() * self.peak[:, None]
 
     def of(self, units: Tensor) -> Excerpts:
         """Those of some units, ``(m,)`` ascending, which are counted anew from 0."""
@@ -373,7 +380,8 @@ def collect(
     lengths = torch.tensor([len(tokens) for tokens in contexts])
     source = torch.arange(len(contexts)) if documents is None else torch.tensor(documents)
     texts = _Texts(padded, lengths, source, priority)
-    return {name: _collected(one, texts, showing, n_tokens) for name, one in sums.items()}
+    # One after the other: what is kept of each is let go when its excerpts are chosen.
+    return {name: _collected(sums.pop(name), texts, showing, n_tokens) for name in list(sums)}
 
 
 @dataclass(frozen=True)
@@ -421,7 +429,8 @@ def _excerpts(sums: _Sums, texts: _Texts, showing: Showing) -> Excerpts:
         pos=both.pos,
         start=both.start,
         length=(texts.lengths[both.row] - both.start).clamp(max=showing.width),
-        activations=both.share.float() * both.value[:, None],
+        peak=both.value,
+        share=both.share,
     )
 
 

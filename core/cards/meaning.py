@@ -197,9 +197,8 @@ def _ablations(name: str, excerpts: Excerpts, n: int) -> _Ablations:
     unit = excerpts.unit[strong[order]]
     place = torch.arange(len(unit)) - torch.searchsorted(unit, unit)
     chosen = strong[order[place < n]]
-    pos = excerpts.pos[chosen]
-    value = excerpts.activations[chosen, pos - excerpts.start[chosen]]
-    return _Ablations(name, excerpts.unit[chosen], excerpts.row[chosen], pos, value)
+    columns = (excerpts.unit, excerpts.row, excerpts.pos, excerpts.peak)
+    return _Ablations(name, *(column[chosen] for column in columns))
 
 
 def _ablate_all(

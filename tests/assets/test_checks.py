@@ -13,6 +13,7 @@ from assets.checks import (
     every_sample_is_assigned,
     imports_are_as_said,
     l0_is_near_k,
+    set_is_made_alike,
     set_is_usable,
     summary_is_current,
     vectors_are_finite,
@@ -90,6 +91,32 @@ def test_a_missing_dictionary_makes_the_set_unusable(
 ) -> None:
     _write(store, DICTIONARY_SET, [_dictionary("embed")])
     assert not set_is_usable(experiment, store).passed
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        ({}, True),
+        ({"settings": {"seed": 1, "submodule": "embed"}}, False),
+        ({"inputs": {"activation_cache": "another"}}, False),
+        ({"inputs": {"activation_cache": "one", "path": "elsewhere", "contents": "c"}}, True),
+        ({"code": "another"}, False),
+    ],
+)
+def test_a_set_of_dictionaries_made_in_different_ways_is_told(
+    experiment: Experiment, store: ArtifactStore, changed: dict[str, Any], passed: bool
+) -> None:
+    for submodule in experiment.submodules:
+        alike: dict[str, Any] = {
+            "inputs": {"activation_cache": "one"},
+            "settings": {"seed": 0, "submodule": submodule},
+            "code": "code",
+        }
+        recipe = Recipe("saes", **(alike | changed if submodule == "embed" else alike))
+        store.write(sae(submodule), TABLES["saes"].build([]), recipe)
+    found = set_is_made_alike(experiment, store)
+    assert found.passed is passed
+    assert ("embed" in found.says) is not passed
 
 
 @pytest.mark.parametrize(

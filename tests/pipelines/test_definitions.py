@@ -91,6 +91,15 @@ def test_the_graph_is_this(definitions: dg.Definitions) -> None:
     assert found == GRAPH
 
 
+def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> None:
+    """What `dg launch --partition-range` and backfills need to start one run."""
+    graph = definitions.resolve_asset_graph()
+    partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
+    assert len(partitioned) == 5
+    for key in partitioned:
+        assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
+
+
 def test_files_outside_are_nodes_that_are_observed(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     assert {key.path[-1] for key in graph.observable_asset_keys} == FILES.keys()
