@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any
 
 import dagster as dg
@@ -26,8 +27,10 @@ from assets.tables.places import (
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    RULE_LABELS,
     BehaviourSource,
     assignments,
+    cards,
     circuit,
     clusters,
     evaluation,
@@ -329,6 +332,35 @@ def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
     return Outcome(bool(names) and not low, f"{len(names)} tasks; not faithful: {low or 'none'}.")
 
 
+def circuit_features_fire(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Every feature of a circuit is active somewhere in the text that cards are made from."""
+    keys = [cards(name) for name in experiment.submodules]
+    columns = ["submodule", "feature", "chosen", "n_active"]
+    rows = [r for key in keys if store.footer(key) for r in store.read(key, columns).to_pylist()]
+    of_circuits = [row for row in rows if row["chosen"] == "circuits"]
+    silent = [f"{r['submodule']}/{r['feature']}" for r in of_circuits if not r["n_active"]]
+    return Outcome(
+        not silent,
+        f"{len(rows)} cards, {len(of_circuits)} of features of circuits; never active: "
+        f"{', '.join(silent[:_SHOWN]) or 'none'}.",
+        {"cards": len(rows), "never active": len(silent)},
+    )
+
+
+def labels_predict(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The median rule predicts where its feature is active in text that no card was made from."""
+    rows = store.read(RULE_LABELS, ["basis", "score"]).to_pylist()
+    found = [row["score"] for row in rows if row["basis"] == "features"]
+    scores = finite([score for score in found if score is not None])
+    middle = median(scores) if scores else math.nan
+    return Outcome(
+        middle > 0,
+        f"{len(rows)} labels; median correlation of {len(scores)} features' rules with their "
+        f"activation {middle:.2f}: above 0 it says something.",
+        {"median score": middle} if scores else {},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -364,6 +396,10 @@ _CHECKS = (
           curves_rise, warns=True),
     Check("circuits_are_faithful", "evaluation_summary", "The median circuit is faithful enough.",
           circuits_are_faithful, warns=True),
+    Check("circuit_features_fire", "cards", "No feature of a circuit is silent.",
+          circuit_features_fire, warns=True),
+    Check("labels_predict", "rule_labels", "Rules predict text that they were not made from.",
+          labels_predict, warns=True),
     Check("summary_is_current", "evaluation_summary", "No circuit is of earlier examples.",
           summary_is_current, warns=True),
 )  # fmt: skip

@@ -17,6 +17,7 @@ from tests.tiny_experiment import write_experiment
 ROOT = Path(__file__).resolve().parents[2]
 
 GRAPH = {
+    "vocabulary": ("corpus", set(), 0),
     "contexts": ("corpus", set(), 0),
     "activation_cache": ("corpus", {"contexts"}, 0),
     "saes": ("dictionaries", {"activation_cache"}, 4),
@@ -51,15 +52,24 @@ GRAPH = {
         },
         0,
     ),
+    "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
+    "cards": (
+        "features",
+        {"contexts", "vocabulary", "dictionary_set", "feature_circuits"},
+        4,
+    ),
+    "rule_labels": ("features", {"contexts", "vocabulary", "dictionary_set", "cards"}, 0),
+    "labels": ("features", {"rule_labels", "dictionary_set"}, 0),
 }
 FILES = {
     "model_files": {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
-        *("circuit_evaluations", "task_evaluations"),
+        *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
+    "annotation_files": {"labels"},
 }
 """What is read from outside, and by which stages."""
 BLOCKING = {"contexts", "activation_cache", "dictionary_set", "cluster_assignments"}
@@ -95,7 +105,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 5
+    assert len(partitioned) == 6
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 
@@ -119,6 +129,7 @@ def test_groups_are_numbered_in_the_order_of_the_method(definitions: dg.Definiti
         "tiny_4_clusters",
         "tiny_5_circuits",
         "tiny_6_evaluations",
+        "tiny_7_features",
     ]
 
 
@@ -150,8 +161,9 @@ def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
 ) -> None:
     graph = definitions.resolve_asset_graph()
     checks = [(key.asset_key.path[-1], graph.get(key)) for key in graph.asset_check_keys]
-    # Behaviours hold no numbers: what cannot be in them is refused while they are made.
-    assert {name for name, _ in checks} == GRAPH.keys() - {"cluster_behaviours", "task_behaviours"}
+    # These hold no numbers of their own: what cannot be in them is refused while they are made.
+    without = {*("cluster_behaviours", "task_behaviours"), *("vocabulary", "feature_circuits")}
+    assert {name for name, _ in checks} == GRAPH.keys() - without - {"labels"}
     assert {name for name, check in checks if check.blocking} == BLOCKING
 
 
