@@ -39,6 +39,7 @@ from assets.tables.places import (
 )
 
 _SHOWN = 10
+_MOST_UNMET = 0.05
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -265,6 +266,34 @@ def _circuits_have_nodes(
     )
 
 
+def _integrals_converged(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """Effects sum to what ablating or patching a whole submodule does, as far as was asked for."""
+    keys = {name: circuit(source, name) for name in names_of(experiment)[source]}
+    columns = ["gap", "unmet", "metric"]
+    heads = {
+        name: rows[0]
+        for name, key in keys.items()
+        if store.footer(key) and (rows := store.read(key, columns).to_pylist())
+    }
+    gaps = {name: head["gap"] for name, head in heads.items() if math.isfinite(head["gap"])}
+    if not gaps:
+        return Outcome(True, "No effects by integrated gradients or attribution.")
+    worst = max(gaps, key=lambda name: gaps[name])
+    short = [name for name, head in heads.items() if (head["unmet"] or 0) > _MOST_UNMET]
+    says = (
+        f"The largest mean completeness gap of a submodule is {gaps[worst]:.2g} ({worst}), in the "
+        f"middle of {len(gaps)} circuits {float(np.median(list(gaps.values()))):.2g}"
+    )
+    if short:
+        says += (
+            f"; {len(short)} have more than {_MOST_UNMET:.0%} of their integrals short of the "
+            f"tolerance: {', '.join(short[:_SHOWN])}. Raise circuits.tolerance or circuits.steps"
+        )
+    return Outcome(not short, f"{says}.", {"largest gap": gaps[worst], "short": len(short)})
+
+
 def _evaluations_are_numbers(
     source: BehaviourSource, experiment: Experiment, store: ArtifactStore
 ) -> Outcome:
@@ -281,11 +310,35 @@ def _evaluations_are_numbers(
     )
 
 
+def circuits_are_stable(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Most circuits of clusters agree between halves of their examples as much as was asked for."""
+    wanted = experiment.settings.circuits.stability
+    keys = [circuit("clusters", name) for name in names_of(experiment)["clusters"]]
+    rows = [
+        row
+        for key in keys
+        if store.footer(key)
+        for row in store.read(key, ["stability", "n_examples"]).to_pylist()
+    ]
+    found = [row["stability"] for row in rows if row["stability"] is not None]
+    single = len(rows) - len(found)
+    middle = float(np.median(found)) if found else math.nan
+    stable = sum(stability >= (wanted or 0) for stability in found)
+    return Outcome(
+        wanted is None or stable >= len(rows) / 2,
+        f"{stable} of {len(rows)} circuits agree between two halves of their examples to "
+        f"{wanted or 0:g} or more (circuits.stability), the median circuit to {middle:.2f}; "
+        f"{single} are of one example. Larger clusters, or a higher node_threshold, agree more.",
+        {"stable": stable, "median stability": middle} if found else {},
+    )
+
+
 def circuits_are_faithful(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """The median circuit of a cluster is as faithful as the experiment expects."""
     settings = experiment.settings.evaluations
     table = frame(store.read(EVALUATION_SUMMARY))
     judged = (table["source"] == "clusters") & (table["error_nodes"] == settings.error_nodes[0])
+    judged &= table["start_layer"] == settings.start_layer
     values = table[judged]["faithfulness"].dropna()
     middle = float(values.median()) if len(values) else math.nan
     return Outcome(
@@ -399,6 +452,12 @@ _CHECKS = (
           partial(_circuits_have_nodes, "clusters"), warns=True),
     Check("circuits_have_nodes", "task_circuits", "At most half of the circuits have no node.",
           partial(_circuits_have_nodes, "tasks"), warns=True),
+    Check("integrals_converged", "circuits", "Effects sum to what they should.",
+          partial(_integrals_converged, "clusters"), warns=True),
+    Check("integrals_converged", "task_circuits", "Effects sum to what they should.",
+          partial(_integrals_converged, "tasks"), warns=True),
+    Check("circuits_are_stable", "circuits", "Other examples would give much the same circuits.",
+          circuits_are_stable, warns=True),
     Check("pairs_are_predicted", "task_circuits", "The model answers the pairs rightly.",
           pairs_are_predicted, warns=True),
     Check("evaluations_are_numbers", "circuit_evaluations", "Most can be judged.",

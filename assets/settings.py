@@ -39,6 +39,7 @@ from core.options import (
     Reduction,
     Representation,
     Rule,
+    SingleMetric,
     TokenizerReading,
 )
 
@@ -426,30 +427,42 @@ class ClusteringSettings(GroupingSettings):
 class CircuitSettings(Section):
     """How a circuit is found (sections 2 to 4 of the paper)."""
 
+    metric: SingleMetric = "log_odds"
+    """What a cluster's circuit explains, of the answer: its log odds against all other tokens, its
+    log-probability (the paper's), or its logit's margin to the runner-up."""
     estimator: EstimatorName = "ig"
     """Integrated gradients (eq. 4), attribution patching (3) or patching itself (2)."""
-    steps: Annotated[Count, Field(le=10_000)] = 10
-    """Points of the integral."""
-    rule: Rule = "midpoint"
-    """Quadrature; left is the authors'."""
+    rule: Rule = "adaptive"
+    """Quadrature: adaptive halves intervals until the tolerance is met, left is the authors'."""
+    steps: Annotated[Count, Field(le=10_000)] = 4
+    """Points of the integral, 10 in the paper; intervals to begin with where it is adaptive."""
     tolerance: Positive | None = None
-    """Double the steps of examples whose completeness gap is larger, in the metric's units, until
-    it is not; ig only."""
+    """Of the rule adaptive: the largest completeness gap of an example, as a share of the change
+    that a submodule's effects should sum to; 0.1 where not given."""
     node_threshold: PositiveOrZero = 0.1
     """Keep a node whose effect is larger, in nats (clusters) or logits (pairs)."""
     edge_threshold: PositiveOrZero = 0.01
     """Keep an edge whose effect is larger."""
-    n_examples: Count = 20
+    n_examples: Count = 24
     """Most examples of a cluster that its circuit is found from."""
+    stability: Share | None = 0.45
+    """Add examples by the round until circuits from either half of them share this much of their
+    nodes (Jaccard index), and stop there; all of n_examples where null."""
+    round: Count = 8
+    """Examples that are added at a time."""
     n_evaluated: Count = 20
     """Most examples of it, a third at most, kept back to judge the circuit on."""
     max_length: Count | None = None
     """Most tokens of context before an answer, cut from its beginning; all where not given."""
 
     def clashes(self) -> Iterator[Problem]:
-        """Tolerance without an integral."""
-        if self.tolerance is not None and self.estimator != "ig":
-            yield ("tolerance",), f"{self.estimator} has no integral whose steps could be doubled."
+        """A tolerance that nothing would meet."""
+        if self.tolerance is not None and (self.estimator != "ig" or self.rule != "adaptive"):
+            yield (
+                ("tolerance",),
+                "is met by adding points to an integral: set estimator to ig and rule to adaptive, "
+                "or leave it out.",
+            )
 
 
 class EvaluationSettings(Section):
@@ -461,12 +474,26 @@ class EvaluationSettings(Section):
     """As the circuit has them; none of them in the circuit (drop); only those of
     the residual stream (drop_but_resid); all ablated, or all kept, in every run."""
     start_layer: CountOrZero = 0
-    """First layer whose nodes are ablated."""
+    """First layer whose nodes are ablated; earlier ones are left as the model has them."""
+    other_start_layers: tuple[CountOrZero, ...] = ()
+    """The circuit of a cluster, but not its curve, is also judged from these layers on."""
     n_thresholds: Annotated[Count, Field(ge=2, le=1_000)] = 15
-    """Points of the faithfulness curve of every circuit, thresholds from 1e-4 to 1 by equal
-    ratios."""
+    """Points of the faithfulness curve of every circuit: thresholds by equal ratios."""
+    lowest_threshold: Annotated[float, Field(ge=1e-4, le=_MOST)] = 1e-3
+    """The first of them; effects below 1e-4 are not kept."""
+    highest_threshold: Positive = 10.0
+    """The last."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """Thresholds that do not rise, and layers that are there twice."""
+        layers = (self.start_layer, *self.other_start_layers)
+        if len(set(layers)) < len(layers):
+            yield ("other_start_layers",), "name a layer twice, or that of start_layer."
+        if not self.lowest_threshold < self.highest_threshold:
+            told = f"must be above lowest_threshold, {self.lowest_threshold:g}."
+            yield ("highest_threshold",), told
 
 
 class PairFiles(Section):
@@ -487,6 +514,9 @@ class TaskSettings(Section):
     """Most pairs a circuit is found from."""
     n_evaluated: Count = 40
     """Most pairs it is judged on."""
+    steps: Annotated[Count, Field(le=10_000)] = 4
+    """Points of the integral, by the midpoint rule; 4 leave effects as near the converged ones as
+    the authors' 10 from the left."""
     node_threshold: PositiveOrZero = 0.1
     """Keep a node whose effect is larger, in logits."""
     edge_threshold: PositiveOrZero = 0.01
@@ -671,12 +701,12 @@ class Settings(Section):
     def _starts_at_a_layer(cls, section: Any, above: ValidationInfo) -> Any:
         if section is not None and "model" in above.data:
             n_layers = above.data["model"].n_layers
-            if section.start_layer >= n_layers:
-                refuse([(("start_layer",), f"the model has layers 0 to {n_layers - 1}.")])
             chosen = above.data.get("submodules") or submodule_names(n_layers)
-            if not any(_layer_of(name) >= section.start_layer for name in chosen):
-                told = "no dictionary sits there or after it (embed apart): nothing is ablated."
-                refuse([(("start_layer",), told)])
+            refuse(
+                (where, told)
+                for where, layer in _start_layers(section)
+                if (told := _no_start(layer, n_layers, chosen))
+            )
         return section
 
     @field_validator("evaluations")
@@ -692,6 +722,21 @@ class Settings(Section):
                 )
                 refuse([(("ablation",), told)])
         return section
+
+
+def _start_layers(section: Any) -> Iterator[tuple[tuple[str | int, ...], int]]:
+    yield ("start_layer",), section.start_layer
+    for i, layer in enumerate(getattr(section, "other_start_layers", ())):
+        yield ("other_start_layers", i), layer
+
+
+def _no_start(layer: int, n_layers: int, submodules: Sequence[str]) -> str | None:
+    """Why nothing can be ablated from a layer on, if so."""
+    if layer >= n_layers:
+        return f"the model has layers 0 to {n_layers - 1}."
+    if not any(_layer_of(name) >= layer for name in submodules):
+        return "no dictionary sits there or after it (embed apart): nothing is ablated."
+    return None
 
 
 def _grouping_problems(

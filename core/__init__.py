@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from core.dictionaries import Dictionary, identity_dictionary
     from core.edges import edge_effects
     from core.effects import node_effects
-    from core.estimators import Attribution, Exact, IntegratedGradients
+    from core.estimators import Attribution, Enough, Exact, IntegratedGradients
     from core.evaluate import Evaluator, evaluate_circuit
     from core.inputs import Inputs, tokenize_pairs, tokenize_single
     from core.models import LanguageModel, load_model, load_tokenizer
@@ -32,6 +32,7 @@ _WHERE = {
     "Circuit": "core.types",
     "Dictionary": "core.dictionaries",
     "Edge": "core.types",
+    "Enough": "core.estimators",
     "Evaluator": "core.evaluate",
     "Exact": "core.estimators",
     "Inputs": "core.inputs",
@@ -57,6 +58,7 @@ __all__ = [
     "Circuit",
     "Dictionary",
     "Edge",
+    "Enough",
     "Evaluator",
     "Exact",
     "Inputs",

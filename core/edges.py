@@ -51,11 +51,13 @@ class EdgeEffects:
         upstream, downstream: node keys.
         weight: summed over positions and examples where those are not apart; divide by
             the number of examples for the mean. In the metric's units.
+        squares: of each example's weight squared, summed over examples, in float64.
     """
 
     upstream: Int[Tensor, " n"]
     downstream: Int[Tensor, " n"]
     weight: Float[Tensor, " n"]
+    squares: Float[Tensor, " n"]
 
 
 def edge_kinds(model: LanguageModel, names: Mapping[str, object]) -> Iterator[tuple[str, str]]:
@@ -230,7 +232,10 @@ def _by_token(rows: _Rows, tokens: Tensor, n_nodes: int) -> tuple[Tensor, Tensor
 
 
 class _Sums:
-    """Sums over tokens of products of downstream and upstream rows, for each pair of nodes."""
+    """Sums over tokens of products of downstream and upstream rows, for each pair.
+
+    Downstream rows are of a node in one example, so that sums of different examples stay apart.
+    """
 
     def __init__(self, n_down: int, n_up: int, like: Tensor) -> None:
         self.n_down, self.n_up = n_down, n_up
@@ -274,11 +279,20 @@ class _Sums:
         index = down_node[:, :, None] * (self.n_up + 1) + up_node[:, None, :]
         add_at(self.total, index.flatten(), product.flatten())
 
-    def triplets(self, down_keys: Tensor, up_keys: Tensor) -> EdgeEffects:
-        """The sums that are not zero."""
-        total = self.total.view(self.n_down + 1, self.n_up + 1)[:-1, :-1]
-        down, up = total.nonzero(as_tuple=True)
-        return EdgeEffects(up_keys[up], down_keys[down], total[down, up])
+    def triplets(self, node: Tensor, down_keys: Tensor, up_keys: Tensor) -> EdgeEffects:
+        """The sums that are not zero, over examples.
+
+        Args:
+            node: ``(n_down,)``, an index into `down_keys` for each downstream sum.
+        """
+        of_example = self.total.view(self.n_down + 1, self.n_up + 1)[:-1, :-1]
+        nodes, at = node.unique(return_inverse=True)
+        total = add_at(of_example.new_zeros(len(nodes), self.n_up), at, of_example)
+        wide = of_example.double().square()
+        squares = add_at(wide.new_zeros(len(nodes), self.n_up), at, wide)
+        down, up = squares.nonzero(as_tuple=True)
+        keys = up_keys[up], down_keys[nodes[down]]
+        return EdgeEffects(*keys, total[down, up], squares[down, up])
 
 
 class _Pullbacks:
@@ -348,14 +362,31 @@ class _Pullbacks:
         return _Rows(down.token, down.node, x_bar.to(down.vector.dtype))
 
 
-def _blocks(down: _Rows, n_down: int, n_up: int) -> Iterator[tuple[int, int, _Rows]]:
-    """Downstream rows by ranges of nodes, so that the sums of one range stay small."""
+def _blocks(down: _Rows, n_up: int, n_pos: int) -> Iterator[tuple[Tensor, _Rows]]:
+    """Downstream rows a few nodes at a time, so that the sums of one block stay small.
+
+    Returns:
+        The node of each (node, example) of the block, and the rows with these counted from 0 in
+        place of nodes.
+    """
+    example = down.token // n_pos
+    most = int(example.max()) + 1 if len(example) else 1
+    pair, of_row = (down.node * most + example).unique(return_inverse=True)
+    node = pair // most
     size = max(1, _BLOCK // (n_up + 1))
-    for start in range(0, n_down, size):
-        stop = min(n_down, start + size)
-        inside = (down.node >= start) & (down.node < stop)
-        part = down.part(inside)
-        yield start, stop, _Rows(part.token, part.node - start, part.vector)
+    # Where each node ends; a block ends at the last of these within its size, or at the first.
+    ends = torch.cat(
+        [(node[1:] != node[:-1]).nonzero().flatten() + 1, node.new_tensor([len(node)])]
+    )
+    start = 0
+    while start < len(node):
+        later = ends[ends > start]
+        within = later[later <= start + size]
+        stop = int(within[-1] if len(within) else later[0])
+        part = down.part((of_row >= start) & (of_row < stop))
+        inside = of_row[(of_row >= start) & (of_row < stop)] - start
+        yield node[start:stop], _Rows(part.token, inside, part.vector)
+        start = stop
 
 
 def _edges_between(
@@ -367,9 +398,9 @@ def _edges_between(
     rows = cotangents(down_nodes)
     kind, _, layer = downstream.partition("_")
     parts = []
-    for start, stop, part in _blocks(rows, len(down_nodes.keys), len(up_nodes.keys)):
-        sums = _Sums(stop - start, len(up_nodes.keys), rows.vector)
-        if len(part.token) and len(up.token):
+    for node, part in _blocks(rows, len(up_nodes.keys), down_nodes.n_pos):
+        sums = _Sums(len(node), len(up_nodes.keys), rows.vector)
+        if len(up.token):
             if kind == "attn":
                 pulled = back.through_attention(int(layer), part)
             elif kind == "mlp":
@@ -378,11 +409,11 @@ def _edges_between(
                 pulled = iter([part])
             for piece in pulled:
                 sums.meet(back.through_write(upstream, piece), up)
-        parts.append(sums.triplets(down_nodes.keys[start:stop], up_nodes.keys))
+        parts.append(sums.triplets(node, down_nodes.keys, up_nodes.keys))
     if not parts:
-        nothing = up_nodes.keys[:0]
-        return EdgeEffects(nothing, nothing, rows.vector.new_zeros(0))
-    columns = [(e.upstream, e.downstream, e.weight) for e in parts]
+        nothing, none = up_nodes.keys[:0], rows.vector.new_zeros(0)
+        return EdgeEffects(nothing, nothing, none, none.double())
+    columns = [(e.upstream, e.downstream, e.weight, e.squares) for e in parts]
     return EdgeEffects(*(torch.cat(column) for column in zip(*columns, strict=True)))
 
 

@@ -37,7 +37,7 @@ def quadrature(rule: Rule, steps: int) -> tuple[list[float], list[float]]:
     """Points in [0, 1) and weights that sum to 1, for the mean of a gradient on a line.
 
     Args:
-        rule, steps: see `IntegratedGradients`.
+        rule, steps: see `IntegratedGradients`; not for ``adaptive``, whose points depend on m.
     """
     if rule == "gauss":
         points, weights = np.polynomial.legendre.leggauss(steps)
@@ -133,15 +133,16 @@ def _gather_effects(
     dictionary: Dictionary,
     ends: Endpoints,
     gradient: Float[Tensor, "batch pos d"],
-    gap: Float[Tensor, " batch"],
+    total: Float[Tensor, " batch"],
 ) -> SubmoduleEffects:
     """Effects of every node from the mean gradient at the submodule's output."""
+    gap = _gap(ends, gradient, total)
     gradient = gradient.to(dictionary.decoder.dtype)
     change = ends.change
     dots = feature_dots(dictionary, change.features, gradient)
     features = change.features.with_value(dots * change.features.value)
     error = torch.linalg.vecdot(gradient, change.error)
-    return SubmoduleEffects(features, error, gradient, change, ends.act, gap)
+    return SubmoduleEffects(features, error, gradient, change, ends.act, gap, total)
 
 
 def _integrate(
@@ -167,6 +168,121 @@ def _integrate(
             (gradient,) = torch.autograd.grad(copies.metric_with(name, x).sum(), x)
             mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(between).to(wide))
     return mean
+
+
+@dataclass(frozen=True)
+class _Points:
+    """Points on the lines of some examples, in the order of example and place.
+
+    Attributes:
+        example: ``(n,)``, of the chunk.
+        at: ``(n,)``, from 0 (clean) to 1 (patch), in float64 as metric and slope are.
+        metric: ``(n,)``.
+        gradient: ``(n, pos, d)``, dm/dx.
+        slope: ``(n,)``, <dm/dx, patch - clean>: the derivative of the metric along the line.
+    """
+
+    example: Tensor
+    at: Tensor
+    metric: Tensor
+    gradient: Tensor
+    slope: Tensor
+
+    def joined(self, other: _Points) -> _Points:
+        """Both, in order."""
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        both = _Points(*(torch.cat(pair) for pair in pairs))
+        # Places are at most 1, so that 2 lies between the examples.
+        order = (2 * both.example + both.at).argsort()
+        return _Points(*(value[order] for value in vars(both).values()))
+
+    def intervals(self) -> tuple[Tensor, Tensor]:
+        """Where each interval begins (an index of points), and its width."""
+        begin = (self.example[1:] == self.example[:-1]).nonzero().flatten()
+        return begin, self.at[begin + 1] - self.at[begin]
+
+    def mean_gradient(self, n_examples: int) -> Tensor:
+        """The gradient's mean over the line by trapezoids, ``(example, pos, d)``."""
+        begin, width = self.intervals()
+        weight = torch.zeros_like(self.at)
+        weight.index_add_(0, begin, width / 2).index_add_(0, begin + 1, width / 2)
+        mean = self.gradient.new_zeros(n_examples, *self.gradient.shape[1:])
+        weighted = weight.to(mean.dtype)[:, None, None] * self.gradient
+        return mean.index_add_(0, self.example, weighted)
+
+
+def _points(
+    runs: Resumed, name: str, ends: tuple[Tensor, Tensor], example: Tensor, at: Tensor, rows: int
+) -> _Points:
+    """The metric and its gradient at places of the examples' lines, `rows` in one pass."""
+    clean, patch = ends
+    wide = torch.promote_types(clean.dtype, torch.float32)
+    metrics, gradients = [], []
+    for part in torch.arange(len(at), device=at.device).split(rows):
+        of = example[part]
+        change = patch[of] - clean[of]
+        x = (clean[of] + at[part, None, None].to(clean.dtype) * change).requires_grad_()
+        metric = runs.select(of).metric_with(name, x)
+        (gradient,) = torch.autograd.grad(metric.sum(), x)
+        metrics.append(metric.detach().double())
+        gradients.append(gradient.to(wide))
+    gradient = torch.cat(gradients)
+    slope = (gradient * (patch - clean).to(wide)[example]).sum((1, 2)).double()
+    return _Points(example, at, torch.cat(metrics), gradient, slope)
+
+
+def _adapt(
+    runs: Resumed,
+    name: str,
+    line: tuple[Tensor, Tensor],
+    estimator: IntegratedGradients,
+    passes: Passes,
+) -> Tensor:
+    """Mean of dm/dx on the line, by trapezoids that are halved where the metric bends.
+
+    The metric itself is known at every point, so that each interval says how far its trapezoid is
+    from the change it should sum to. These differences sum to the completeness gap. Intervals
+    with more than an equal share of what is tolerated are halved; no point is thrown away.
+    """
+    wide = torch.promote_types(line[0].dtype, torch.float32)
+    mean = torch.zeros_like(line[0], dtype=wide)
+    first = torch.linspace(0, 1, estimator.steps + 1, device=mean.device, dtype=torch.float64)
+    # Gradients of all points are held, most often a few times fewer than there could be.
+    for rows in passes.examples(len(mean), max(1, estimator.max_steps // 2)):
+        of_rows, ends, n = runs.select(rows), (line[0][rows], line[1][rows]), len(rows)
+        example = torch.arange(n, device=mean.device).repeat_interleave(len(first))
+        points = _points(of_rows, name, ends, example, first.repeat(n), passes.rows)
+        while len(halved := _to_halve(points, n, estimator)):
+            middle = (points.at[halved] + points.at[halved + 1]) / 2
+            example = points.example[halved]
+            points = points.joined(_points(of_rows, name, ends, example, middle, passes.rows))
+        mean[rows] = points.mean_gradient(n)
+    return mean
+
+
+def _to_halve(points: _Points, n_examples: int, estimator: IntegratedGradients) -> Tensor:
+    """The intervals to halve, by where they begin."""
+    begin, width = points.intervals()
+    example = points.example[begin]
+    rise = points.metric[begin + 1] - points.metric[begin]
+    off = (width * (points.slope[begin] + points.slope[begin + 1]) / 2 - rise).abs()
+    gap, whole = rise.new_zeros(2, n_examples)
+    gap.index_add_(0, example, off)
+    whole.index_add_(0, example, rise)
+    n_intervals = torch.bincount(example, minlength=n_examples)
+    bound = tolerated(estimator, whole)
+    open_ = (gap > bound) & (n_intervals < estimator.max_steps)
+    return begin[open_[example] & (off > (bound / n_intervals)[example])]
+
+
+def tolerated(estimator: IntegratedGradients, total: Tensor) -> Tensor:
+    """The largest gap that an estimator with a tolerance allows.
+
+    Args:
+        total: what the effects should sum to, ``(batch,)``.
+    """
+    assert estimator.tolerance is not None, "asked of estimators with a tolerance"
+    return estimator.tolerance * total.abs().clamp(min=1)
 
 
 @torch.no_grad()
@@ -202,25 +318,18 @@ def integrated_gradients(
         runs: runs that can be resumed at the submodule.
         ends: the line's ends, ``(batch, pos, d)``.
         metric_clean: the metric at the clean end.
-        estimator: steps, their rule, and when to double them.
+        estimator: steps, their rule, and what gap is tolerated.
 
     Returns:
         Effects in the metric's units; positive where patching raises the metric.
     """
-    line = (ends.clean, ends.patch)
-    rule, steps = estimator.rule, estimator.steps
-    gradient = _integrate(runs, name, line, rule, steps, passes)
     total = _patched_metric(runs, name, ends, passes) - metric_clean
-    gap = _gap(ends, gradient, total)
-    while estimator.tolerance is not None and 2 * steps <= estimator.max_steps:
-        rough = (gap.abs() > estimator.tolerance).nonzero().flatten()
-        if not len(rough):
-            break
-        steps *= 2
-        rough_line = (ends.clean[rough], ends.patch[rough])
-        gradient[rough] = _integrate(runs.select(rough), name, rough_line, rule, steps, passes)
-        gap = _gap(ends, gradient, total)
-    return _gather_effects(dictionary, ends, gradient, gap)
+    line = (ends.clean, ends.patch)
+    if estimator.rule == "adaptive":
+        gradient = _adapt(runs, name, line, estimator, passes)
+    else:
+        gradient = _integrate(runs, name, line, estimator.rule, estimator.steps, passes)
+    return _gather_effects(dictionary, ends, gradient, total)
 
 
 def _gap(
@@ -272,8 +381,7 @@ def attribution_effects(
         gradients: from `clean_gradients`; the rest as for `integrated_gradients`.
     """
     total = _patched_metric(runs, name, ends, passes) - metric_clean
-    gap = _gap(ends, gradients[name], total)
-    return _gather_effects(dictionary, ends, gradients[name], gap)
+    return _gather_effects(dictionary, ends, gradients[name], total)
 
 
 @torch.no_grad()
@@ -323,6 +431,7 @@ def exact_effects(
         change,
         ends.act,
         not_measured,
+        not_measured,
     )
 
 
@@ -342,6 +451,14 @@ def _check_finite(recording: Recording, names: Iterable[str], side: str) -> None
                 f"activations of the {side} inputs hold NaN or infinity at '{name}': no effect "
                 "computed from them would mean anything. Run the model in a wider dtype."
             )
+
+
+def _check_path(effects: SubmoduleEffects, name: str, estimator: Estimator) -> None:
+    if estimator.has_gradients and not bool(torch.isfinite(effects.gap).all()):
+        raise NotFinite(
+            f"the metric or its gradient is NaN or infinite between clean and patch at '{name}': "
+            "effects would mean nothing. Run the model in a wider dtype, or take another metric."
+        )
 
 
 def _recordings(
@@ -429,5 +546,6 @@ def node_effects(
         other = None if patch is None else patch.outputs[name]
         ends = endpoints(dictionaries[name], clean.outputs[name], other, inputs.mask)
         submodules[name] = effects_of(name, dictionaries[name], ends)
+        _check_path(submodules[name], name, estimator)
     metric_patch = None if patch is None else _clean_metric(replace(runs, recording=patch))
     return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, clean)

@@ -55,8 +55,9 @@ def add_at(total: Tensor, index: Tensor, value: Tensor) -> Tensor:
     """total[index] += value in place, index by index in the order given, on every device.
 
     Args:
-        total: ``(m,)``.
-        index, value: ``(n,)``; an index may repeat.
+        total: ``(m,)``, or ``(m, k)``.
+        index: ``(n,)``; an index may repeat.
+        value: ``(n,)``, or ``(n, k)``.
 
     Returns:
         `total`.

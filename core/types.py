@@ -142,8 +142,8 @@ class SubmoduleEffects:
             submodule's output; a feature's gradient is its decoder row times this.
         change: features and error, patch minus clean.
         clean: features and error of the clean input.
-        gap: the completeness gap: the sum of all effects minus the
-            change of the metric when the whole submodule is patched; NaN where not measured.
+        gap: the completeness gap: the sum of all effects minus `total`; NaN where not measured.
+        total: the change of the metric when the whole submodule is patched, likewise.
     """
 
     features: SparseFeatures
@@ -152,6 +152,7 @@ class SubmoduleEffects:
     change: SparseAct
     clean: SparseAct
     gap: Float[Tensor, " batch"]
+    total: Float[Tensor, " batch"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,13 +201,15 @@ class Node(NamedTuple):
     """One node of a circuit.
 
     ``feature`` is `ERROR` (-1) for the error node. ``pos`` is None when effects were summed over
-    positions. ``effect`` is the aggregated indirect effect, in the metric's units.
+    positions. ``effect`` is the aggregated indirect effect, in the metric's units, ``stderr`` its
+    standard error over examples; None where not known, as from one example.
     """
 
     submodule: str
     feature: int
     pos: int | None
     effect: float
+    stderr: float | None = None
 
     @property
     def is_error(self) -> bool:
@@ -224,12 +227,14 @@ class Edge(NamedTuple):
     """One edge of a circuit.
 
     ``upstream`` and ``downstream`` index the circuit's nodes; ``downstream`` is None for an edge
-    into the metric. ``weight`` is the aggregated effect (eqs 5 and 6), in the metric's units.
+    into the metric. ``weight`` is the aggregated effect (eqs 5 and 6), in the metric's units,
+    ``stderr`` its standard error over examples, None where not known.
     """
 
     upstream: int
     downstream: int | None
     weight: float
+    stderr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -245,6 +250,10 @@ class Circuit:
         metric_patch: mean metric on the patch inputs; None for zero ablation.
         gaps: mean absolute completeness gap by submodule.
         tokens: column labels for circuits by position, or None.
+        stability: Jaccard index of the nodes found from either half of the examples; None where
+            there is one example.
+        unmet: share of submodules and examples where the integral's tolerance was not met; None
+            where it had none.
     """
 
     nodes: tuple[Node, ...]
@@ -255,6 +264,8 @@ class Circuit:
     metric_patch: float | None
     gaps: Mapping[str, float] = field(default_factory=dict)
     tokens: tuple[str, ...] | None = None
+    stability: float | None = None
+    unmet: float | None = None
 
     @property
     def by_position(self) -> bool:

@@ -129,6 +129,7 @@ def _circuits(experiment: Experiment, store: ArtifactStore, summary: Frame) -> l
     # Of the larger half of the clusters, those whose circuits come closest to the whole model.
     first = experiment.settings.evaluations.error_nodes[0]
     judged = summary[(summary["source"] == "clusters") & (summary["error_nodes"] == first)]
+    judged = judged[judged["start_layer"] == experiment.settings.evaluations.start_layer]
     judged = judged[judged["faithfulness"].notna() & (judged["n_nodes"] > 0)]
     larger = judged.sort_values("size", ascending=False, kind="stable")
     larger = larger.head(max(_N_CIRCUITS, len(judged) // 2))
@@ -159,18 +160,40 @@ def _faithfulness(source: Any, summary: Frame) -> list[str]:
 
 def _by_policy(summary: Frame) -> list[str]:
     table = []
-    for error_nodes, rows in summary.groupby("error_nodes", sort=False):
+    for (start_layer, error_nodes), rows in summary.groupby(
+        ["start_layer", "error_nodes"], sort=False
+    ):
         faithful = rows["faithfulness"].dropna().sort_values().tolist()
         if faithful:
             quarter = len(faithful) // 4
             numbers = (median(faithful), faithful[quarter], faithful[-1 - quarter])
             others = (rows["completeness"].median(), rows["area"].median())
-            shown = [f"{value:.2f}" for value in (*numbers, *others)]
-            table.append([str(error_nodes), str(len(faithful)), *shown])
-    sizes = summary.drop_duplicates("name")["n_nodes"]
-    header = ("error nodes", "circuits", "median", "lower q.", "upper q.", "of complement", "area")
-    title = f"Faithfulness of circuits of clusters (median {sizes.median():.0f} nodes)"
-    return [*_heading(title), *_rows(header, table)]
+            # Adding zero takes the sign from a rounded -0.00.
+            rounded = [round(value, 2) + 0.0 for value in (*numbers, *others)]
+            shown = ["-" if isnan(value) else f"{value:.2f}" for value in rounded]
+            n_judged = f"{rows['n_judged'].median():.0f}"
+            table.append([str(error_nodes), str(start_layer), n_judged, *shown])
+    header = ("error nodes", "from layer", "nodes", "median", "lower q.", "upper q.", "complement")
+    circuits = summary.drop_duplicates("name")
+    title = f"Faithfulness of {len(circuits)} circuits of clusters ({circuits['metric'].iloc[0]})"
+    return [*_heading(title), *_rows((*header, "area"), table), *_rest_on(circuits)]
+
+
+def _rest_on(circuits: Frame) -> Iterator[str]:
+    """How well circuits are estimated: their integrals, and the examples they are found from."""
+    gaps = circuits["gap"].dropna()
+    if len(gaps):
+        said = f"Completeness gap, of the submodule where it is largest: median {gaps.median():.2g}"
+        short = circuits["unmet"].fillna(0)
+        if (short > 0).any():
+            said += f"; {short.mean():.1%} of integrals are short of the tolerance"
+        yield f"{said}."
+    stabilities = circuits["stability"].dropna()
+    if len(stabilities):
+        yield (
+            f"Circuits from two halves of the examples share {stabilities.median():.0%} of their "
+            "nodes (Jaccard, median)."
+        )
 
 
 def _by_task(summary: Frame) -> list[str]:

@@ -29,12 +29,13 @@ from assets.tables.places import (
     examples,
 )
 from assets.tables.schemas import TABLES
+from core.options import SINGLE_METRICS, SingleMetric
 
 if TYPE_CHECKING:
     from core.discovery import Sample
     from core.inputs import Inputs
 
-Metric = Literal["log_prob", "logit_difference"]
+Metric = SingleMetric | Literal["logit_difference"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Behaviour:
 
     Attributes:
         name: the cluster or task.
-        metric: ``log_prob`` of single inputs' answers, or the ``logit_difference`` of pairs.
+        metric: of single inputs' answers, or the ``logit_difference`` of pairs.
         by_position: each position of a node is a node of its own.
         examples: what a circuit is found from and judged on; none for an empty cluster.
         size: samples of the cluster, or usable pairs of the file.
@@ -109,8 +110,8 @@ class Behaviour:
         chosen = self.chosen(side)
         clean, mask = pad([e.clean for e in chosen])
         answer = torch.tensor([e.answer for e in chosen])
-        if self.metric == "log_prob":
-            return Inputs.single(clean, answer, mask)
+        if self.metric in SINGLE_METRICS:
+            return Inputs.single(clean, answer, mask, self.metric)
         patch, _ = pad([e.patch or () for e in chosen])
         patch_answer = torch.tensor([e.patch_answer for e in chosen])
         return Inputs.pairs(clean, patch, answer, patch_answer, mask)
@@ -197,6 +198,7 @@ class Drawing:
     """How many samples of a cluster are taken; see `assets.settings.CircuitSettings`."""
 
     clusters: tuple[str, ...]
+    metric: SingleMetric
     n_examples: int
     n_evaluated: int
     max_length: int | None
@@ -205,7 +207,11 @@ class Drawing:
 def _reads(experiment: Experiment) -> Drawing:
     circuits = experiment.settings.circuits
     return Drawing(
-        tuple(experiment.clusters), circuits.n_examples, circuits.n_evaluated, circuits.max_length
+        tuple(experiment.clusters),
+        circuits.metric,
+        circuits.n_examples,
+        circuits.n_evaluated,
+        circuits.max_length,
     )
 
 
@@ -213,8 +219,9 @@ def _reads(experiment: Experiment) -> Drawing:
 class Split:
     """Samples of one cluster: those a circuit is found from and those it is judged on.
 
-    They are the same where all samples are of one document. `n_repeated` samples are left out,
-    since another has the same context and answer.
+    They are the same where all samples are of one document, and a single one is not judged.
+    `n_repeated` samples are left out, since another has the same context and answer. Samples are
+    found from in this order, which says nothing of where they lie in the corpus.
     """
 
     found: Sequence[int]
@@ -250,8 +257,8 @@ def split_samples(
         kept_back = min(of_document.values(), key=len)
     apart = {samples[number].document for number in kept_back}
     found = [number for number in shuffled if samples[number].document not in apart][:n_found]
-    evaluated = kept_back[:n_back] or found
-    return Split(sorted(found), sorted(evaluated), len(samples) - len(distinct))
+    evaluated = kept_back[:n_back] or (found if len(distinct) > 1 else [])
+    return Split(found, sorted(evaluated), len(samples) - len(distinct))
 
 
 def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
@@ -270,10 +277,12 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
             n_evaluated=drawing.n_evaluated,
             max_length=drawing.max_length,
         )
+        if own and not split.evaluated:
+            work.say(f"{name} holds one distinct sample: its circuit is found and not judged")
         found.append(
             Behaviour(
                 name=name,
-                metric="log_prob",
+                metric=drawing.metric,
                 by_position=False,
                 examples=[
                     Example(
@@ -283,7 +292,7 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
                         clean=samples[i].context[-(drawing.max_length or 0) :],
                         answer=samples[i].answer,
                     )
-                    for i in sorted({*split.found, *split.evaluated})
+                    for i in dict.fromkeys([*split.found, *split.evaluated])
                 ],
                 size=len(own),
                 n_dropped=split.n_repeated,

@@ -24,13 +24,16 @@ from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
 from assets.tables.conversions import circuit_tables, label_texts, read_circuit
 from assets.tables.places import DICTIONARY_SET, LABELS, BehaviourSource, behaviours, circuit
-from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
+from core.estimators import Attribution, Enough, Estimator, Exact, IntegratedGradients
 
 if TYPE_CHECKING:
     from core.types import Circuit
 
 FLOOR = 1e-4
 """Effects above this are kept, so that a circuit can be cut at any threshold above it."""
+
+TOLERANCE = 0.1
+"""Of adaptive integrals where the experiment names none."""
 
 _SHOWN_NODES = 12
 _DRAWN_NODES = 16
@@ -46,6 +49,7 @@ class Finding:
     estimator: Estimator
     node_threshold: float
     edge_threshold: float
+    enough: Enough | None = None
     lowest: float = FLOOR
 
 
@@ -55,7 +59,12 @@ def estimator_of(settings: CircuitSettings) -> Estimator:
         return Exact()
     if settings.estimator == "attribution":
         return Attribution()
-    return IntegratedGradients(settings.steps, settings.rule, settings.tolerance)
+    if settings.rule == "adaptive":
+        tolerance = settings.tolerance or TOLERANCE
+        return IntegratedGradients(
+            settings.steps, "adaptive", tolerance, max(64, 8 * settings.steps)
+        )
+    return IntegratedGradients(settings.steps, settings.rule)
 
 
 def make_circuits_of(
@@ -88,6 +97,7 @@ def _make_one(
         behaviour.inputs("found"),
         estimator=how.estimator,
         by_position=behaviour.by_position,
+        enough=how.enough,
         budget_bytes=work.budget_bytes,
     )
     found = effects.circuit(
@@ -100,7 +110,21 @@ def _make_one(
     every = effects.circuit(node_threshold=how.lowest, edge_threshold=0.0, edges=False)
     title = f"{work.about['experiment']} {job.key}"
     drawn = work.store.write_text(picture, ".svg", draw_circuit(found, title=title))
-    return _tables(source, job.key, found, every, [drawn]), f"{len(found.nodes)} nodes"
+    cut = (how.node_threshold, how.edge_threshold)
+    return _tables(source, job.key, found, every, [drawn], cut), _size(found)
+
+
+def _size(found: Circuit) -> str:
+    """How large a circuit is and what it rests on, in words."""
+    said = f"{len(found.nodes)} nodes from {found.n_examples} examples"
+    if found.stability is not None:
+        said += f", stability {found.stability:.2f}"
+    if found.unmet:
+        said += (
+            f"; {found.unmet:.1%} of integrals are short of the tolerance, the largest gap left is "
+            f"{max(found.gaps.values()):.2g} on average"
+        )
+    return said
 
 
 def _tables(
@@ -109,10 +133,11 @@ def _tables(
     found: Circuit | None,
     every: Circuit | None,
     files: Sequence[Any],
+    cut: tuple[float, float] | None = None,
 ) -> Made:
     tables = circuit_tables(name, found)
     beside = {
-        circuit(source, name, "effects"): circuit_tables(name, every)["nodes"],
+        circuit(source, name, "effects"): circuit_tables(name, every, included_above=cut)["nodes"],
         circuit(source, name, "edges"): tables["edges"],
         circuit(source, name, "nodes"): tables["nodes"],
     }
@@ -163,6 +188,8 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "nodes": len(found.nodes),
         "edges": len(found.edges),
         "examples": found.n_examples,
+        **({} if found.stability is None else {"stability": found.stability}),
+        "largest completeness gap": max(found.gaps.values()),
         "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found, labels),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
@@ -186,7 +213,9 @@ def _drawing(found: Circuit, name: str, labels: Mapping[str, str]) -> dg.Metadat
 def strongest_nodes(found: Circuit, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
     """The nodes with the largest effects, as a table in the UI, labelled where labels are known."""
     nodes = sorted(found.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
-    rows = [{"node": node.name, "effect": node.effect} for node in nodes]
+    rows: list[dict[str, Any]] = [
+        {"node": node.name, "effect": node.effect, "standard error": node.stderr} for node in nodes
+    ]
     if labels:
         known = [labels.get(node._replace(pos=None).name, "") for node in nodes]
         rows = [{**row, "label": label} for row, label in zip(rows, known, strict=True)]
@@ -228,12 +257,16 @@ def _circuit_stage(
 
 def _reads_cluster(experiment: Experiment, _name: str) -> Finding:
     settings = experiment.settings.circuits
-    return Finding(estimator_of(settings), settings.node_threshold, settings.edge_threshold)
+    threshold, wanted = settings.node_threshold, settings.stability
+    enough = None if wanted is None else Enough(wanted, threshold, settings.round)
+    return Finding(estimator_of(settings), threshold, settings.edge_threshold, enough)
 
 
 def _reads_task(experiment: Experiment, _name: str) -> Finding:
     tasks = task_settings(experiment)
     estimator = estimator_of(experiment.settings.circuits)
+    if isinstance(estimator, IntegratedGradients):
+        estimator = IntegratedGradients(tasks.steps)
     return Finding(estimator, tasks.node_threshold, tasks.edge_threshold)
 
 
@@ -241,7 +274,7 @@ CIRCUITS_STAGE = _circuit_stage(
     "clusters",
     "circuits",
     "The circuit of each cluster: the features and errors with the largest effect on the model's "
-    "log-probability of the answers, and the edges between them.",
+    "odds of the answers, and the edges between them.",
     partitions=lambda experiment: experiment.clusters,
     reads=_reads_cluster,
 )

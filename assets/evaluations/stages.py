@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
 from assets.circuits.pairs import task_settings
-from assets.circuits.stages import FLOOR, load_circuit
+from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.plots import curves, picture
-from assets.settings import Experiment, ExperimentError
+from assets.settings import EvaluationSettings, Experiment, ExperimentError
 from assets.tables.conversions import frame, read_nodes
 from assets.tables.places import (
     DICTIONARY_SET,
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from core.evaluate import Evaluation
     from core.types import Circuit
 
-HIGHEST = 1.0
-
 
 @dataclass(frozen=True)
 class Judging:
@@ -42,12 +40,14 @@ class Judging:
     ablation: Ablation
     error_nodes: tuple[ErrorNodes, ...]
     start_layer: int
-    n_thresholds: int
+    thresholds: tuple[float, ...]
+    other_start_layers: tuple[int, ...] = ()
 
 
-def thresholds(n: int) -> list[float]:
-    """`n` thresholds from 1e-4 to 1, neighbours in equal ratios."""
-    return [FLOOR * (HIGHEST / FLOOR) ** (i / (n - 1)) for i in range(n)]
+def thresholds(how: EvaluationSettings) -> tuple[float, ...]:
+    """The thresholds of a curve, neighbours in equal ratios."""
+    low, ratio = how.lowest_threshold, how.highest_threshold / how.lowest_threshold
+    return tuple(low * ratio ** (i / (how.n_thresholds - 1)) for i in range(how.n_thresholds))
 
 
 def make_evaluations_of(
@@ -61,7 +61,7 @@ def make_evaluations_of(
             rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
         except InputError as error:
             raise InputError(f"{job.key} cannot be judged: {error}") from error
-        said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else "empty"
+        said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else _why_not(found)
         work.say(f"evaluation {n} of {len(jobs)}: {job.key}, {said}")
         yield job.key, Made(TABLES["circuit_evaluations"].build(rows))
 
@@ -69,33 +69,43 @@ def make_evaluations_of(
 def _judge(
     source: BehaviourSource, work: Work, behaviour: Behaviour, found: Circuit, job: Job[Judging]
 ) -> Iterator[dict[str, Any]]:
-    """The circuit itself and then circuits of every size, under each policy for error nodes."""
+    """The circuit itself and then circuits of every size, under each policy for error nodes.
+
+    From layers other than the first start layer on, the circuit itself alone.
+    """
     from core.evaluate import Evaluator
 
+    if not behaviour.chosen("evaluated"):
+        return
     how = job.settings
-    evaluator = Evaluator(
-        work.load.model(),
-        work.load.dictionaries(),
-        behaviour.inputs("evaluated"),
-        ablation=how.ablation,
-        start_layer=how.start_layer,
-        budget_bytes=work.budget_bytes,
-    )
     effects = read_nodes(work.store.read(circuit(source, job.key, "effects")))
-    points = thresholds(how.n_thresholds)
-    for error_nodes in how.error_nodes:
-        common = {
-            "name": job.key,
-            "error_nodes": error_nodes,
-            "ablation": how.ablation,
-            "start_layer": how.start_layer,
-            "held_out": behaviour.held_out,
-        }
-        own = evaluator.evaluate(found, error_nodes)
-        yield {**common, "threshold": None, **_columns(own)}
-        curve = evaluator.curve(effects, points, error_nodes)
-        for threshold, point in zip(points, curve, strict=True):
-            yield {**common, "threshold": threshold, **_columns(point)}
+    for start_layer in (how.start_layer, *how.other_start_layers):
+        evaluator = Evaluator(
+            work.load.model(),
+            work.load.dictionaries(),
+            behaviour.inputs("evaluated"),
+            ablation=how.ablation,
+            start_layer=start_layer,
+            budget_bytes=work.budget_bytes,
+        )
+        for error_nodes in how.error_nodes:
+            common = {
+                "name": job.key,
+                "error_nodes": error_nodes,
+                "ablation": how.ablation,
+                "start_layer": start_layer,
+                "held_out": behaviour.held_out,
+            }
+            own = evaluator.evaluate(found, error_nodes)
+            yield {**common, "threshold": None, **_columns(own)}
+            points = how.thresholds if start_layer == how.start_layer else ()
+            curve = evaluator.curve(effects, points, error_nodes)
+            for threshold, point in zip(points, curve, strict=True):
+                yield {**common, "threshold": threshold, **_columns(point)}
+
+
+def _why_not(found: Circuit | None) -> str:
+    return "empty" if found is None else "not judged: its cluster holds one distinct sample"
 
 
 def _columns(point: Evaluation) -> dict[str, Any]:
@@ -105,12 +115,14 @@ def _columns(point: Evaluation) -> dict[str, Any]:
 def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     """Faithfulness and completeness of the circuit, and faithfulness at every size."""
     table = frame(work.store.read(evaluation(source, name)))
+    if table.empty:
+        return {"not judged": _why_not(load_circuit(work.store, source, name))}
     shown: dict[str, Any] = {}
-    for error_nodes, rows in table.groupby("error_nodes", sort=False):
-        own = rows[rows["threshold"].isna()].iloc[0]
+    for own in table[table["threshold"].isna()].to_dict("records"):
+        of = f"from layer {own['start_layer']}, error nodes: {own['error_nodes']}"
         for column in ("faithfulness", "completeness"):
             if math.isfinite(own[column]):
-                shown[f"{column} ({error_nodes})"] = float(own[column])
+                shown[f"{column} ({of})"] = float(own[column])
     lines = {
         str(error_nodes): (rows["n_nodes"].tolist(), rows["faithfulness"].tolist())
         for error_nodes, rows in table.dropna(subset="threshold").groupby("error_nodes", sort=False)
@@ -180,13 +192,15 @@ def _evaluation_stage(
 
 def _reads_cluster(experiment: Experiment, _name: str) -> Judging:
     how = experiment.settings.evaluations
-    return Judging(how.ablation, how.error_nodes, how.start_layer, how.n_thresholds)
+    return Judging(
+        how.ablation, how.error_nodes, how.start_layer, thresholds(how), how.other_start_layers
+    )
 
 
 def _reads_task(experiment: Experiment, _name: str) -> Judging:
     how = experiment.settings.evaluations
     start_layer = task_settings(experiment).start_layer
-    return Judging("mean", how.error_nodes, start_layer, how.n_thresholds)
+    return Judging("mean", how.error_nodes, start_layer, thresholds(how))
 
 
 CIRCUIT_EVALUATIONS_STAGE = _evaluation_stage(

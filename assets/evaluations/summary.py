@@ -36,7 +36,7 @@ def names_of(experiment: Experiment) -> Names:
 
 
 def make_evaluation_summary(work: Work, names: Names) -> Made:
-    """One row for each circuit and policy for error nodes."""
+    """One row for each circuit, start layer and policy for error nodes."""
     rows, n_stale, dictionaries = [], 0, work.store.content(DICTIONARY_SET)
     for source, of_source in names.items():
         known = {row["name"]: row for row in work.store.read(behaviours(source)).to_pylist()}
@@ -63,23 +63,29 @@ def _rows(
     store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     name = behaviour["name"]
-    heads = store.read(circuit(source, name), ["n_nodes", "n_edges"]).to_pylist()
+    heads = store.read(circuit(source, name), list(_FOUND)).to_pylist()
     table = frame(store.read(evaluation(source, name)))
-    for error_nodes, points in table.groupby("error_nodes", sort=False):
+    for (start_layer, error_nodes), points in table.groupby(
+        ["start_layer", "error_nodes"], sort=False
+    ):
         own = points[points["threshold"].isna()].iloc[0]
         curve = points.dropna(subset="threshold")
         yield {
-            **{column: behaviour[column] for column in ("name", "size", "about", "label")},
+            **{column: behaviour[column] for column in _BEHAVIOUR},
             **{column: own[column] for column in _JUDGED},
             **heads[0],  # the circuit's own nodes, also those that this policy leaves out
             "source": source,
+            "start_layer": start_layer,
             "error_nodes": error_nodes,
+            "n_judged": own["n_nodes"],
             "area": area_of(curve),
             "nodes_half": nodes_for(curve, 0.5),
             "nodes_nine_tenths": nodes_for(curve, 0.9),
         }
 
 
+_FOUND = ("n_nodes", "n_edges", "gap", "unmet", "stability")
+_BEHAVIOUR = ("name", "size", "about", "label", "metric")
 _JUDGED = ("n_examples", "held_out", "m_full", "m_empty", "faithfulness", "completeness")
 
 
@@ -107,15 +113,17 @@ def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
     """How faithful the circuits are, as numbers, a picture and a table."""
     table = frame(work.store.read(EVALUATION_SUMMARY))
     shown: dict[str, Any] = {"left out as stale": work.store.notes(EVALUATION_SUMMARY)["n_stale"]}
-    for (source, error_nodes), rows in table.groupby(["source", "error_nodes"], sort=False):
+    policies = table.groupby(["source", "start_layer", "error_nodes"], sort=False)
+    for (source, start_layer, error_nodes), rows in policies:
         values = rows["faithfulness"].dropna()
         if len(values):
-            what = f"{source}, error nodes: {error_nodes}"
+            what = f"{source}, from layer {start_layer}, error nodes: {error_nodes}"
             shown[f"median faithfulness ({what})"] = float(values.median())
             shown[f"faithfulness ({what})"] = picture(
                 histogram(values.tolist(), f"faithfulness, {what}", low=-0.5, high=1.5)
             )
-    columns = ["source", "name", "size", "n_nodes", "n_edges", "faithfulness", "area", "about"]
+    columns = ["source", "name", "size", "n_nodes", "n_edges", "faithfulness", "area", "gap"]
+    columns += ["stability", "about"]
     first = table.drop_duplicates(["source", "name"])[columns].head(25)
     shown["circuits"] = records(first.to_dict("records"))
     return shown

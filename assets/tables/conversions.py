@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,12 +104,22 @@ def read_vectors(pieces: Iterable[pa.Table], n: int, width: int) -> Any:
     return sparse.vstack(parts, format="csr") if dense is None else dense
 
 
-def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:
-    """The tables circuit, nodes and edges of a circuit; all empty where there is none."""
+def circuit_tables(
+    name: str, circuit: Circuit | None, *, included_above: tuple[float, float] | None = None
+) -> dict[str, pa.Table]:
+    """The tables circuit, nodes and edges of a circuit; all empty where there is none.
+
+    Args:
+        included_above: thresholds of nodes and edges that inclusion is meant of, if not those the
+            circuit was cut at.
+    """
+    from core.circuit import inclusion
+
     if circuit is None:
         return {table: TABLES[table].build([]) for table in ("circuit", "nodes", "edges")}
     head = {
         "name": name,
+        "metric": circuit.settings.get("metric"),
         "n_nodes": len(circuit.nodes),
         "n_edges": len(circuit.edges),
         "n_examples": circuit.n_examples,
@@ -117,12 +128,29 @@ def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:
         "gaps": json.dumps(dict(circuit.gaps), sort_keys=True),
         "settings": json.dumps(dict(circuit.settings), sort_keys=True, default=str),
         "tokens": None if circuit.tokens is None else list(circuit.tokens),
+        "gap": max(circuit.gaps.values(), default=math.nan),
+        "unmet": circuit.unmet,
+        "stability": circuit.stability,
     }
-    nodes = [{"node": i, **node._asdict()} for i, node in enumerate(circuit.nodes)]
+    of_nodes, of_edges = included_above or tuple(
+        float(str(circuit.settings.get(key, "nan"))) for key in ("node_threshold", "edge_threshold")
+    )
+    nodes = [
+        {
+            "node": i,
+            **node._asdict(),
+            "inclusion": inclusion(node.effect, node.stderr, of_nodes),
+        }
+        for i, node in enumerate(circuit.nodes)
+    ]
+    edges = [
+        {**edge._asdict(), "inclusion": inclusion(edge.weight, edge.stderr, of_edges)}
+        for edge in circuit.edges
+    ]
     return {
         "circuit": TABLES["circuit"].build([head]),
         "nodes": TABLES["nodes"].build(nodes),
-        "edges": TABLES["edges"].build(edge._asdict() for edge in circuit.edges),
+        "edges": TABLES["edges"].build(edges),
     }
 
 
@@ -131,7 +159,7 @@ def read_nodes(table: pa.Table) -> list[Node]:
     from core.types import Node
 
     return [
-        Node(row["submodule"], row["feature"], row["pos"], row["effect"])
+        Node(row["submodule"], row["feature"], row["pos"], row["effect"], row["stderr"])
         for row in table.to_pylist()
     ]
 
@@ -147,7 +175,7 @@ def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
     return Circuit(
         nodes=tuple(read_nodes(tables["nodes"])),
         edges=tuple(
-            Edge(row["upstream"], row["downstream"], row["weight"])
+            Edge(row["upstream"], row["downstream"], row["weight"], row["stderr"])
             for row in tables["edges"].to_pylist()
         ),
         settings=json.loads(head["settings"]),
@@ -156,6 +184,8 @@ def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
         metric_patch=head["metric_patch"],
         gaps=json.loads(head["gaps"]),
         tokens=None if head["tokens"] is None else tuple(head["tokens"]),
+        stability=head["stability"],
+        unmet=head["unmet"],
     )
 
 

@@ -51,6 +51,8 @@ _LONGS, _DOUBLES = pa.list_(_LONG), pa.list_(_DOUBLE)
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
 _NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
+_METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
+_START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
 _FEATURE = _column("feature", _INT, "number of the feature or neuron, from 0")
 _WEIGHTS = _column(
@@ -67,6 +69,29 @@ _EVALUATED = (
     _column("m_complement", _DOUBLE, "with only the circuit ablated"),
     _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
     _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
+)
+
+# What a circuit rests on.
+_FOUND = (
+    _column(
+        "gap",
+        _DOUBLE,
+        "mean absolute completeness gap where it is largest; NaN for exact effects",
+    ),
+    _column("unmet", _DOUBLE, "share of integrals short of their tolerance", null=True),
+    _column(
+        "stability",
+        _DOUBLE,
+        "Jaccard index of circuits from either half of the examples",
+        null=True,
+    ),
+)
+_STDERR = _column("stderr", _DOUBLE, "standard error over examples", null=True)
+_INCLUSION = _column(
+    "inclusion",
+    _DOUBLE,
+    "how likely it is kept with as many other examples, if its mean is normally distributed",
+    null=True,
 )
 
 # What every clustering says about itself.
@@ -290,7 +315,7 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column("metric", _TEXT, "log_prob of answers, or logit_difference of pairs"),
+                _METRIC,
                 _column("by_position", _BOOL, "each position of a node is a node of its own"),
                 _column("size", _INT, "samples of the cluster, or pairs used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
@@ -341,12 +366,14 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
+                _column("metric", _TEXT, "what it explains, with its units", null=True),
                 _column("n_nodes", _INT, "nodes"),
                 _column("n_edges", _INT, "edges"),
                 _column("n_examples", _INT, "examples its effects are means over"),
                 _column("metric_clean", _DOUBLE, "mean metric on the clean inputs"),
                 _column("metric_patch", _DOUBLE, "mean metric on the patch inputs", null=True),
                 _column("gaps", _TEXT, "JSON: mean absolute completeness gap by submodule"),
+                *_FOUND,
                 _column("settings", _TEXT, "JSON: model, metric, estimator, thresholds"),
                 _column("tokens", _TEXTS, "column labels, by position only", null=True),
             ]
@@ -364,6 +391,8 @@ _ALL = (
                 _column("feature", _INT, "number of the feature; -1 for the error node"),
                 _column("pos", _INT, "position; null where summed over positions", null=True),
                 _column("effect", _DOUBLE, "aggregated indirect effect, in the metric's units"),
+                _STDERR,
+                _INCLUSION,
             ]
         ),
     ),
@@ -376,6 +405,8 @@ _ALL = (
                 _column("upstream", _INT, "node it leaves"),
                 _column("downstream", _INT, "node it enters; null for the metric", null=True),
                 _column("weight", _DOUBLE, "aggregated effect, in the metric's units"),
+                _STDERR,
+                _INCLUSION,
             ]
         ),
     ),
@@ -394,7 +425,7 @@ _ALL = (
                     null=True,
                 ),
                 _column("ablation", _TEXT, "what other nodes are set to"),
-                _column("start_layer", _INT, "first layer whose nodes are ablated"),
+                _START_LAYER,
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("n_nodes", _INT, "nodes left in"),
@@ -405,7 +436,7 @@ _ALL = (
     Table(
         "evaluation_summary",
         "evaluation_summary.parquet",
-        "one circuit judged under one policy for error nodes",
+        "one circuit judged from one layer on, under one policy for error nodes",
         pa.schema(
             [
                 _column("source", _TEXT, "clusters or tasks"),
@@ -413,9 +444,13 @@ _ALL = (
                 _column("size", _INT, "samples of the cluster, or pairs used"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
+                _METRIC,
+                _START_LAYER,
                 _ERROR_NODES,
+                _column("n_judged", _INT, "nodes that could be ablated here"),
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),
+                *_FOUND,
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("m_full", _DOUBLE, "mean metric of the model"),
@@ -425,7 +460,8 @@ _ALL = (
                 _column(
                     "area",
                     _DOUBLE,
-                    "area under faithfulness against the kept share of nodes with an effect",
+                    "area under faithfulness against the kept share of nodes with an effect; NaN "
+                    "from other start layers than the first",
                 ),
                 _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),
                 _column("nodes_nine_tenths", _INT, "fewest nodes with faithfulness .9", null=True),

@@ -116,7 +116,7 @@ class _Sweeper:
         self.level[METRIC] = len(rows)
         self.below: dict[int | None, list[tuple[int | None, float]]] = {n: [] for n in self.level}
         self.above: dict[int | None, list[tuple[int | None, float]]] = {n: [] for n in self.level}
-        for up, down, weight in edges:
+        for up, down, weight, _ in edges:
             # A weight of nearly nothing still pulls a little.
             pull = abs(weight) + 1e-12
             self.below[down].append((up, pull))
@@ -164,7 +164,7 @@ class _Sweeper:
 
     def cost(self) -> tuple[int, float]:
         """Crossings, then how far edges run sideways."""
-        sideways = sum(abs(self.x[up] - self.x[down]) for up, down, _ in self.edges)
+        sideways = sum(abs(self.x[up] - self.x[down]) for up, down, *_ in self.edges)
         return n_crossings(self.edges, self.x, self.level), round(sideways, 6)
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from assets.checks import (
+    _integrals_converged,
     circuit_features_fire,
     circuits_are_faithful,
+    circuits_are_stable,
     contexts_have_text,
     every_sample_is_assigned,
     imports_are_as_said,
@@ -33,6 +35,7 @@ from assets.tables.places import (
     Key,
     assignments,
     cards,
+    circuit,
     sae,
     vectors,
 )
@@ -275,11 +278,11 @@ def test_rules_that_predict_nothing_are_told(
     assert labels_predict(experiment, store).passed is passed
 
 
-def _summary(faithfulness: float, **changed: str) -> dict[str, Any]:
+def _summary(faithfulness: float, **changed: Any) -> dict[str, Any]:
     names = TABLES["evaluation_summary"].schema.names
     text = {"source": "clusters", "name": "k00000", "about": "x", "label": None, "held_out": True}
-    row = {**dict.fromkeys(names, 1), **text, "error_nodes": "circuit", **changed}
-    return {**row, "faithfulness": faithfulness}
+    row = {**dict.fromkeys(names, 1), **text, "error_nodes": "circuit", "metric": "m"}
+    return {**row, "start_layer": 0, "faithfulness": faithfulness, **changed}
 
 
 def test_the_median_circuit_decides_and_undefined_ones_do_not_count(
@@ -292,10 +295,11 @@ def test_the_median_circuit_decides_and_undefined_ones_do_not_count(
     assert not circuits_are_faithful(experiment, store).passed
 
 
-def test_tasks_and_other_policies_do_not_count_for_the_median(
+def test_tasks_other_policies_and_other_layers_do_not_count_for_the_median(
     experiment: Experiment, store: ArtifactStore
 ) -> None:
     bad = [_summary(0.0, source="tasks"), _summary(0.0, error_nodes="drop")]
+    bad.append(_summary(0.0, start_layer=1))
     _write(store, EVALUATION_SUMMARY, [_summary(0.9), *bad, *bad])
     assert circuits_are_faithful(experiment, store).passed
 
@@ -308,3 +312,49 @@ def test_circuits_of_earlier_examples_are_told(
     found = summary_is_current(experiment, store)
     assert found.passed is (n_stale == 0)
     assert found.says.startswith(f"{n_stale} circuits")
+
+
+def _found(store: ArtifactStore, name: str, **changed: Any) -> None:
+    """The head of a circuit of a cluster."""
+    names = TABLES["circuit"].schema.names
+    text = {"name": name, "metric": "m", "gaps": "{}", "settings": "{}", "tokens": None}
+    _write(store, circuit("clusters", name), [{**dict.fromkeys(names, 1), **text, **changed}])
+
+
+def test_integrals_short_of_their_tolerance_are_told_with_the_gap_reached(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
+    _found(store, "k00000", gap=0.1, unmet=0.0)
+    _found(store, "k00001", gap=0.2, unmet=0.01)
+    found = _integrals_converged("clusters", experiment, store)
+    assert found.passed
+    assert "0.2 (k00001)" in found.says
+    _found(store, "k00001", gap=7.5, unmet=0.5)
+    found = _integrals_converged("clusters", experiment, store)
+    assert not found.passed
+    assert "7.5 (k00001)" in found.says
+    assert "k00001. Raise circuits.tolerance" in found.says
+
+
+def test_exact_effects_have_no_integral_to_converge(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
+    _found(store, "k00000", gap=float("nan"), unmet=None)
+    assert _integrals_converged("clusters", experiment, store).passed
+
+
+@pytest.mark.parametrize(
+    ("stabilities", "passed"),
+    [((0.9, 0.6, 0.1), True), ((0.9, 0.1, 0.1), False), ((0.9, None, None), False)],
+)
+def test_most_circuits_must_be_stable(
+    experiment: Experiment,
+    store: ArtifactStore,
+    stabilities: tuple[float | None, ...],
+    passed: bool,
+) -> None:
+    for i, value in enumerate(stabilities):
+        _found(store, f"k{i:05d}", stability=value)
+    found = circuits_are_stable(experiment, store)
+    assert found.passed is passed
+    assert f"{stabilities.count(None)} are of one example" in found.says

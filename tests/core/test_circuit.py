@@ -1,13 +1,16 @@
 """From effects to circuits: aggregation, thresholds, batches."""
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 
-from core.circuit import attribute, examples_per_batch, find_circuit
+from core.circuit import attribute, examples_per_batch, find_circuit, inclusion
 from core.effects import node_effects
-from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
+from core.errors import InputError
+from core.estimators import Attribution, Enough, Estimator, Exact, IntegratedGradients
 from core.inputs import Inputs
 from core.types import ERROR, Circuit
 from tests.core.tiny import make_model, make_pairs, make_single, random_dictionaries, random_tokens
@@ -20,15 +23,15 @@ def circuit_of(inputs: Inputs, family: str = "gpt_neox", **options: Any) -> Circ
     return find_circuit(model, random_dictionaries(model), inputs, **(THRESHOLDS | options))
 
 
-def as_numbers(circuit: Circuit) -> dict[tuple[Any, ...], float]:
-    """Every node's effect and every edge's weight, by name."""
+def as_numbers(circuit: Circuit, column: str = "") -> dict[tuple[Any, ...], float]:
+    """Every node's effect and every edge's weight, or another column of both, by name."""
     names = [(node.submodule, node.feature, node.pos) for node in circuit.nodes]
     numbers: dict[tuple[Any, ...], float] = {
-        name: n.effect for name, n in zip(names, circuit.nodes, strict=True)
+        name: getattr(n, column or "effect") for name, n in zip(names, circuit.nodes, strict=True)
     }
-    for upstream, downstream, weight in circuit.edges:
-        ends = (names[upstream], None if downstream is None else names[downstream])
-        numbers[ends] = weight
+    for edge in circuit.edges:
+        ends = (names[edge.upstream], None if edge.downstream is None else names[edge.downstream])
+        numbers[ends] = getattr(edge, column or "weight")
     assert len(numbers) == len(circuit.nodes) + len(circuit.edges)
     return numbers
 
@@ -200,3 +203,97 @@ def test_an_error_node_is_named_so_and_a_feature_by_its_number() -> None:
     assert feature.name == f"{feature.pos}, {feature.submodule}/{feature.feature}"
     summed = circuit_of(make_pairs()).nodes[0]
     assert summed.name == f"{summed.submodule}/{summed.feature}"
+
+
+# -- over examples ---------------------------------------------------------------------------------
+
+
+def spread(values: list[float]) -> tuple[float, float]:
+    """Mean and standard error."""
+    n = len(values)
+    mean = sum(values) / n
+    return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+
+
+@pytest.mark.parametrize("by_position", [False, True])
+@pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_standard_errors_are_those_of_runs_of_one_example_each(
+    batch_size: int | None, family: str, by_position: bool
+) -> None:
+    inputs = make_pairs(4)
+    every = {"node_threshold": 0.0, "edge_threshold": 0.0, "by_position": by_position}
+    whole = circuit_of(inputs, family, **every, batch_size=batch_size)
+    ones = [
+        as_numbers(circuit_of(inputs.select(torch.tensor([i])), family, **every)) for i in range(4)
+    ]
+    stderr = as_numbers(whole, "stderr")
+    assert len(stderr) > 100
+    for name, effect in as_numbers(whole).items():
+        expected = spread([one.get(name, 0.0) for one in ones])
+        assert (effect, stderr[name]) == pytest.approx(expected, abs=1e-10)
+
+
+def test_one_example_has_no_standard_error() -> None:
+    circuit = circuit_of(make_pairs(1))
+    assert len(circuit.nodes) > 5
+    assert {n.stderr for n in circuit.nodes} == {e.stderr for e in circuit.edges} == {None}
+    assert circuit.stability is None
+    assert inclusion(1.0, None, 0.1) is None
+
+
+def test_inclusion_is_the_share_of_normal_draws_above_the_threshold() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(400_000, generator=generator, dtype=torch.float64)
+    for effect, stderr, threshold in ((0.3, 0.2, 0.1), (-0.3, 0.2, 0.5), (0.0, 1.0, 0.7)):
+        share = float(((effect + stderr * draws).abs() > threshold).double().mean())
+        assert inclusion(effect, stderr, threshold) == pytest.approx(share, abs=0.003)
+    assert [inclusion(-0.2, 0.0, threshold) for threshold in (0.1, 0.2)] == [1, 0]
+
+
+def test_stability_is_the_jaccard_index_of_circuits_from_either_half() -> None:
+    inputs = make_pairs(5)
+    halves = [
+        {n.name for n in circuit_of(inputs.select(torch.tensor(rows))).nodes}
+        for rows in ([0, 2, 4], [1, 3])
+    ]
+    expected = len(halves[0] & halves[1]) / len(halves[0] | halves[1])
+    assert 0 < expected < 1
+    for batch_size in (None, 1, 2):
+        assert circuit_of(inputs, batch_size=batch_size).stability == expected
+
+
+def stabilities(inputs: Inputs, round_: int) -> Mapping[int, float | None]:
+    """Agreement after so many examples."""
+    sizes = range(round_, inputs.n_examples + 1, round_)
+    first = {n: inputs.select(torch.arange(n)) for n in sizes}
+    return {n: circuit_of(part).stability for n, part in first.items()}
+
+
+def test_examples_are_added_until_the_circuit_is_stable() -> None:
+    inputs = make_pairs(8)
+    of_size = stabilities(inputs, 2)
+    for wanted in (0.0, *(a for a in of_size.values() if a is not None)):
+        used = next(n for n, a in of_size.items() if a is not None and a >= wanted)
+        enough = Enough(wanted, THRESHOLDS["node_threshold"], 2)
+        found = circuit_of(inputs, enough=enough)
+        assert found.n_examples == used
+        plain = circuit_of(inputs.select(torch.arange(used)))
+        assert as_numbers(found) == pytest.approx(as_numbers(plain), abs=1e-12)
+    assert len(set(of_size.values())) > 2
+    never = Enough(1.0, THRESHOLDS["node_threshold"], 3)
+    assert circuit_of(inputs, enough=never, batch_size=2).n_examples == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stability": 1.5}, r"stability 1\.5 is outside \[0, 1\]"),
+        ({"stability": float("nan")}, "stability nan is outside"),
+        ({"node_threshold": -1.0}, "node threshold -1.0 is below zero"),
+        ({"round": 0}, "rounds of 0 examples"),
+    ],
+)
+def test_what_can_never_be_enough_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Enough(**({"stability": 0.5, "node_threshold": 0.1} | options))

@@ -17,11 +17,19 @@ from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "unknown rule": ({"rule": "right"}, r"rule 'right' is not one of midpoint, left, gauss"),
     "no steps": ({"steps": 0}, r"at least one step, not 0"),
-    "no tolerance at all": ({"tolerance": 0.0}, r"tolerance 0\.0 is not above zero.*None"),
-    "not a number": ({"tolerance": float("nan")}, r"tolerance nan is not above zero"),
+    "no tolerance at all": (
+        {"rule": "adaptive", "tolerance": 0.0},
+        r"tolerance 0\.0 is not above zero",
+    ),
+    "not a number": (
+        {"rule": "adaptive", "tolerance": float("nan")},
+        r"tolerance nan is not above zero",
+    ),
+    "a tolerance that nothing meets": ({"tolerance": 0.1}, r"rule midpoint with tolerance 0\.1"),
+    "nothing to meet": ({"rule": "adaptive"}, r"rule adaptive with tolerance None.*needs one"),
     "fewer at most than to start with": (
-        {"steps": 20, "tolerance": 0.1, "max_steps": 10},
-        r"20 steps double .* max_steps is 10: raise it",
+        {"rule": "adaptive", "steps": 20, "tolerance": 0.1, "max_steps": 10},
+        r"20 steps are halved .* max_steps is 10: raise it",
     ),
 }
 
@@ -42,7 +50,7 @@ def test_without_a_tolerance_steps_are_not_bounded() -> None:
     [
         (IntegratedGradients(), "ig(midpoint, 10)", True),
         (IntegratedGradients(3, "gauss"), "ig(gauss, 3)", True),
-        (IntegratedGradients(tolerance=0.1), "ig(midpoint, 10 to 160, tolerance 0.1)", True),
+        (IntegratedGradients(4, "adaptive", 0.1), "ig(adaptive, 4 to 64, tolerance 0.1)", True),
         (Attribution(), "attribution", True),
         (Exact(), "exact", False),
     ],
@@ -54,7 +62,7 @@ def test_labels_and_gradients(estimator: Estimator, label: str, has_gradients: b
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
     assert IntegratedGradients() == IntegratedGradients(
-        steps=10, rule="midpoint", tolerance=None, max_steps=160
+        steps=10, rule="midpoint", tolerance=None, max_steps=64
     )
 
 
@@ -68,6 +76,7 @@ def test_every_option_is_in_the_tuple_of_its_type() -> None:
     pairs = {
         "ESTIMATOR_NAMES": "EstimatorName",
         "RULES": "Rule",
+        "SINGLE_METRICS": "SingleMetric",
         "ABLATIONS": "Ablation",
         "ERROR_NODES": "ErrorNodes",
         "DICTIONARY_KINDS": "DictionaryKind",

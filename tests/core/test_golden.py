@@ -187,7 +187,7 @@ def test_a_circuit_is_what_the_golden_nodes_and_edges_leave_above_the_thresholds
     ours = {_golden_key(case, node): node.effect for node in circuit.nodes}
     assert ours == pytest.approx(kept, abs=1e-10)
     weights = {}
-    for upstream, downstream, weight in circuit.edges:
+    for upstream, downstream, weight, _ in circuit.edges:
         ends = circuit.nodes[upstream], None if downstream is None else circuit.nodes[downstream]
         weights[tuple(None if node is None else _golden_key(case, node) for node in ends)] = weight
     assert weights == pytest.approx(_golden_weights(case, kept, threshold / 2), abs=1e-10)

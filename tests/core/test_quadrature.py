@@ -5,12 +5,16 @@ from typing import Any
 import pytest
 import torch
 
+import core.effects
+from core.budget import Passes
+from core.circuit import attribute
 from core.effects import node_effects, quadrature
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.inputs import Inputs
 from core.models import LanguageModel
+from core.models.replay import Resumed
 from core.options import Rule
-from tests.core.tiny import D, make_hf, make_model, make_pairs, random_dictionaries
+from tests.core.tiny import D, make_hf, make_model, make_pairs, make_single, random_dictionaries
 
 
 def integral(rule: Rule, steps: int, power: int) -> float:
@@ -64,20 +68,99 @@ def test_more_steps_leave_a_smaller_gap() -> None:
     assert float(few.median()) > 20 * float(many.median())
 
 
-def test_a_tolerance_doubles_the_steps_of_the_examples_that_exceed_it() -> None:
-    inputs, start = make_pairs(4), 2
-    plain = gaps(inputs, steps=start)
-    tolerance = float(plain.median())
-    doubled = gaps(inputs, steps=start, tolerance=tolerance)
-    # Those within the tolerance keep their two steps, to the last bit.
-    assert torch.equal(doubled[plain <= tolerance], plain[plain <= tolerance])
-    assert bool((doubled <= tolerance).all())
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
+    """(example, place) of every point that is evaluated from now on."""
+    seen: list[tuple[int, float]] = []
+    plain = core.effects._points
+
+    def counting(*args: Any) -> Any:
+        seen.extend(zip(args[3].tolist(), args[4].tolist(), strict=True))
+        return plain(*args)
+
+    monkeypatch.setattr("core.effects._points", counting)
+    return seen
 
 
-def test_doubling_stops_at_the_most_steps_allowed() -> None:
-    inputs = make_pairs()
-    capped = gaps(inputs, steps=2, tolerance=1e-300, max_steps=9)
-    torch.testing.assert_close(capped, gaps(inputs, steps=8), rtol=0, atol=1e-12)
+@pytest.mark.parametrize("tolerance", [0.3, 0.01, 1e-4])
+def test_a_tolerance_is_met_by_every_example_of_every_submodule(tolerance: float) -> None:
+    model, inputs = make_model("gpt2"), make_pairs(4)
+    dictionaries = random_dictionaries(model)
+    estimator = IntegratedGradients(2, "adaptive", tolerance, max_steps=4096)
+    effects = node_effects(model, dictionaries, inputs, estimator=estimator)
+    for at in effects.submodules.values():
+        assert bool((at.gap.abs() <= tolerance * at.total.abs().clamp(min=1)).all())
+    assert (
+        attribute(model, random_dictionaries(model), inputs, estimator=estimator).effects.unmet == 0
+    )
+
+
+def test_adaptive_effects_are_those_of_many_fixed_steps() -> None:
+    model, inputs = make_model("gpt2"), make_single(3)
+    dictionaries = random_dictionaries(model)
+    fine = IntegratedGradients(2, "adaptive", 1e-6, max_steps=1 << 14)
+    adaptive = node_effects(model, dictionaries, inputs, estimator=fine)
+    fixed = node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(400))
+    for name in dictionaries:
+        ours, theirs = adaptive[name].features.to_dense(), fixed[name].features.to_dense()
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+def test_points_are_added_where_the_metric_bends_and_none_is_wasted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """x passes a cliff of width .002 at .3, on a line from 0 to 1 in one dimension."""
+
+    class Cliff(Resumed):
+        def __init__(self) -> None:
+            pass
+
+        def select(self, rows: torch.Tensor) -> "Cliff":
+            return self
+
+        def metric_with(self, name: str, value: torch.Tensor) -> torch.Tensor:
+            return 10 * torch.sigmoid((value.flatten() - 0.3) / 0.002)
+
+    seen = counted(monkeypatch)
+    zero = torch.zeros(1, 1, 1, dtype=torch.double)
+    estimator = IntegratedGradients(4, "adaptive", 0.01)
+    passes = Passes(100, torch.device("cpu"))
+    mean = core.effects._adapt(Cliff(), "x", (zero, zero + 1), estimator, passes)
+    assert float(mean) == pytest.approx(10, abs=0.1)
+    assert len(seen) == len(set(seen)) < 40
+    assert sum(abs(at - 0.3) < 0.05 for _, at in seen) > len(seen) / 2
+
+
+def test_an_example_that_meets_the_tolerance_gets_no_more_points(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loose = IntegratedGradients(8, "adaptive", 1e9)
+    seen = counted(monkeypatch)
+    model = make_model("gpt2")
+    dictionaries = random_dictionaries(model, names=["resid_0"])
+    effects = node_effects(model, dictionaries, make_pairs(2), estimator=loose)
+    assert sorted(seen) == [(i, k / 8) for i in range(2) for k in range(9)]
+    assert float(effects["resid_0"].gradient.abs().max()) > 0
+
+
+def test_halving_stops_at_the_most_steps_and_says_what_was_not_met() -> None:
+    model, inputs = make_model("gpt2"), make_pairs()
+    impossible = IntegratedGradients(2, "adaptive", 1e-300, max_steps=9)
+    found = attribute(model, random_dictionaries(model), inputs, estimator=impossible).effects
+    assert found.unmet == 1
+    few = gaps(inputs, steps=2, rule="adaptive", tolerance=1e300)
+    assert 0 < sum(found.gaps.values()) < float(few.mean(1).sum()) / 4
+
+
+def test_a_tolerance_does_not_depend_on_the_memory_for_it() -> None:
+    model, inputs = make_model("gpt2"), make_pairs(3)
+    dictionaries = random_dictionaries(model)
+    estimator = IntegratedGradients(2, "adaptive", 0.01)
+    whole, parts = (
+        node_effects(model, dictionaries, inputs, estimator=estimator, budget_bytes=budget)
+        for budget in (1 << 30, 150_000)
+    )
+    for name in dictionaries:
+        torch.testing.assert_close(whole[name].gradient, parts[name].gradient, rtol=0, atol=1e-10)
 
 
 def test_a_linear_model_has_no_gap_with_any_rule() -> None:

@@ -15,9 +15,10 @@ from tests.core.tiny import D, random_dictionary
 
 def test_a_dataclass_whose_axes_disagree_is_refused() -> None:
     three, two = torch.zeros(3, dtype=torch.long), torch.zeros(2, dtype=torch.long)
-    assert len(EdgeEffects(three, three, torch.zeros(3)).weight) == 3
+    zeros = torch.zeros(3)
+    assert len(EdgeEffects(three, three, zeros, zeros).weight) == 3
     with pytest.raises(TypeCheckError, match="weight"):
-        EdgeEffects(three, three, torch.zeros(2))
+        EdgeEffects(three, three, zeros[:2], zeros)
     with pytest.raises(TypeCheckError, match="feature"):
         SparseFeatures(three, two, torch.zeros(3), (1, 3, 2))
 

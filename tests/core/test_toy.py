@@ -45,7 +45,7 @@ def weights(circuit: Circuit) -> dict[object, float]:
     ends = [None if node is None else (node.submodule, node.feature) for node in circuit.nodes]
     return {
         (ends[upstream], None if downstream is None else ends[downstream]): weight
-        for upstream, downstream, weight in circuit.edges
+        for upstream, downstream, weight, _ in circuit.edges
     }
 
 

@@ -88,6 +88,25 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             "evaluations.ablation: resample gives an example the values of another",
         ),
         ({"evaluations": {"start_layer": 2}}, "evaluations.start_layer: the model has layers 0"),
+        (
+            {"evaluations": {"other_start_layers": [1, 7]}},
+            "evaluations.other_start_layers[1]: the model has layers 0 to 1",
+        ),
+        (
+            {"evaluations": {"other_start_layers": [0]}},
+            "evaluations.other_start_layers: name a layer twice, or that of start_layer",
+        ),
+        (
+            {"evaluations": {"lowest_threshold": 1, "highest_threshold": 0.5}},
+            "evaluations.highest_threshold: must be above lowest_threshold, 1",
+        ),
+        ({"evaluations": {"lowest_threshold": 1e-5}}, "evaluations.lowest_threshold: 1.0e-05 will"),
+        (
+            {"circuits": {"metric": "odds"}},
+            "circuits.metric: odds will not do: input should be 'log_odds'",
+        ),
+        ({"circuits": {"stability": 1.5}}, "circuits.stability: 1.5 will not do"),
+        ({"tasks": {"steps": 0}}, "tasks.steps: 0 will not do"),
         ({"circuits": {"max_length": 13}}, "circuits.max_length: contexts have at most 12"),
         ({"tasks": {"pairs": {"a": {"train": "./x"}}}}, "tasks.pairs.a.test: is missing"),
         ({"tasks": {"pairs": {"a": {"tran": "./x"}}}}, "did you mean train?"),
@@ -96,7 +115,10 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
         ({"tasks": {"pairs": {"k00003": {}}}}, "tasks.pairs.k00003: is what a cluster is called"),
         ({"tasks": {"pairs": {"a" * 65: {}}}}, "at most 64 of them"),
         ({"comparisons": {"a": {}, "A": {}}}, "comparisons: names that differ in upper and lower"),
-        ({"circuits": {"estimator": "exact", "tolerance": 1}}, "circuits.tolerance: exact has no"),
+        (
+            {"circuits": {"estimator": "exact", "rule": "adaptive", "tolerance": 1}},
+            "circuits.tolerance: is met by adding points to an integral",
+        ),
         ({"circuits": {"tolerance": 0}}, "circuits.tolerance: 0 will not do"),
         ({"evaluations": {"n_thresholds": 1}}, "evaluations.n_thresholds: 1 will not do"),
         ({"evaluations": [1]}, "evaluations: a list will not do: keys are needed here"),

@@ -43,6 +43,7 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
     "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
+    "circuits.tolerance": {"circuits": {"rule": "adaptive"}},
     "clustering.n_projected": {"clustering": {"representation": "gradients"}},
     "comparisons.other.n_projected": {"comparisons": {"other": {"representation": "gradients"}}},
     **{
@@ -70,7 +71,9 @@ OTHER: Mapping[str, Any] = {
     "circuits.tolerance": 0.1,
     "checks.low_variance_explained": 0.6,
     "evaluations.error_nodes": ["keep"],
+    "circuits.stability": 0.7,
     "evaluations.start_layer": 1,
+    "evaluations.other_start_layers": [1],
     "tasks.start_layer": 1,
     "reruns.schedule": "0 4 * * *",
     "labels.annotations": ["./other.jsonl"],

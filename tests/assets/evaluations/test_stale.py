@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from assets.checks import Outcome, summary_is_current
@@ -13,7 +15,15 @@ from assets.engine.store import ArtifactStore
 from assets.evaluations.stages import CIRCUIT_EVALUATIONS_STAGE, TASK_EVALUATIONS_STAGE
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.settings import Experiment, ExperimentError
-from assets.tables.places import DICTIONARY_SET, EVALUATION_SUMMARY, assignments, circuit
+from assets.tables.places import (
+    DICTIONARY_SET,
+    EVALUATION_SUMMARY,
+    assignments,
+    behaviours,
+    circuit,
+    evaluation,
+    examples,
+)
 from assets.tables.schemas import TABLES
 from pipelines.experiment import read_experiment
 from tests.tiny_experiment import brought_up_to_date, write_experiment, write_pairs
@@ -183,3 +193,45 @@ def test_circuits_of_earlier_dictionaries_are_left_out_of_the_summary(
     EVALUATION_SUMMARY_STAGE.run(experiment)
     assert names_in_summary(experiment) == set()
     assert not current(experiment).passed
+
+
+def test_circuits_are_judged_from_other_layers_beside_the_first(copied: Experiment) -> None:
+    file = write_experiment(copied.path.parent, evaluations={"other_start_layers": [1]})
+    changed = read_experiment(file)
+    made = brought_up_to_date(changed)
+    assert made == {"circuit_evaluations": len(changed.clusters), "evaluation_summary": 1}
+    store = ArtifactStore(changed.artifacts)
+    rows = store.read(evaluation("clusters", "k00000")).to_pylist()
+    found = {(row["start_layer"], row["threshold"] is None): row for row in rows}
+    # Curves are drawn from the first layer on alone.
+    assert set(found) == {(0, True), (0, False), (1, True)}
+    assert found[1, True]["n_nodes"] < found[0, True]["n_nodes"]
+    summary = store.read(EVALUATION_SUMMARY).to_pylist()
+    of_one = {row["start_layer"]: row for row in summary if row["name"] == "k00000"}
+    assert of_one[1]["n_judged"] == found[1, True]["n_nodes"] < of_one[0]["n_judged"]
+    assert of_one[0]["n_nodes"] == of_one[1]["n_nodes"]
+    assert math.isnan(of_one[1]["area"])
+    assert not math.isnan(of_one[0]["area"])
+
+
+def test_a_circuit_of_one_distinct_sample_is_found_and_not_judged(experiment: Experiment) -> None:
+    store = ArtifactStore(experiment.artifacts)
+    table = store.read(examples("clusters")).to_pylist()
+    own = [row for row in table if row["name"] == "k00000"][:1]
+    kept = [{**row, "found": True, "evaluated": False} for row in own]
+    rows = [*kept, *(row for row in table if row["name"] != "k00000")]
+    heads = store.read(behaviours("clusters")).to_pylist()
+    heads = [{**head, "digest": "one"} if head["name"] == "k00000" else head for head in heads]
+    recipe = CLUSTER_BEHAVIOURS_STAGE.recipe(experiment)
+    store.write(examples("clusters"), TABLES["examples"].build(rows), recipe)
+    store.write(behaviours("clusters"), TABLES["behaviours"].build(heads), recipe)
+    said: list[str] = []
+    assert CIRCUITS_STAGE.run(experiment, ["k00000"], said.append) == 1
+    assert CIRCUIT_EVALUATIONS_STAGE.run(experiment, ["k00000"], said.append) == 1
+    assert any("nodes from 1 examples" in line for line in said)
+    assert any("k00000, not judged: its cluster holds one distinct" in line for line in said)
+    assert store.n_rows(evaluation("clusters", "k00000")) == 0
+    (head,) = store.read(circuit("clusters", "k00000")).to_pylist()
+    assert head["stability"] is None
+    EVALUATION_SUMMARY_STAGE.run(experiment)
+    assert names_in_summary(experiment) == {*experiment.clusters[1:], "simple"}

@@ -9,15 +9,18 @@ import pytest
 
 from assets.evaluations.stages import thresholds
 from assets.evaluations.summary import area_of, nodes_for
+from assets.settings import EvaluationSettings
 
 CURVE = pd.DataFrame({"n_nodes": [10, 5, 1], "faithfulness": [1.0, 0.8, 0.2]})
 
 
-def test_thresholds_are_the_papers() -> None:
-    found = thresholds(15)
+def test_thresholds_rise_by_equal_ratios() -> None:
+    papers = EvaluationSettings(n_thresholds=15, lowest_threshold=1e-4, highest_threshold=1)
+    found = thresholds(papers)
     assert found[0] == pytest.approx(1e-4)
     assert found[-1] == pytest.approx(1.0)
     assert found[7] == pytest.approx(1e-2)
+    assert len(found) == 15
 
 
 def test_the_fewest_nodes_with_a_share_of_the_behaviour() -> None:

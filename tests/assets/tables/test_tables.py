@@ -24,14 +24,16 @@ from core.types import ERROR, Circuit, Edge, Node
 ROOT = Path(__file__).resolve().parents[3]
 
 CIRCUIT = Circuit(
-    nodes=(Node("embed", 3, 0, 0.5), Node("mlp_1", ERROR, 2, -0.25)),
-    edges=(Edge(0, 1, 0.125), Edge(1, None, -0.25)),
-    settings={"model": "tiny", "node_threshold": 0.1},
+    nodes=(Node("embed", 3, 0, 0.5, 0.25), Node("mlp_1", ERROR, 2, -0.25)),
+    edges=(Edge(0, 1, 0.125, 0.0625), Edge(1, None, -0.25)),
+    settings={"model": "tiny", "metric": "m", "node_threshold": 0.5, "edge_threshold": 0.1},
     n_examples=7,
     metric_clean=-1.5,
     metric_patch=2.5,
-    gaps={"embed": 0.01},
+    gaps={"embed": 0.01, "mlp_1": 0.25},
     tokens=("the", "cat", "is"),
+    stability=0.75,
+    unmet=0.125,
 )
 
 
@@ -47,6 +49,18 @@ def test_every_column_is_described_on_the_page_and_in_the_ui(name: str) -> None:
 
 def test_a_circuit_comes_back_from_its_tables() -> None:
     assert read_circuit(circuit_tables("simple", CIRCUIT)) == CIRCUIT
+
+
+def test_a_circuits_tables_say_what_it_rests_on() -> None:
+    tables = circuit_tables("simple", CIRCUIT)
+    (head,) = tables["circuit"].to_pylist()
+    columns = ("metric", "gap", "unmet", "stability", "n_examples")
+    assert [head[column] for column in columns] == ["m", 0.25, 0.125, 0.75, 7]
+    # An effect at its threshold is above it in half of the draws; one example says nothing.
+    assert tables["nodes"]["inclusion"].to_pylist() == [pytest.approx(0.5, abs=1e-4), None]
+    assert tables["edges"]["inclusion"].to_pylist() == [pytest.approx(0.6556, abs=1e-3), None]
+    looser = circuit_tables("simple", CIRCUIT, included_above=(0.25, 0.1))["nodes"]
+    assert looser["inclusion"][0].as_py() == pytest.approx(0.8427, abs=2e-3)
 
 
 def test_a_circuit_summed_over_positions_comes_back_too() -> None:
