@@ -380,13 +380,17 @@ class GroupingSettings(Section):
     """How samples are represented and grouped (section 5, App. H)."""
 
     representation: Representation = "features"
-    """What a sample is: dense or dictionary activations, their linear effects, or gradients."""
+    """What a sample is: dense or dictionary activations, which features are active, hidden
+    neurons, linear effects, or gradients."""
     submodules: Places = None
-    """Where activations or effects are read; wherever dictionaries sit where not given."""
+    """Where activations or effects are read; wherever dictionaries sit where not given, and
+    every MLP for mlp_neurons."""
     reduction: Reduction = "last"
     """The last n_last positions side by side, or the sum over positions."""
     n_last: Count = 1
     """Positions kept when reduction is last."""
+    equal_submodules: bool = False
+    """Scale what each submodule gives to length 1, so that none decides by its norm."""
     algorithm: Algorithm = "kmeans"
     """Spectral clustering on angular similarity, or k-means."""
     k: Annotated[
@@ -614,6 +618,8 @@ def _grouping_problems(
         return
     n_layers = above["model"].n_layers
     known, why = submodule_names(n_layers), f"a model of {n_layers} layers has no"
+    if grouping.representation == "mlp_neurons":
+        known, why = [name for name in known if name.startswith("mlp")], "no hidden neurons are at"
     if grouping.representation in WITH_DICTIONARIES:
         known, why = above["submodules"] or known, "no dictionary sits at"
     yield from _unknown(where, grouping.submodules, known, why)
@@ -694,6 +700,12 @@ class Experiment:
         every = submodule_names(self.settings.model.n_layers)
         chosen = self.settings.submodules
         return every if chosen is None else [name for name in every if name in chosen]
+
+    @property
+    def mlps(self) -> list[str]:
+        """Every MLP of the model, in causal order."""
+        every = submodule_names(self.settings.model.n_layers)
+        return [name for name in every if name.startswith("mlp")]
 
     @property
     def clusters(self) -> list[str]:

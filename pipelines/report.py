@@ -25,7 +25,7 @@ _WIDTH = 100
 _N_CLUSTERS = 8
 _N_CIRCUITS = 3
 _SHARES = ("nodes_half", "nodes_nine_tenths")
-_TRUTH = {"ami": "AMI with truth", "purity": "purity"}
+_TRUTH = {"ami": "AMI with truth", "ami_within_answers": "within answers", "purity": "purity"}
 
 
 def report(experiment: Experiment, store: ArtifactStore) -> str:
@@ -84,10 +84,11 @@ def _clusters(store: ArtifactStore) -> list[str]:
         lines.append(_fit(f"{begin}  {_end(row['example'], 58)}{behaviour}"))
     notes = store.notes(clusters())
     if "ami" in notes:
-        lines.append(
-            f"Against the behaviour that generated each token: adjusted mutual information "
-            f"{notes['ami']:.2f}, purity {notes['purity']:.2f}."
-        )
+        words = "Against the behaviour that generated each token: adjusted mutual information "
+        words += f"{_score(notes['ami'])}, with pairs of behaviour and answer "
+        words += f"{_score(notes['ami_with_answer'])}, within answers that behaviours share "
+        words += f"{_score(notes['ami_within_answers'])}; purity {_score(notes['purity'])}."
+        lines += textwrap.wrap(words, _WIDTH)
     return lines
 
 
@@ -96,12 +97,12 @@ def _comparisons(experiment: Experiment, store: ArtifactStore) -> Iterator[str]:
     if not experiment.settings.comparisons:
         return
     rows = store.read(CLUSTERING_COMPARISON).to_pylist()
-    known = [name for name in ("ami", "purity") if rows[0][name] is not None]
+    known = [name for name in _TRUTH if rows[0][name] is not None]
     table = [
         [
             row["name"],
             str(row["n_clusters"]),
-            *(f"{row[n]:.2f}" for n in ("ami_with_chosen", *known)),
+            *(_score(row[n]) for n in ("ami_with_chosen", *known)),
         ]
         for row in rows
     ]
@@ -109,6 +110,10 @@ def _comparisons(experiment: Experiment, store: ArtifactStore) -> Iterator[str]:
     yield from _rows(
         ("compared", "clusters", "AMI with first", *(_TRUTH[name] for name in known)), table
     )
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _end(text: str, width: int) -> str:

@@ -257,6 +257,14 @@ _ALL = (
                 _column("name", _TEXT, "chosen, the name of a comparison, or answer token"),
                 *_CLUSTERING,
                 _column("ami", _DOUBLE, "adjusted mutual information with the labels", null=True),
+                _column("ami_with_answer", _DOUBLE, "with pairs of label and answer", null=True),
+                _column(
+                    "ami_within_answers",
+                    _DOUBLE,
+                    "with the labels, among samples of one answer that several labels share; "
+                    "null where none does",
+                    null=True,
+                ),
                 _column("purity", _DOUBLE, "share of samples of their cluster's label", null=True),
                 _column("ami_with_chosen", _DOUBLE, "the same with the chosen clustering"),
             ]
