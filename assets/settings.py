@@ -39,6 +39,7 @@ from core.options import (
     Reduction,
     Representation,
     Rule,
+    SingleMetric,
     TokenizerReading,
 )
 
@@ -415,6 +416,9 @@ class ClusteringSettings(GroupingSettings):
 class CircuitSettings(Section):
     """How a circuit is found (sections 2 to 4 of the paper)."""
 
+    metric: SingleMetric = "log_odds"
+    """What a cluster's circuit explains, of the answer: its log odds against all other tokens, its
+    log-probability (the paper's), or its logit's margin to the runner-up."""
     estimator: EstimatorName = "ig"
     """Integrated gradients (eq. 4), attribution patching (3) or patching itself (2)."""
     steps: Annotated[Count, Field(le=10_000)] = 10

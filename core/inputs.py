@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from core.errors import AnswerError, InputError, ShapeMismatch
-from core.metrics import LogitDifference, Metric, NegativeLogProb, check_metric
-from core.options import check_list
+from core.metrics import OF_SINGLE, LogitDifference, Metric, check_metric
+from core.options import SINGLE_METRICS, SingleMetric, check_list, check_option
 from core.types import token_mask
 
 
@@ -63,9 +63,21 @@ class Inputs:
         object.__setattr__(self, "mask", mask)
 
     @classmethod
-    def single(cls, tokens: Tensor, answer: Tensor, mask: Tensor | None = None) -> Inputs:
-        """Single inputs: patch is zero ablation, the metric -log P(answer)."""
-        return cls(tokens, token_mask(tokens, mask), NegativeLogProb(answer))
+    def single(
+        cls,
+        tokens: Tensor,
+        answer: Tensor,
+        mask: Tensor | None = None,
+        metric: SingleMetric = "log_odds",
+    ) -> Inputs:
+        """Single inputs: patch is zero ablation.
+
+        Args:
+            metric: of the answer: ``log_odds`` against all other tokens, ``log_prob`` as in the
+                paper, or the ``margin`` to the runner-up; each negated, see `core.metrics`.
+        """
+        check_option("metric", metric, SINGLE_METRICS)
+        return cls(tokens, token_mask(tokens, mask), OF_SINGLE[metric](answer))
 
     @classmethod
     def pairs(
@@ -192,13 +204,21 @@ def pad(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
 
 
 def tokenize_single(
-    tokenizer: Any, texts: Sequence[str], answers: Sequence[str], *, bos: int | None = None
+    tokenizer: Any,
+    texts: Sequence[str],
+    answers: Sequence[str],
+    *,
+    bos: int | None = None,
+    metric: SingleMetric = "log_odds",
 ) -> Inputs:
     """Single inputs from texts and the token that should follow each.
 
+    Args:
+        metric: see `Inputs.single`.
+
     Raises:
         AnswerError: an answer is not one token after its text, or unknown to the tokenizer.
-        InputError: no text, an empty text, or not one answer for each.
+        InputError: no text, an empty text, not one answer for each, or an unknown metric.
     """
     check_list("texts", texts, str)
     check_list("answers", answers, str)
@@ -207,7 +227,7 @@ def tokenize_single(
     start = [] if bos is None else [bos]
     tokens, mask = pad([start * bool(ids := _ids(tokenizer, text)) + ids for text in texts])
     answer = [answer_token(tokenizer, *pair) for pair in zip(texts, answers, strict=True)]
-    return Inputs.single(tokens, torch.tensor(answer, dtype=torch.long), mask)
+    return Inputs.single(tokens, torch.tensor(answer, dtype=torch.long), mask, metric)
 
 
 class DroppedPair(NamedTuple):

@@ -6,6 +6,7 @@ object with these six members is a metric; `docs/extend.md` shows one written by
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from core.errors import InputError
+from core.options import SingleMetric
 
 
 class Metric(Protocol):
@@ -152,26 +154,80 @@ class LogitDifference(OfAnswers):
 
 
 @dataclass(frozen=True)
-class NegativeLogProb(OfAnswers):
-    """m = -log P(answer) (section 5): higher is further from the answer.
+class _OfOneAnswer(OfAnswers):
+    """A metric of the answer's logit and all others.
 
     Attributes:
         answer: ``(batch,)`` token ids.
     """
 
     answer: Tensor
-    name = "-log P(answer), nats"
 
     @property
     def tokens(self) -> None:
-        """All columns: the normalisation needs every logit."""
+        """All columns: the answer is held against every other token."""
         return None
+
+    def split(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """The answer's logit ``(batch,)``, and all logits with minus infinity in its place."""
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        at = self.answer[:, None]
+        return wide.gather(1, at).squeeze(1), wide.scatter(1, at, -torch.inf)
+
+
+@dataclass(frozen=True)
+class NegativeLogOdds(_OfOneAnswer):
+    """m = -log(P(answer) / (1 - P(answer))) = logsumexp(other logits) - logit(answer).
+
+    Its gradient with respect to the logits does not vanish where the answer is certain, as that
+    of -log P does. A difference of logits, it is exact where P itself would round to 1 or 0.
+
+    Attributes:
+        answer: ``(batch,)`` token ids.
+    """
+
+    name = "-log odds of the answer, nats"
 
     def __call__(self, logits: Tensor) -> Tensor:
         """``(batch, vocabulary)`` to ``(batch,)``, in nats."""
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        picked = wide.gather(1, self.answer[:, None]).squeeze(1)
-        return wide.logsumexp(1) - picked
+        own, others = self.split(logits)
+        return others.logsumexp(1) - own
+
+
+@dataclass(frozen=True)
+class NegativeLogProb(NegativeLogOdds):
+    """m = -log P(answer) (section 5): higher is further from the answer.
+
+    Computed as log(1 + exp(-log odds)), which keeps its digits where P rounds to 1.
+
+    Attributes:
+        answer: ``(batch,)`` token ids.
+    """
+
+    name = "-log P(answer), nats"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(batch, vocabulary)`` to ``(batch,)``, in nats."""
+        against = super().__call__(logits)
+        return torch.logaddexp(against, torch.zeros_like(against))
+
+
+@dataclass(frozen=True)
+class NegativeMargin(_OfOneAnswer):
+    """m = the largest other logit - logit(answer): above zero where the answer is not predicted.
+
+    The runner-up is that of the run at hand, so it may change on the way from clean to patch.
+
+    Attributes:
+        answer: ``(batch,)`` token ids.
+    """
+
+    name = "logit(runner-up) - logit(answer)"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """``(batch, vocabulary)`` to ``(batch,)``, in logits."""
+        own, others = self.split(logits)
+        return others.max(1).values - own
 
 
 @dataclass(frozen=True)
@@ -193,3 +249,11 @@ class NegativeLogit(OfAnswers):
     def __call__(self, logits: Tensor) -> Tensor:
         """``(batch, 1)`` to ``(batch,)``, in logits."""
         return -logits[:, 0]
+
+
+OF_SINGLE: Mapping[SingleMetric, Callable[[Tensor], Metric]] = {
+    "log_odds": NegativeLogOdds,
+    "log_prob": NegativeLogProb,
+    "margin": NegativeMargin,
+}
+"""The metrics of single inputs by their names in `core.options`."""

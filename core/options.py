@@ -13,6 +13,7 @@ from core.errors import InputError
 
 EstimatorName = Literal["ig", "attribution", "exact"]
 Rule = Literal["midpoint", "left", "gauss"]
+SingleMetric = Literal["log_odds", "log_prob", "margin"]
 Ablation = Literal["mean", "zero", "resample"]
 ErrorNodes = Literal["circuit", "drop", "drop_but_resid", "remove", "keep"]
 DictionaryKind = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
@@ -42,6 +43,7 @@ TokenizerReading = Literal["file", "class"]
 
 ESTIMATOR_NAMES: tuple[EstimatorName, ...] = get_args(EstimatorName)
 RULES: tuple[Rule, ...] = get_args(Rule)
+SINGLE_METRICS: tuple[SingleMetric, ...] = get_args(SingleMetric)
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 ERROR_NODES: tuple[ErrorNodes, ...] = get_args(ErrorNodes)
 DICTIONARY_KINDS: tuple[DictionaryKind, ...] = get_args(DictionaryKind)

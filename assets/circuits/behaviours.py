@@ -30,12 +30,13 @@ from assets.tables.places import (
     examples,
 )
 from assets.tables.schemas import TABLES
+from core.options import SINGLE_METRICS, SingleMetric
 
 if TYPE_CHECKING:
     from core.discovery import Sample
     from core.inputs import Inputs
 
-Metric = Literal["log_prob", "logit_difference"]
+Metric = SingleMetric | Literal["logit_difference"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Behaviour:
 
     Attributes:
         name: the cluster or task.
-        metric: ``log_prob`` of single inputs' answers, or the ``logit_difference`` of pairs.
+        metric: of single inputs' answers, or the ``logit_difference`` of pairs.
         by_position: each position of a node is a node of its own.
         examples: what a circuit is found from and judged on; none for an empty cluster.
         size: samples of the cluster, or usable pairs of the file.
@@ -110,8 +111,8 @@ class Behaviour:
         chosen = self.chosen(side)
         clean, mask = pad([e.clean for e in chosen])
         answer = torch.tensor([e.answer for e in chosen])
-        if self.metric == "log_prob":
-            return Inputs.single(clean, answer, mask)
+        if self.metric in SINGLE_METRICS:
+            return Inputs.single(clean, answer, mask, self.metric)
         patch, _ = pad([e.patch or () for e in chosen])
         patch_answer = torch.tensor([e.patch_answer for e in chosen])
         return Inputs.pairs(clean, patch, answer, patch_answer, mask)
@@ -197,6 +198,7 @@ class Drawing:
     """How many samples of a cluster are taken; see `assets.settings.CircuitSettings`."""
 
     clusters: tuple[str, ...]
+    metric: SingleMetric
     n_examples: int
     n_evaluated: int
     max_length: int | None
@@ -205,7 +207,11 @@ class Drawing:
 def _reads(experiment: Experiment) -> Drawing:
     circuits = experiment.settings.circuits
     return Drawing(
-        tuple(experiment.clusters), circuits.n_examples, circuits.n_evaluated, circuits.max_length
+        tuple(experiment.clusters),
+        circuits.metric,
+        circuits.n_examples,
+        circuits.n_evaluated,
+        circuits.max_length,
     )
 
 
@@ -273,7 +279,7 @@ def make_cluster_behaviours(work: Work, drawing: Drawing) -> Made:
         found.append(
             Behaviour(
                 name=name,
-                metric="log_prob",
+                metric=drawing.metric,
                 by_position=False,
                 examples=[
                     Example(

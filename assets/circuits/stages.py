@@ -200,7 +200,7 @@ CIRCUITS_STAGE = _circuit_stage(
     "clusters",
     "circuits",
     "The circuit of each cluster: the features and errors with the largest effect on the model's "
-    "log-probability of the answers, and the edges between them.",
+    "odds of the answers, and the edges between them.",
     partitions=lambda experiment: experiment.clusters,
     reads=_reads_cluster,
 )

@@ -70,7 +70,7 @@ def _rows(
         own = points[points["threshold"].isna()].iloc[0]
         curve = points.dropna(subset="threshold")
         yield {
-            **{column: behaviour[column] for column in ("name", "size", "about", "label")},
+            **{column: behaviour[column] for column in _BEHAVIOUR},
             **{column: own[column] for column in _JUDGED},
             **heads[0],  # the circuit's own nodes, also those that this policy leaves out
             "source": source,
@@ -81,6 +81,7 @@ def _rows(
         }
 
 
+_BEHAVIOUR = ("name", "size", "about", "label", "metric")
 _JUDGED = ("n_examples", "held_out", "m_full", "m_empty", "faithfulness", "completeness")
 
 

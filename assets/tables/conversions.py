@@ -109,6 +109,7 @@ def circuit_tables(name: str, circuit: Circuit | None) -> dict[str, pa.Table]:
         return {table: TABLES[table].build([]) for table in ("circuit", "nodes", "edges")}
     head = {
         "name": name,
+        "metric": circuit.settings.get("metric"),
         "n_nodes": len(circuit.nodes),
         "n_edges": len(circuit.edges),
         "n_examples": circuit.n_examples,

@@ -50,6 +50,7 @@ _INTS, _FLOATS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
 _NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
+_METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
@@ -292,7 +293,7 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column("metric", _TEXT, "log_prob of answers, or logit_difference of pairs"),
+                _METRIC,
                 _column("by_position", _BOOL, "each position of a node is a node of its own"),
                 _column("size", _INT, "samples of the cluster, or pairs used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
@@ -343,6 +344,7 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
+                _column("metric", _TEXT, "what it explains, with its units", null=True),
                 _column("n_nodes", _INT, "nodes"),
                 _column("n_edges", _INT, "edges"),
                 _column("n_examples", _INT, "examples its effects are means over"),
@@ -415,6 +417,7 @@ _ALL = (
                 _column("size", _INT, "samples of the cluster, or pairs used"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
+                _METRIC,
                 _ERROR_NODES,
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),

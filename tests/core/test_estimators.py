@@ -68,6 +68,7 @@ def test_every_option_is_in_the_tuple_of_its_type() -> None:
     pairs = {
         "ESTIMATOR_NAMES": "EstimatorName",
         "RULES": "Rule",
+        "SINGLE_METRICS": "SingleMetric",
         "ABLATIONS": "Ablation",
         "ERROR_NODES": "ErrorNodes",
         "DICTIONARY_KINDS": "DictionaryKind",

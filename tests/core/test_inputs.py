@@ -1,5 +1,6 @@
 """Inputs: padding moved to the right, answers of one token, pairs that line up."""
 
+import math
 from typing import Any
 
 import pytest
@@ -15,7 +16,14 @@ from core.inputs import (
     tokenize_pairs,
     tokenize_single,
 )
-from core.metrics import LogitDifference, NegativeLogit, NegativeLogProb
+from core.metrics import (
+    OF_SINGLE,
+    LogitDifference,
+    NegativeLogit,
+    NegativeLogOdds,
+    NegativeLogProb,
+    NegativeMargin,
+)
 from core.types import (
     Node,
     SparseFeatures,
@@ -118,7 +126,7 @@ def test_single_texts_become_padded_tokens_and_a_log_probability() -> None:
     inputs = tokenize_single(tokenize, ["The dog", "The big dogs that"], [" is", " ran"], bos=9)
     assert inputs.clean.tolist() == [[9, 0, 1, 0, 0], [9, 0, 9, 2, 3]]
     assert inputs.mask.sum(1).tolist() == [3, 5]
-    assert isinstance(inputs.metric, NegativeLogProb)
+    assert isinstance(inputs.metric, NegativeLogOdds)
     assert inputs.metric.answer.tolist() == [4, 8]
     assert inputs.patch is None
 
@@ -187,6 +195,45 @@ def test_metrics_are_their_formulas() -> None:
     assert read(NegativeLogit(a), logits) == [-1, -3]
     log_p = logits.log_softmax(1).tolist()
     assert read(NegativeLogProb(a), logits) == pytest.approx([-log_p[0][0], -log_p[1][1]])
+    odds = [p / (1 - p) for p in (math.exp(log_p[0][0]), math.exp(log_p[1][1]))]
+    assert read(NegativeLogOdds(a), logits) == pytest.approx([-math.log(x) for x in odds])
+    assert read(NegativeMargin(a), logits) == [4 - 1, 0 - 3]
+
+
+def test_a_certain_answer_keeps_its_odds_where_its_probability_rounds_to_one() -> None:
+    """float32 has no number between 1 - 6e-8 and 1: P is 1 from 17 nats on."""
+    logits = torch.tensor([[40.0, 10.0, 10.0], [90.0, 0.0, 0.0], [3e38, 0.0, 0.0]])
+    answer = torch.zeros(3, dtype=torch.long)
+    assert logits.softmax(1)[:, 0].tolist() == [1, 1, 1]
+    odds = read(NegativeLogOdds(answer), logits)
+    assert odds == pytest.approx([math.log(2) - 30, math.log(2) - 90, -3e38], rel=1e-6)
+    # -log P = log(1 + exp(-log odds)), below float32's smallest number in the last row alone.
+    log_p = read(NegativeLogProb(answer), logits)
+    assert log_p == pytest.approx([2 * math.exp(-30), 2 * math.exp(-90), 0], rel=1e-5)
+    assert log_p[1] > 0
+    impossible = read(NegativeLogProb(answer + 1), logits)
+    assert impossible == pytest.approx([30, 90, 3e38], rel=1e-6)
+
+
+def test_log_odds_have_a_gradient_where_log_probabilities_have_none() -> None:
+    gradients = {}
+    for name, make in OF_SINGLE.items():
+        logits = torch.tensor([[40.0, 10.0, 9.0]], requires_grad=True)
+        make(torch.tensor([0]))(logits).sum().backward()
+        assert logits.grad is not None
+        assert logits.grad.sum().abs() < 1e-6  # raising every logit changes nothing
+        gradients[name] = logits.grad[0].abs().max().item()
+    assert gradients["log_odds"] == gradients["margin"] == 1
+    assert gradients["log_prob"] < 1e-12
+
+
+def test_a_metric_of_single_inputs_has_a_name() -> None:
+    tokens, answer = random_tokens(2, 3, 1), torch.tensor([1, 2])
+    assert isinstance(Inputs.single(tokens, answer).metric, NegativeLogOdds)
+    assert type(Inputs.single(tokens, answer, metric="margin").metric) is NegativeMargin
+    wrong: Any = "odds"
+    with pytest.raises(InputError, match="metric 'odds' is not one of log_odds, log_prob, margin"):
+        Inputs.single(tokens, answer, metric=wrong)
 
 
 def test_a_log_probability_is_not_the_raw_logit() -> None:
@@ -198,7 +245,7 @@ def test_a_log_probability_is_not_the_raw_logit() -> None:
     assert read(raw, logits + 7) == pytest.approx([x - 7 for x in read(raw, logits)], abs=1e-5)
 
 
-@pytest.mark.parametrize("make", [NegativeLogit, NegativeLogProb])
+@pytest.mark.parametrize("make", [NegativeLogit, *OF_SINGLE.values()])
 def test_a_selected_metric_reads_its_own_examples(make: Any) -> None:
     metric, logits = make(random_tokens(1, 4, 1)[0]), torch.randn(4, 40)
     rows = torch.tensor([3, 0, 0, 2])

@@ -161,4 +161,5 @@ def make_pairs(n_examples: int = 3, n_pos: int = 5) -> Inputs:
 
 def make_single(n_examples: int = 3, n_pos: int = 5) -> Inputs:
     """Single inputs: zero ablation, -log P(answer)."""
-    return Inputs.single(random_tokens(n_examples, n_pos, 1), random_tokens(1, n_examples, 3)[0])
+    tokens, answers = random_tokens(n_examples, n_pos, 1), random_tokens(1, n_examples, 3)[0]
+    return Inputs.single(tokens, answers, metric="log_prob")

@@ -129,7 +129,7 @@ def _discovered(work: Work) -> None:
 def test_contexts_keep_their_end(work: Work, max_length: int | None, kept: tuple[int, ...]) -> None:
     _discovered(work)
     names = ("k00000", "k00001", "k00002")
-    made = make_cluster_behaviours(work, Drawing(names, 4, 4, max_length))
+    made = make_cluster_behaviours(work, Drawing(names, "log_odds", 4, 4, max_length))
     _write(work, behaviours("clusters"), made)
     found = read_behaviours(work.store, "clusters", names)
     own = [(e.number, e.found, e.evaluated, e.clean, e.answer) for e in found["k00000"].examples]
@@ -144,7 +144,7 @@ def test_summaries_of_another_clustering_are_refused(work: Work) -> None:
     rows = [{"sample": i, "cluster": c, "similarity": 0.5} for i, c in enumerate((0, 0, 1))]
     _write(work, assignments(), Made(TABLES["cluster_assignments"].build(rows)))
     with pytest.raises(ExperimentError, match=r"earlier clustering.*Materialize clusters first"):
-        make_cluster_behaviours(work, Drawing(("k00000",), 4, 4, None))
+        make_cluster_behaviours(work, Drawing(("k00000",), "log_odds", 4, 4, None))
 
 
 @pytest.mark.parametrize("source", ["clusters", "tasks"])
