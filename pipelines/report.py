@@ -59,10 +59,14 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 def _dictionaries(store: ArtifactStore) -> list[str]:
     table = frame(store.read(DICTIONARY_SET))
     columns = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
+    columns += ["error_norm", "in_series"]
     rows = table[["submodule", *columns]].to_dict("records")
     lines = [_metrics_row(row["submodule"], row, columns) for row in rows]
-    lines.append(_metrics_row("mean", table[columns].mean().to_dict(), columns))
+    # Of the last column, what stands in the last row is of all dictionaries.
+    means = {**table[columns].mean().to_dict(), "in_series": table["in_series"].iloc[-1]}
+    lines.append(_metrics_row("mean, all in series", means, columns))
     names = ("submodule", "var. explained", "L0", "alive", "CE diff.", "CE recovered")
+    names += ("|error|/|x|", "in series")
     kind = f"{table['n_features'][0]:,} features ({table['activation'][0]})"
     return [*_heading(f"{len(rows)} dictionaries of {kind}"), *_rows(names, lines)]
 

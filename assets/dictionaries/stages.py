@@ -60,6 +60,8 @@ METRICS = (
     "ce_zero",
     "ce_difference",
     "ce_recovered",
+    "error_norm",
+    "in_series",
 )
 _WEIGHTS = ".safetensors"
 
@@ -356,6 +358,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
             "width": dictionary.d,
             "weights": work.store.notes(sae(name))["weights"],
             "n_tokens": metrics[name].n_tokens,
+            "n_confident": metrics[name].n_confident,
             **{metric: getattr(metrics[name], metric) for metric in METRICS},
         }
         for name, dictionary in dictionaries.items()
@@ -374,13 +377,14 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
 
 def show_dictionary_set(work: Work, _measured: Measured) -> Metadata:
     """The metrics as a table, and two of them as a picture."""
-    shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
-    metrics = frame(work.store.read(DICTIONARY_SET, ["submodule", *shown]))
+    shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered", "error_norm"]
+    metrics = frame(work.store.read(DICTIONARY_SET, ["submodule", *shown, "in_series"]))
     figures = {name: metrics[name].tolist() for name in shown[:2]}
     densities = work.store.read(FEATURE_DENSITIES, ["density"])["density"].to_numpy()
     return {
         "metrics": records(metrics.to_dict("records")),
         **{f"mean {name}": value for name, value in metrics[shown].mean().items()},
+        "all in series": float(metrics["in_series"].iloc[-1]),
         "plot": picture(bars(metrics["submodule"].tolist(), figures)),
         "densities": picture(density_histogram(densities)),
     }

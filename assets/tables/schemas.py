@@ -141,7 +141,17 @@ _ALL = (
                 _column("ce_zero", _DOUBLE, "with the submodule replaced by zero"),
                 _column("ce_difference", _DOUBLE, "ce_hat - ce"),
                 _column("ce_recovered", _DOUBLE, "(ce_hat - ce_zero) / (ce - ce_zero)"),
+                _column("error_norm", _DOUBLE, "mean |x - x_hat| / |x| at confident tokens"),
+                _column(
+                    "in_series",
+                    _DOUBLE,
+                    "faithfulness at confident tokens with this and every earlier dictionary in "
+                    "place and no errors: of all features, in the last row; NaN for embed",
+                ),
                 _column("n_tokens", _LONG, "tokens measured"),
+                _column(
+                    "n_confident", _LONG, "of which the model predicts the next within .1 nats"
+                ),
             ]
         ),
     ),
