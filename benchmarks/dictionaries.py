@@ -2,7 +2,7 @@
 
     python -m benchmarks.dictionaries circuits FOLDER ...     # circuits of clusters with each set
     python -m benchmarks.dictionaries circuits FOLDER --ablated again linear gated clean
-    python -m benchmarks.dictionaries finetune FOLDER TO      # end to end; writes a new set
+    python -m benchmarks.dictionaries tune FOLDER TO          # in series; writes a new set
     ... --note                                                # dated rows to benchmarks/README.md
 
 A set is a folder with SUBMODULE.safetensors, as an experiment leaves them in artifacts/NAME/saes.
@@ -15,11 +15,6 @@ whose stream is no longer the model's own:
     linear    its clean value plus the encoder row times the stream's change, where it was active
     gated     the same, not below zero
     clean     its clean value
-
-Fine-tuning trains a finished set through the model: KL from the model to the model with every
-dictionary in series, on half of the contexts; in the other half features are dropped at random, so
-that dictionaries meet a shrunken stream. Each dictionary's own loss (App. B) counts on what it
-reads in both halves.
 """
 
 from __future__ import annotations
@@ -27,13 +22,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from assets.tables.conversions import read_samples
@@ -46,6 +40,7 @@ from core.estimators import IntegratedGradients
 from core.inputs import Inputs, pad
 from core.models import LanguageModel, Recording, load_model
 from core.models.replay import read_metric
+from core.training import TuningSettings, tune_in_series
 
 ROOT = Path(__file__).parent.parent
 CONTEXT = 48
@@ -198,112 +193,33 @@ def circuits(model: LanguageModel, options: argparse.Namespace) -> list[dict[str
     return rows
 
 
-# -- fine-tuning ----------------------------------------------------------------------------------
+# -- tuning ---------------------------------------------------------------------------------------
 
 
-class Tuned:
-    """A ReLU set in training, and the losses of one run through it."""
-
-    def __init__(self, dictionaries: Dictionaries, options: argparse.Namespace) -> None:
-        self.start, self.options = dictionaries, options
-        self.weights = {
-            name: {
-                part: getattr(dictionary, part).clone().requires_grad_()
-                for part in ("encoder", "encoder_bias", "decoder", "bias")
-            }
-            for name, dictionary in dictionaries.items()
-            if name != "embed"
-        }
-        every = [tensor for of_one in self.weights.values() for tensor in of_one.values()]
-        self.adam = torch.optim.Adam(every, lr=options.lr)
-        self.generator = torch.Generator().manual_seed(options.seed)
-
-    def step(self, model: LanguageModel, tokens: Tensor, rate: float) -> str:
-        """One step on some contexts; what to print of it."""
-        recording = model.record(tokens)
-        last = model.n_layers - 1
-        wanted = model.logits(recording.outputs[f"resid_{last}"])
-        n_dropped = int(len(tokens) * self.options.dropped)
-        kept = 0.05 + 0.95 * torch.rand(n_dropped, 1, 1, generator=self.generator)
-        own: list[Tensor] = []
-
-        def visit(name: str, x: Tensor) -> Tensor:
-            weights = self.weights.get(name)
-            if weights is None:
-                return x
-            scale = recording.outputs[name].square().sum(-1).mean().sqrt()
-            features, x_hat = _through(weights, x.detach())
-            error = (x.detach() - x_hat).norm(dim=-1)
-            own.append((error + self.options.sparsity * features.sum(-1)).mean() / scale)
-            features, x_hat = _through(weights, x)
-            if not n_dropped:
-                return x_hat
-            features = features[-n_dropped:].detach()
-            stays = torch.rand(n_dropped, 1, features.shape[-1], generator=self.generator) < kept
-            dropped = (features * stays) @ weights["decoder"] + weights["bias"]
-            return torch.cat([x_hat[:-n_dropped], dropped.detach()])
-
-        stream = recording.stream_before(0)
-        for layer in range(model.n_layers):
-            stream = model.layer(layer, stream, recording.context[layer], visit)
-        n = len(tokens) - n_dropped
-        kl = F.kl_div(
-            model.logits(stream[:n]).log_softmax(-1),
-            wanted[:n].log_softmax(-1),
-            log_target=True,
-            reduction="none",
-        )
-        kl = kl.sum(-1).mean()
-        loss = torch.stack(own).sum() + self.options.kl * kl
-        self.adam.param_groups[0]["lr"] = self.options.lr * rate
-        self.adam.zero_grad()
-        loss.backward()
-        self.adam.step()
-        with torch.no_grad():
-            for weights in self.weights.values():
-                weights["decoder"].div_(weights["decoder"].norm(dim=1, keepdim=True))
-        return f"KL {kl.item():.4f}, own loss {sum(map(float, own)) / len(own):.3f}"
-
-    def dictionaries(self) -> dict[str, Dictionary]:
-        """The set as it is now."""
-        out = dict(self.start)
-        for name, weights in self.weights.items():
-            values = {part: tensor.detach() for part, tensor in weights.items()}
-            out[name] = replace(self.start[name], **values, input_bias=values["bias"])
-        return out
-
-
-def _through(weights: Mapping[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of x, and what they decode to."""
-    pre = F.linear(x - weights["bias"], weights["encoder"], weights["encoder_bias"])
-    features = F.relu(pre)
-    return features, features @ weights["decoder"] + weights["bias"]
-
-
-def finetune(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Train a finished set end to end and write it to another folder."""
+def tune(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
+    """Tune a finished set in series and write it to another folder."""
     folder, to = options.folders
     table = pq.read_table(options.artifacts / "contexts.parquet", columns=["tokens"])
-    contexts = [tokens[:40] for tokens in table["tokens"].to_pylist() if len(tokens) >= 40]
-    tuned = Tuned(read_set(folder), options)
+    contexts = table["tokens"].to_pylist()[: -options.n_held_out]
+    settings = TuningSettings(
+        n_steps=options.n_steps,
+        learning_rate=options.lr,
+        dropped=options.dropped,
+        sparsity=options.sparsity,
+        seed=options.seed,
+    )
     started = time.perf_counter()
-    for step in range(options.n_steps):
-        rows = torch.randint(len(contexts) - 100, (options.contexts,), generator=tuned.generator)
-        left = (options.n_steps - step) / (0.3 * options.n_steps)
-        said = tuned.step(
-            model, torch.tensor([contexts[i] for i in rows]), min(1.0, (step + 1) / 10, left)
-        )
-        if step % 20 == 0 or step == options.n_steps - 1:
-            print(f"step {step}: {said}, {time.perf_counter() - started:.0f} s", flush=True)
+    tuned = tune_in_series(model, read_set(folder), contexts, settings, progress=print)
+    print(f"{time.perf_counter() - started:.0f} s")
     to.mkdir(parents=True, exist_ok=True)
-    for name, dictionary in tuned.dictionaries().items():
+    for name, dictionary in tuned.items():
         save_dictionary(dictionary, to / f"{name}.safetensors", {})
     return []
 
 
 COMMANDS: dict[str, Callable[[LanguageModel, argparse.Namespace], list[dict[str, str]]]] = {
     "circuits": circuits,
-    "finetune": finetune,
+    "tune": tune,
 }
 
 
@@ -322,12 +238,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clusters", type=int, default=8)
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4, help="of integrated gradients")
-    parser.add_argument("--n-steps", type=int, default=100, help="of fine-tuning")
-    parser.add_argument("--contexts", type=int, default=16)
-    parser.add_argument("--dropped", type=float, default=0.5, help="share with features dropped")
-    parser.add_argument("--kl", type=float, default=1.0)
+    parser.add_argument("--n-steps", type=int, default=120, help="of tuning")
+    parser.add_argument("--n-held-out", type=int, default=64)
+    parser.add_argument("--dropped", type=float, default=0.75, help="share with features dropped")
     parser.add_argument("--sparsity", type=float, default=0.13)
-    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--note", action="store_true")

@@ -188,6 +188,13 @@ class Way(NamedTuple):
     kinds: tuple[str, ...] = ("embed", "attn", "mlp", "resid")
     equal: bool = False
     n_last: int = 1
+    last_layer: bool = True
+
+    @property
+    def submodules(self) -> str:
+        """In words."""
+        kinds = ", ".join(self.kinds) if len(self.kinds) < 4 else "all"
+        return kinds if self.last_layer else f"{kinds}, without the last layer's"
 
     def vectors(
         self, model: LanguageModel, dictionaries: Mapping[str, Dictionary], samples: Any
@@ -195,7 +202,12 @@ class Way(NamedTuple):
         """One for each sample; of several representations each has length 1."""
         from scipy import sparse
 
-        names = [name for name in model.submodules if name.split("_")[0] in self.kinds]
+        last = f"_{model.n_layers - 1}"
+        names = [
+            name
+            for name in model.submodules
+            if name.split("_")[0] in self.kinds and (self.last_layer or not name.endswith(last))
+        ]
         parts = [
             represent(
                 model,
@@ -227,6 +239,8 @@ WAYS = [
     Way(("active_features",)),
     Way(("active_features",), equal=True),
     Way(("active_features",), n_last=2),
+    Way(("active_features",), last_layer=False),
+    Way(("active_features",), last_layer=False, n_last=2),
     Way(("active_features",), kinds=_WRITERS),
     Way(("active_features",), kinds=_WRITERS, equal=True),
     Way(("active_features",), kinds=_WRITERS, n_last=2),
@@ -238,7 +252,7 @@ def mechanism(model: LanguageModel, options: argparse.Namespace) -> list[dict[st
     dictionaries = get_dictionaries(model, options.dictionaries)
     drawn = [get_samples(model, options.samples, options, 10 + seed) for seed in options.seeds]
     rows = []
-    for way in WAYS:
+    for way in WAYS if options.ways is None else [WAYS[i] for i in options.ways]:
         scores: dict[tuple[Algorithm, int], list[Recovery]] = {}
         for seed, (samples, truth) in zip(options.seeds, drawn, strict=True):
             vectors = way.vectors(model, dictionaries, samples)
@@ -252,7 +266,7 @@ def mechanism(model: LanguageModel, options: argparse.Namespace) -> list[dict[st
             within = [one.ami_within_answers for one in found]
             row = {
                 "input": " + ".join(way.representations),
-                "submodules": ", ".join(way.kinds) if len(way.kinds) < 4 else "all",
+                "submodules": way.submodules,
                 "equal": "yes" if way.equal else "no",
                 "positions": str(way.n_last),
                 "algorithm": algorithm,
@@ -448,6 +462,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--k", type=int, nargs="+", default=[20, 40, 80])
     parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["kmeans"])
+    parser.add_argument("--ways", type=int, nargs="+", help="places in WAYS; all if not given")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-last", type=int, default=1)
     parser.add_argument("--max-loss", type=float, default=0.3)

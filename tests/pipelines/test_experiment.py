@@ -73,6 +73,10 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             "comparisons.b.submodules[0]: no hidden neurons are at 'attn_0'",
         ),
         (
+            {"dictionaries": {"kind": "topk", "k": 4, "tuning_steps": 9}},
+            "dictionaries.tuning_steps: only relu dictionaries are tuned, not topk",
+        ),
+        (
             {"clustering": {"representation": "active_features", "submodules": ["mlp_0"]}},
             "no dictionary sits at 'mlp_0'",
         ),

@@ -41,6 +41,8 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     # What must hold beside a leaf for it to mean anything.
     "dictionaries.expansion": {"dictionaries": {"n_features": None}},
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
+    "dictionaries.tuning_lr": {"dictionaries": {"tuning_steps": 5}},
+    "dictionaries.tuning_dropped": {"dictionaries": {"tuning_steps": 5}},
     "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "clustering.n_projected": {"clustering": {"representation": "gradients"}},
@@ -56,6 +58,7 @@ OTHER: Mapping[str, Any] = {
     "submodules": ["embed", "resid_0"],
     "dictionaries.warmup": 11,
     "dictionaries.k": 16,
+    "dictionaries.tuning_dropped": 0.5,
     "clustering.submodules": ["resid_1"],
     "comparisons.other.submodules": ["resid_1"],
     "clustering.k": 5,
