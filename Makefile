@@ -1,6 +1,7 @@
 # make run    the main job on the embedded default (or EXPERIMENT=path/to/your.yaml)
 # make test   everything CI checks
 # make ui     the Dagster UI on what was run, http://127.0.0.1:3000
+# make explore  circuits and features in the browser, http://127.0.0.1:3001
 # Each makes the environment first if it is missing or older than requirements.lock.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 CORPUS := data/testbed
 
-.PHONY: run test ui corpus env clean-artifacts
+.PHONY: run test ui explore corpus env clean-artifacts
 
 run: $(READY) corpus
 	$(BIN)/python -m pipelines.run $(EXPERIMENT)
@@ -23,9 +24,11 @@ test: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
-# The PWD of .env is the shell's: it must be this directory.
 ui: $(READY)
-	PWD="$(CURDIR)" $(BIN)/dg dev --port $(PORT)
+	$(BIN)/python -m pipelines.ui --port $(PORT)
+
+explore: $(READY)
+	$(BIN)/python -m explorer
 
 corpus: $(READY)
 	$(BIN)/python -m testbed.generate --out $(CORPUS)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import median
 from typing import Any
 
 import dagster as dg
@@ -15,6 +16,7 @@ import numpy as np
 
 from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
+from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import finite, names_of
 from assets.settings import CheckSettings, Experiment
@@ -25,8 +27,10 @@ from assets.tables.places import (
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    RULE_LABELS,
     BehaviourSource,
     assignments,
+    cards,
     circuit,
     clusters,
     evaluation,
@@ -34,6 +38,8 @@ from assets.tables.places import (
 )
 
 _SHOWN = 10
+_OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
+"""Settings and inputs in which imported dictionaries of one set differ."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,25 @@ def _unusable(row: Mapping[str, Any], limits: CheckSettings) -> list[str]:
         ),
     }
     return [reason for reason, held in holds.items() if not held]
+
+
+def set_is_made_alike(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """All dictionaries were made by the same settings and code, from the same inputs."""
+    groups: dict[str, list[str]] = {}
+    for submodule in experiment.submodules:
+        if (footer := store.footer(sae(submodule))) is not None:
+            notes = footer.notes
+            settings = {k: v for k, v in notes["settings"].items() if k not in _OF_ONE_SUBMODULE}
+            inputs = {k: v for k, v in notes["inputs"].items() if k not in _OF_ONE_SUBMODULE}
+            groups.setdefault(digest([settings, inputs, notes["code"]]), []).append(submodule)
+    parts = sorted(groups.values(), key=len)
+    few = "; ".join(", ".join(part[:_SHOWN]) for part in parts[:-1])
+    return Outcome(
+        len(groups) == 1,
+        f"{sum(map(len, parts))} dictionaries, made in {len(groups)} ways"
+        + (f"; unlike the most: {few}. Materialize saes for all submodules." if few else "."),
+        {"ways": len(groups)},
+    )
 
 
 def l0_is_near_k(experiment: Experiment, store: ArtifactStore) -> Outcome:
@@ -307,6 +332,35 @@ def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
     return Outcome(bool(names) and not low, f"{len(names)} tasks; not faithful: {low or 'none'}.")
 
 
+def circuit_features_fire(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Every feature of a circuit is active somewhere in the text that cards are made from."""
+    keys = [cards(name) for name in experiment.submodules]
+    columns = ["submodule", "feature", "chosen", "n_active"]
+    rows = [r for key in keys if store.footer(key) for r in store.read(key, columns).to_pylist()]
+    of_circuits = [row for row in rows if row["chosen"] == "circuits"]
+    silent = [f"{r['submodule']}/{r['feature']}" for r in of_circuits if not r["n_active"]]
+    return Outcome(
+        not silent,
+        f"{len(rows)} cards, {len(of_circuits)} of features of circuits; never active: "
+        f"{', '.join(silent[:_SHOWN]) or 'none'}.",
+        {"cards": len(rows), "never active": len(silent)},
+    )
+
+
+def labels_predict(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The median rule predicts where its feature is active in text that no card was made from."""
+    rows = store.read(RULE_LABELS, ["basis", "score"]).to_pylist()
+    found = [row["score"] for row in rows if row["basis"] == "features"]
+    scores = finite([score for score in found if score is not None])
+    middle = median(scores) if scores else math.nan
+    return Outcome(
+        middle > 0,
+        f"{len(rows)} labels; median correlation of {len(scores)} features' rules with their "
+        f"activation {middle:.2f}: above 0 it says something.",
+        {"median score": middle} if scores else {},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -315,6 +369,8 @@ _CHECKS = (
     Check("weights_are_finite", "saes", "No weight is NaN or infinite.", weights_are_finite),
     Check("set_is_usable", "dictionary_set", "Each dictionary reconstructs and fires.",
           set_is_usable, blocking=True),
+    Check("set_is_made_alike", "dictionary_set", "All are of one setting, input and code.",
+          set_is_made_alike),
     Check("l0_is_near_k", "dictionary_set", "L0 is what training was for.",
           l0_is_near_k, warns=True),
     Check("imports_are_as_said", "import_checks", "Files of dictionaries are right about them.",
@@ -340,6 +396,10 @@ _CHECKS = (
           curves_rise, warns=True),
     Check("circuits_are_faithful", "evaluation_summary", "The median circuit is faithful enough.",
           circuits_are_faithful, warns=True),
+    Check("circuit_features_fire", "cards", "No feature of a circuit is silent.",
+          circuit_features_fire, warns=True),
+    Check("labels_predict", "rule_labels", "Rules predict text that they were not made from.",
+          labels_predict, warns=True),
     Check("summary_is_current", "evaluation_summary", "No circuit is of earlier examples.",
           summary_is_current, warns=True),
 )  # fmt: skip

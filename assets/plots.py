@@ -21,14 +21,19 @@ def picture(png: bytes) -> dg.MetadataValue:
     return dg.MetadataValue.md(f"![plot](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def records(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
-    """Rows as a table in the UI: numbers rounded, nulls empty, NaN said in words.
+def vector_picture(svg: str) -> dg.MetadataValue[Any]:
+    """An SVG as metadata that the UI shows."""
+    data = base64.b64encode(svg.encode()).decode()
+    return dg.MetadataValue.md(f"![picture](data:image/svg+xml;base64,{data})")
+
+
+def records(rows: Iterable[Mapping[str, Any]]) -> dg.MetadataValue[Any]:
+    """Rows as a table in the UI: numbers rounded, nulls empty, NaN said in words; none as text.
 
     A NaN as it is would break the row: JSON has none.
     """
-    return dg.MetadataValue.table(
-        [dg.TableRecord({str(k): cell(v) for k, v in row.items()}) for row in rows]
-    )
+    shown = [dg.TableRecord({str(k): cell(v) for k, v in row.items()}) for row in rows]
+    return dg.MetadataValue.table(shown) if shown else dg.MetadataValue.text("none")
 
 
 def cell(value: Any) -> str | int | float | bool:
@@ -71,6 +76,17 @@ def bars(names: Sequence[str], figures: Mapping[str, Sequence[float]]) -> bytes:
         axis.bar(range(len(names)), values, color=BLUE)
         axis.set_ylabel(title)
         axis.set_xticks(range(len(names)), names, rotation=90)
+    return png_of(figure)
+
+
+def training_curves(curve: Sequence[Sequence[float]]) -> bytes:
+    """Loss, L0 and the share of dead features over the steps of a training."""
+    figure, axes = figure_of(5.5, 4.2, 3)
+    steps, *columns = zip(*curve, strict=True)
+    for axis, values, name in zip(axes, columns, ("loss", "L0", "dead"), strict=True):
+        axis.plot(steps, values, color=BLUE, linewidth=1.2)
+        axis.set_ylabel(name)
+    axes[-1].set_xlabel("steps")
     return png_of(figure)
 
 

@@ -117,6 +117,14 @@ def _name(name: str) -> str:
     return name
 
 
+def _cron(written: str) -> str:
+    from dagster._utils.schedules import is_valid_cron_string
+
+    if not is_valid_cron_string(written):
+        raise _clash(f"'{written}' is no cron expression such as 0 3 * * 0 (Sundays at 3:00).")
+    return written
+
+
 def _apart(named: dict[str, Any]) -> dict[str, Any]:
     if len({name.lower() for name in named}) < len(named):
         raise _clash("names that differ in upper and lower case alone are one file on some disks.")
@@ -127,6 +135,12 @@ def _device(device: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", device):
         raise _clash(f"'{device}' is none of auto, cpu, cuda, cuda:1.")
     return device
+
+
+def _address(address: str) -> str:
+    if not re.match(r"https?://", address):
+        raise _clash("an address begins with http:// or https://.")
+    return address.rstrip("/")
 
 
 def _listed(value: Any) -> Any:
@@ -140,6 +154,7 @@ def _all_is_none(value: Any) -> Any:
 _MOST = 1e9
 Text = Annotated[str, Field(min_length=1, max_length=1_000)]
 Name = Annotated[str, AfterValidator(_name)]
+Cron = Annotated[str, AfterValidator(_cron)]
 Whole = Annotated[int, BeforeValidator(_whole)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000_000)]
 CountOrZero = Annotated[Whole, Field(ge=0, le=1_000_000_000)]
@@ -500,6 +515,83 @@ class TaskSettings(Section):
     """First layer whose nodes are ablated; the paper takes 2 for Pythia-70M."""
 
 
+class EndpointSettings(Section):
+    """A language model that describes features from their cards, by the OpenAI API."""
+
+    url: Text
+    """Where the API is, such as http://127.0.0.1:8000/v1; chat/completions is added."""
+    model: Text
+    """The model's name there."""
+    key_variable: Text | None = None
+    """Environment variable that holds the key; none is sent where not given."""
+    timeout: Positive = 60.0
+    """Seconds to wait for one answer."""
+    n_features: Count = 100
+    """Features of circuits that are described, those with the largest effects."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """An address that is none."""
+        if not re.match(r"https?://", self.url):
+            yield ("url",), "an address begins with http:// or https://."
+
+
+class CardSettings(Section):
+    """Cards: when a feature is active, and what that does."""
+
+    features: Literal["circuits", "all"] = "circuits"
+    """Features of circuits, or all of the dictionaries."""
+    n_random: CountOrZero = 10
+    """Features of each submodule that are in no circuit, drawn at random, to compare with."""
+    n_neurons: CountOrZero = 10
+    """Neurons of each submodule, drawn at random, to compare with."""
+    n_contexts: Count = 10_000
+    """Most contexts that are read, from the beginning of the corpus."""
+    n_held_out: Count = 200
+    """Contexts from its end, a tenth at most, that no card is made from: labels are scored on
+    them."""
+    n_strongest: Annotated[Count, Field(le=1_000)] = 10
+    """Contexts of the strongest activations on a card."""
+    n_per_quantile: Annotated[CountOrZero, Field(le=1_000)] = 3
+    """Contexts of each quarter of all in which the feature is active."""
+    n_before: Annotated[CountOrZero, Field(le=10_000)] = 20
+    """Tokens that are shown before the strongest activation."""
+    n_after: Annotated[CountOrZero, Field(le=10_000)] = 8
+    """Tokens that are shown after it."""
+    n_tokens: Annotated[Count, Field(le=1_000)] = 10
+    """Tokens that a feature promotes, suppresses or moves most."""
+    n_ablated: Annotated[CountOrZero, Field(le=1_000)] = 2
+    """Of the strongest contexts, those in which the feature is ablated; not done for features that
+    only features: all asks for."""
+    seed: Seed = 0
+    """Of everything that is drawn."""
+
+
+class LabelSettings(Section):
+    """Labels: what features are about, in words."""
+
+    n_background: CountOrZero = 64
+    """Contexts of the corpus that a rule is held against besides those of its card."""
+    annotations: tuple[Text, ...] = ()
+    """Files of people's descriptions besides NAME.annotations.jsonl, which lies beside this one."""
+    endpoint: EndpointSettings | None = None
+    """A language model that describes features too; none is asked where not given."""
+
+
+class RerunSettings(Section):
+    """What is run again by itself while the UI's daemon runs."""
+
+    automatic: bool = True
+    """Run what a changed file, setting or dictionary makes stale; the switch of the sensor when it
+    is first seen."""
+    training: bool = False
+    """Train dictionaries too; they wait to be asked for otherwise. Imported ones never wait."""
+    schedule: Cron = "0 3 * * 0"
+    """When the schedule brings everything up to date, training included: minute, hour, day of the
+    month, month, day of the week. It is off until somebody turns it on."""
+    hub: bool = False
+    """Ask the hub, once an hour, which commit the model and the data set are at."""
+
+
 class Settings(Section):
     """A whole file."""
 
@@ -531,6 +623,14 @@ class Settings(Section):
     """How it is judged."""
     tasks: TaskSettings | None = None
     """Circuits of contrastive pairs; none where not given."""
+    cards: CardSettings | None = CardSettings()
+    """What features of circuits mean; nothing is made of it where null."""
+    labels: LabelSettings = LabelSettings()
+    """What they are called; made where there are cards."""
+    explorer: Annotated[Text, AfterValidator(_address)] = "http://127.0.0.1:3001"
+    """Address of the explorer, to which circuits link in the Dagster UI."""
+    reruns: RerunSettings = RerunSettings()
+    """What is run again by itself."""
     artifacts: Text | None = None
     """Folder for everything the experiment writes; artifacts/NAME of the checkout by default."""
 
@@ -727,6 +827,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def annotations(self) -> Path:
+        """Where people's descriptions of features are kept: beside the YAML file."""
+        return self.path.with_suffix(".annotations.jsonl")
 
     @property
     def budget_bytes(self) -> int:

@@ -8,7 +8,7 @@ from math import isnan
 from statistics import median
 from typing import Any
 
-from assets.circuits.stages import load_circuit
+from assets.circuits.stages import load_circuit, read_labels
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
@@ -16,6 +16,8 @@ from assets.tables.places import (
     CLUSTERING_COMPARISON,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
+    LABELS,
+    RULE_LABELS,
     circuit,
     cluster_pages,
     clusters,
@@ -36,6 +38,7 @@ def report(experiment: Experiment, store: ArtifactStore) -> str:
         [*_clusters(store), *_comparisons(experiment, store)],
         _circuits(experiment, store, summary),
         *(_faithfulness(source, rows) for source, rows in summary.groupby("source", sort=False)),
+        *_labels(experiment, store),
         _places(store),
     ]
     return "\n".join("\n".join(part) + "\n" for part in parts)
@@ -140,14 +143,17 @@ def _circuits(experiment: Experiment, store: ArtifactStore, summary: Frame) -> l
     larger = larger.head(max(_N_CIRCUITS, len(judged) // 2))
     best = larger.loc[(1 - larger["faithfulness"]).abs().sort_values(kind="stable").index]
     best = best.head(_N_CIRCUITS)
-    lines = _heading(f"{len(best)} circuits, of {len(judged)} with nodes")
+    lines, labels = (
+        _heading(f"{len(best)} circuits, of {len(judged)} with nodes"),
+        read_labels(store),
+    )
     for row in best.to_dict("records"):
         found = load_circuit(store, "clusters", row["name"])
         assert found is not None, "the summary lists circuits that are there"
         # Where no row has a label, pandas fills the column with NaN.
         label = f" ({row['label']})" if isinstance(row["label"], str) else ""
         lines.append(_fit(f"{row['name']}{label}  {_end(row['about'], 60)}"))
-        words = f"{describe_in_words(found)} Faithfulness {row['faithfulness']:.2f}"
+        words = f"{describe_in_words(found, labels)} Faithfulness {row['faithfulness']:.2f}"
         words += f", completeness {row['completeness']:.2f}"
         words += " on examples kept back." if row["held_out"] else " on the same examples."
         lines += textwrap.wrap(words, _WIDTH, initial_indent="  ", subsequent_indent="  ")
@@ -196,6 +202,25 @@ def _by_task(summary: Frame) -> list[str]:
     header = ("task", "pairs", "nodes", "edges", "faithful", "area", "nodes for .5", "nodes for .9")
     title = f"Circuits of tasks (faithfulness on unseen pairs, error nodes: {first})"
     return [*_heading(title), *_rows(header, table)]
+
+
+def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]:
+    """How well features are described, where they are."""
+    if experiment.settings.cards is None:
+        return
+    notes = store.notes(RULE_LABELS)
+    lines = _heading(f"Labels of {store.n_rows(LABELS):,} features and neurons")
+    if "n_scored" in notes:
+        lines.append(
+            f"Rules made from cards predict where features are active on unseen text: correlation "
+            f"{notes['median score']:.2f} (median of {notes['n_scored']:,})."
+        )
+    if "named right" in notes:
+        lines.append(
+            f"Of {notes['n_of_known_behaviours']:,} features that are active before one known "
+            f"behaviour, {notes['named right']:.0%} have a label that picks it."
+        )
+    yield lines
 
 
 def _places(store: ArtifactStore) -> list[str]:

@@ -13,25 +13,30 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import dagster as dg
 
 from assets.checks import broken_checks
-from assets.engine.stage import PartitionedStage, Stage
+from assets.engine.lock import alone
+from assets.engine.processes import PROCESS, end_dead_runs, this_process
+from assets.engine.stage import Stage
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
 from core.errors import CircuitError
-from pipelines.definitions import build_definitions, stages_of
+from pipelines.definitions import build_definitions
 from pipelines.experiment import EXPERIMENTS, ROOT, check_places, read_experiment
+from pipelines.plan import Run, make_plan, runs_of
 from pipelines.report import report
+from pipelines.reruns import PASS, report_files
+from pipelines.stages import stages_of
 
-_RANGE_START = "dagster/asset_partition_range_start"
-_RANGE_END = "dagster/asset_partition_range_end"
 _LOGGER = "progress"
 _SAY_EVERY = 5.0
+_UI = {".dagster/repository": f"__repository__@{ROOT.name}"}
+"""Tag by which the UI, which names a code location after its folder, puts runs in its timeline."""
 
 
 @dataclass(frozen=True)
@@ -50,76 +55,137 @@ class Took:
 
 
 class _Progress(logging.Handler):
-    """Prints what stages say, but not more often than a person can read."""
+    """Prints what stages say, no faster than a person reads, and notes what each took.
 
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.last = 0.0
+    Args:
+        stages: names of the run's stages by Dagster's names of their steps.
+        ended: told of each stage when the next one begins or the run ends.
+    """
+
+    def __init__(self, stages: Mapping[str, str], ended: Callable[[Took], None]) -> None:
+        super().__init__()
+        self._stages, self._ended = stages, ended
+        self._stage, self._began, self._said = "", 0.0, 0.0
 
     def emit(self, record: logging.LogRecord) -> None:
-        is_event = getattr(record, "dagster_meta", {}).get("dagster_event") is not None
-        if is_event or record.levelno < logging.INFO:
+        meta = getattr(record, "dagster_meta", {})
+        event = meta.get("dagster_event")
+        if event is not None:
+            self._follow(event)
             return
         now = time.monotonic()
-        if now - self.last >= _SAY_EVERY or record.levelno >= logging.WARNING:
-            self.last = now
-            message = getattr(record, "dagster_meta", {}).get("orig_message", record.getMessage())
-            print(f"    {message}", flush=True)
+        if record.levelno < logging.INFO:
+            return
+        if now - self._said >= _SAY_EVERY or record.levelno >= logging.WARNING:
+            self._said = now
+            print(f"    {meta.get('orig_message', record.getMessage())}", flush=True)
 
+    def _follow(self, event: dg.DagsterEvent) -> None:
+        kind = event.event_type
+        step = event.step_key or ""
+        if kind is dg.DagsterEventType.STEP_START and step in self._stages:
+            self.end()
+            _forget_peak()
+            self._stage, self._began = self._stages[step], time.perf_counter()
+        elif kind is dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            found = event.asset_check_evaluation_data
+            if not found.passed:
+                print(f"    warning: {found.description}", flush=True)
 
-def _progress_logger(_context: dg.InitLoggerContext) -> logging.Logger:
-    logger = logging.Logger("pipeline", logging.INFO)
-    logger.addHandler(_Progress())
-    return logger
+    def end(self) -> None:
+        """Tell of the stage that ran last, if any."""
+        if self._stage:
+            self._ended(Took(self._stage, time.perf_counter() - self._began, _peak_mib()))
+        self._stage = ""
 
 
 def run_experiment(
-    experiment: Experiment, instance: dg.DagsterInstance, stages: Sequence[Stage] | None = None
-) -> Iterator[Took]:
-    """Bring the experiment up to date stage by stage; what each took, as it ends.
+    experiment: Experiment,
+    instance: dg.DagsterInstance,
+    stages: Sequence[Stage] | None = None,
+    *,
+    force: Sequence[str] = (),
+    ended: Callable[[Took], None] = lambda _took: None,
+) -> list[Took]:
+    """Bring the experiment up to date; what each stage took.
 
     Args:
         experiment: read by `read_experiment`.
-        instance: records the materializations.
+        instance: records the runs and materializations.
         stages: these only; all where None.
+        force: names of stages that are made again even if they are up to date.
+        ended: told of each stage as it ends.
 
     Raises:
         CircuitError, ExperimentError: a stage cannot do its work; the message says why.
         ExperimentError: a blocking check failed.
     """
-    loggers = {_LOGGER: dg.LoggerDefinition(_progress_logger)}
-    definitions = build_definitions([experiment.path], loggers=loggers)
-    job = definitions.resolve_implicit_global_asset_job_def()
-    for stage in stages_of(experiment) if stages is None else stages:
-        _forget_peak()
-        began = time.perf_counter()
+    every = list(stages_of(experiment) if stages is None else stages)
+    took: list[Took] = []
+
+    def note(one: Took) -> None:
+        took.append(one)
+        ended(one)
+
+    report_files(experiment, instance, every)
+    progress = _Progress({_step(experiment, stage.name): stage.name for stage in every}, note)
+
+    def logger(_context: dg.InitLoggerContext) -> logging.Logger:
+        made = logging.Logger("pipeline", logging.DEBUG)
+        made.addHandler(progress)
+        return made
+
+    # Once: a file that is edited meanwhile changes nothing in what is under way.
+    loggers = {_LOGGER: dg.LoggerDefinition(logger)}
+    job = build_definitions([experiment.path], loggers=loggers)
+    for run in runs_of(experiment, every):
         try:
-            result = job.execute_in_process(
-                instance=instance,
-                asset_selection=[dg.AssetKey([experiment.name, stage.name])],
-                tags=_partition_range(stage, experiment),
-                run_config={"loggers": {_LOGGER: {}}},
-            )
-        except dg.DagsterError:
-            # Dagster's own error names the check but not what it found.
+            _execute(job.resolve_implicit_global_asset_job_def(), experiment, instance, run, force)
+        finally:
+            progress.end()
+    return took
+
+
+def _step(experiment: Experiment, stage: str) -> str:
+    """Dagster's name of the step that makes a stage's asset."""
+    return f"{experiment.name}__{stage}".replace("-", "_")
+
+
+def _execute(
+    job: dg.JobDefinition,
+    experiment: Experiment,
+    instance: dg.DagsterInstance,
+    run: Run,
+    force: Sequence[str],
+) -> None:
+    """One run, in this process."""
+    forced = [stage.name for stage in run.stages if stage.name in force]
+    try:
+        job.execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey([experiment.name, stage.name]) for stage in run.stages],
+            tags={**run.tags, **_UI, PROCESS: this_process()},
+            run_config={
+                "loggers": {_LOGGER: {}},
+                "ops": {_step(experiment, name): {"config": {"force": True}} for name in forced},
+            },
+        )
+    except dg.DagsterError:
+        # Dagster's own error names the check but not what it found.
+        if broken := _first_broken(experiment, run.stages):
+            raise ExperimentError("\n".join(broken)) from None
+        raise
+
+
+def _first_broken(experiment: Experiment, stages: Sequence[Stage]) -> list[str]:
+    """What the blocking checks of the first stage say that fails any."""
+    for stage in stages:
+        try:
             if broken := broken_checks(experiment, stage.name):
-                raise ExperimentError("\n".join(broken)) from None
-            raise
-        _print_warnings(result)
-        yield Took(stage.name, time.perf_counter() - began, _peak_mib())
-
-
-def _partition_range(stage: Stage, experiment: Experiment) -> dict[str, str]:
-    if not isinstance(stage, PartitionedStage):
-        return {}
-    keys = stage.partitions(experiment)
-    return {_RANGE_START: keys[0], _RANGE_END: keys[-1]}
-
-
-def _print_warnings(result: dg.ExecuteInProcessResult) -> None:
-    for found in result.get_asset_check_evaluations():
-        if not found.passed:
-            print(f"    warning: {found.description}", flush=True)
+                return broken
+        except ExperimentError:  # its table is not there: nothing after it is
+            return []
+    return []
 
 
 def _forget_peak() -> None:
@@ -159,6 +225,16 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="keep what this stage made although its code has changed since (not its settings or "
         "inputs); may be given several times",
     )
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="make again what this stage made even if it is up to date; may be given several times",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="say what is stale, and why, and do nothing"
+    )
     return parser.parse_args(arguments)
 
 
@@ -170,7 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.chdir(ROOT)
     os.environ.setdefault("DAGSTER_HOME", str(ROOT))
     try:
-        _run_and_report(path, options.adopt)
+        if options.plan:
+            print_plan(read_experiment(path))
+        else:
+            _run_and_report(path, options.adopt, options.force)
     except (ExperimentError, CircuitError, dg.DagsterError) as error:
         cause = _cause(error)
         if not isinstance(cause, ExperimentError | CircuitError):
@@ -187,14 +266,35 @@ def _adopt(experiment: Experiment, names: Sequence[str]) -> None:
     """Keep what these stages made although their code has changed since."""
     stages = {stage.name: stage for stage in stages_of(experiment)}
     for name in names:
-        if name not in stages:
-            raise ExperimentError(f"no stage is called {name}: there are {', '.join(stages)}.")
         kept = stages[name].adopt(experiment)
         print(f"{name}: {len(kept)} kept as they are, though the code has changed since\n")
 
 
-def _run_and_report(path: Path, adopted: Sequence[str]) -> None:
+def _print_took(took: Took) -> None:
+    print(f"{took.stage:<24}{took.seconds:8.1f} s {took.peak_mib:9,.0f} MiB", flush=True)
+
+
+def _check_names(experiment: Experiment, names: Sequence[str]) -> None:
+    known = [stage.name for stage in stages_of(experiment)]
+    for name in names:
+        if name not in known:
+            raise ExperimentError(f"no stage is called {name}: there are {', '.join(known)}.")
+
+
+def print_plan(experiment: Experiment) -> None:
+    """What is stale and why, a line for each stage."""
+    check_places(experiment)
+    plan = make_plan(experiment, by_itself=False)
+    lines = [(todo.stage.name, todo.why) for todo in plan.todo] + list(plan.held.items())
+    for name, why in lines:
+        print(f"{name:<24}{why}")
+    if not lines:
+        print("everything is up to date")
+
+
+def _run_and_report(path: Path, adopted: Sequence[str], forced: Sequence[str]) -> None:
     experiment = read_experiment(path)
+    _check_names(experiment, [*adopted, *forced])
     check_places(experiment)
     store = ArtifactStore(experiment.artifacts)
     store.check_writable()
@@ -206,13 +306,15 @@ def _run_and_report(path: Path, adopted: Sequence[str]) -> None:
         )
     print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
     _adopt(experiment, adopted)
-    seconds = 0.0
-    with dg.DagsterInstance.get() as instance:
-        for step in run_experiment(experiment, instance):
-            seconds += step.seconds
-            took = f"{step.stage:<24}{step.seconds:8.1f} s {step.peak_mib:9,.0f} MiB"
-            print(took, flush=True)
-    print(f"{'in all':<24}{seconds:8.1f} s\n")
+    began = time.perf_counter()
+    with (
+        dg.DagsterInstance.get() as instance,
+        alone(experiment.artifacts, PASS, lambda told: print(told, flush=True)),
+    ):
+        for run_id in end_dead_runs(instance):
+            print(f"run {run_id[:8]} had ended without a word: its process is gone\n")
+        run_experiment(experiment, instance, force=forced, ended=_print_took)
+    print(f"{'in all':<24}{time.perf_counter() - began:8.1f} s\n")
     print(report(experiment, store))
 
 

@@ -3,6 +3,7 @@
 CIRCUIT is a cluster (``k00003``) or a task (``simple``). Without one, the circuits
 that exist are listed. Nothing is computed: what is shown lies in the experiment's tables. With
 ``--draw FILE.svg`` the first circuit is also drawn again, with as many nodes as ``--nodes`` says.
+Both carry the features' labels; the picture beside the circuit was drawn before there were any.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from assets.circuits.stages import load_circuit
+from assets.circuits.stages import load_circuit, read_labels
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import names_of
 from assets.settings import Experiment, ExperimentError
@@ -79,8 +80,10 @@ def show(experiment: Experiment, name: str, *, max_nodes: int, max_edges: int) -
     from core.pictures.describe import describe_circuit
 
     found = judged_circuit(experiment, name)
-    text = describe_circuit(found, max_nodes=max_nodes, max_edges=max_edges)
     place = ArtifactStore(experiment.artifacts)
+    text = describe_circuit(
+        found, labels=read_labels(place), max_nodes=max_nodes, max_edges=max_edges
+    )
     return f"{text}\n\npicture: {place.path(circuit(source_of(experiment, name), name), '.svg')}"
 
 
@@ -90,6 +93,7 @@ def draw(experiment: Experiment, name: str, path: Path, *, max_nodes: int, max_e
 
     picture = draw_circuit(
         judged_circuit(experiment, name),
+        labels=read_labels(ArtifactStore(experiment.artifacts)),
         title=name.replace("_", " "),
         max_nodes=max_nodes,
         max_edges=max_edges,

@@ -1,8 +1,17 @@
-"""What every test starts from: one thread, one seed, quiet progress bars."""
+"""What every test starts from: one thread, one seed, quiet progress bars; a finished experiment."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+if TYPE_CHECKING:
+    from assets.settings import Experiment
 
 # Shapes in annotations are checked at every call; before any of these modules is imported.
 install_import_hook(["core.types", "core.effects", "core.edges"], "beartype.beartype")
@@ -24,3 +33,22 @@ def _quiet_transformers() -> None:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The tiny experiment with everything made; not to be changed."""
+    from tests.tiny_experiment import brought_up_to_date, tiny_experiment
+
+    experiment = tiny_experiment(tmp_path_factory.mktemp("finished"))
+    brought_up_to_date(experiment)
+    return experiment
+
+
+@pytest.fixture
+def copied(finished: Experiment, tmp_path: Path) -> Experiment:
+    """The same in another folder, to change."""
+    from pipelines.experiment import read_experiment
+
+    shutil.copytree(finished.path.parent, tmp_path / "copied")
+    return read_experiment(tmp_path / "copied" / finished.path.name)

@@ -99,8 +99,8 @@ def test_files_that_a_page_names_exist(page: Path):
 
 def test_the_page_on_dagster_has_every_stage_and_says_which_run_by_themselves(tmp_path: Path):
     from assets.engine.stage import PartitionedStage
-    from pipelines.definitions import stages_of
     from pipelines.experiment import read_experiment
+    from pipelines.stages import stages_of
 
     rows = re.findall(
         r"^\| (`[\w`, ]+`) \| (.+) \| (.+) \|$",
@@ -118,8 +118,11 @@ def test_the_page_on_dagster_has_every_stage_and_says_which_run_by_themselves(tm
     section = "dictionaries: {source: import, format: sfc, repository: r, path: p}"
     imported.write_text(f"{imported.read_text()}{section}\n")
     assert listed == {
-        stage.name: (isinstance(stage, PartitionedStage), stage.automation is not None)
-        for experiment in (read_experiment(path) for path in (trained, imported))
+        stage.name: (
+            isinstance(stage, PartitionedStage),
+            not stage.waits_for_a_request(experiment),
+        )
+        for experiment in (read_experiment(path) for path in (imported, trained))
         for stage in stages_of(experiment)
     }
 
@@ -190,7 +193,7 @@ def test_a_changed_line_of_a_pasted_stage_makes_it_again_and_a_comment_does_not(
     tiny_experiment(tmp_path)
     run = f"""
 from pathlib import Path
-from pipelines.definitions import stages_of
+from pipelines.stages import stages_of
 from pipelines.experiment import read_experiment
 experiment = read_experiment(Path({str(tmp_path / "tiny.yaml")!r}))
 stages = {{stage.name: stage for stage in stages_of(experiment)}}

@@ -13,8 +13,8 @@ import yaml
 
 from assets.engine.stage import PartitionedStage
 from assets.settings import Experiment
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 
 NOUNS = ("cat", "cats", "dog", "dogs", "bird", "birds")
 WORDS = ("the", "a", "near", "old", "sees", "see", "is", "are", "runs", "run", ".", *NOUNS)

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Literal
 
 from assets.discovery.clusterings import members
 from assets.discovery.tokens import example
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.plots import records
 from assets.settings import Experiment, ExperimentError
 from assets.tables.conversions import read_samples
@@ -178,10 +177,11 @@ def read_behaviours(
     }
 
 
-def behaviour_digests(store: ArtifactStore, source: BehaviourSource) -> dict[str, str]:
+def behaviour_digests(store: ArtifactStore, source: BehaviourSource) -> dict[str, Content]:
     """Hash of what shapes the circuit of each behaviour of a source, by name."""
     rows = store.read(behaviours(source), ["name", "digest"]).to_pylist()
-    return {row["name"]: row["digest"] for row in rows}
+    origin = store.origin(behaviours(source))
+    return {row["name"]: Content(row["digest"], origin) for row in rows}
 
 
 def show_behaviours(source: BehaviourSource, store: ArtifactStore) -> Metadata:
@@ -323,7 +323,6 @@ CLUSTER_BEHAVIOURS_STAGE = TableStage(
     key=behaviours("clusters"),
     beside=[examples("clusters")],
     deps=always("filtered_tokens", "cluster_assignments", "clusters"),
-    automation=rerun_on_new_data,
     reads=_reads,
     inputs=contents(FILTERED_TOKENS, assignments(), clusters()),
     make=make_cluster_behaviours,

@@ -14,7 +14,6 @@ import dagster as dg
 from assets.circuits.behaviours import Behaviour, Example, behaviours_made, show_behaviours
 from assets.corpus.rows import Row, json_rows
 from assets.corpus.text import harmless
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import Source
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.settings import Experiment, ExperimentError, TaskSettings
@@ -284,7 +283,7 @@ TASK_BEHAVIOURS_STAGE = TableStage(
     beside=[examples("tasks"), DROPPED_PAIRS],
     deps=always(),
     needs=always("tokenizer"),
-    automation=rerun_on_new_data,
+    files="pair_files",
     reads=_reads,
     inputs=contents(),
     make=make_task_behaviours,

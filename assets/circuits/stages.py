@@ -17,14 +17,13 @@ from assets.circuits.behaviours import (
     read_behaviours,
 )
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
-from assets.engine.automation import rerun_on_new_data
-from assets.engine.partitions import circuits_together
+from assets.engine.lineage import lineage, lineage_markdown
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
-from assets.plots import records
+from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
-from assets.tables.conversions import circuit_tables, read_circuit
-from assets.tables.places import DICTIONARY_SET, BehaviourSource, behaviours, circuit
+from assets.tables.conversions import circuit_tables, label_texts, read_circuit
+from assets.tables.places import DICTIONARY_SET, LABELS, BehaviourSource, behaviours, circuit
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 
 if TYPE_CHECKING:
@@ -34,6 +33,7 @@ FLOOR = 1e-4
 """Effects above this are kept, so that a circuit can be cut at any threshold above it."""
 
 _SHOWN_NODES = 12
+_DRAWN_NODES = 16
 
 
 @dataclass(frozen=True)
@@ -125,29 +125,72 @@ def load_circuit(store: ArtifactStore, source: BehaviourSource, name: str) -> Ci
     return read_circuit({part: store.read(circuit(source, name, part)) for part in parts})
 
 
+def read_labels(store: ArtifactStore) -> dict[str, str]:
+    """What features are called, by name (``attn_3/1234``); nothing while there are no labels."""
+    return label_texts(store.read(LABELS)) if store.footer(LABELS) is not None else {}
+
+
+def columns_of(source: BehaviourSource, experiment: str) -> dg.TableColumnLineage:
+    """Which columns of the behaviours and the dictionary_set each column of a circuit is of."""
+    of_behaviours = dg.AssetKey([experiment, behaviours(source).stage])
+    of_set = dg.AssetKey([experiment, DICTIONARY_SET.stage])
+    own = {"name": ["name"], "n_examples": ["n_found"], "tokens": ["tokens"]}
+    computed = ("n_nodes", "n_edges", "metric_clean", "metric_patch", "gaps")
+    dictionaries = dg.TableColumnDep(of_set, "weights")
+    return dg.TableColumnLineage(
+        {
+            **{c: [dg.TableColumnDep(of_behaviours, n) for n in of] for c, of in own.items()},
+            **{c: [dg.TableColumnDep(of_behaviours, "digest"), dictionaries] for c in computed},
+        }
+    )
+
+
 def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
-    """Size, lineage, the strongest nodes, examples and the picture's place."""
+    """Size, lineage, the strongest nodes with their labels, examples and the picture."""
+    made_from = lineage(work.store, circuit(source, name).path)
+    traced = {
+        "lineage": dg.MetadataValue.md(lineage_markdown(made_from)),
+        "dagster/column_lineage": columns_of(source, work.about["experiment"]),
+    }
     found = load_circuit(work.store, source, name)
     if found is None:
-        return {"empty": True, "nodes": 0, "edges": 0}
+        return {"empty": True, "nodes": 0, "edges": 0, **traced}
     behaviour = read_behaviours(work.store, source, [name])[name]
+    labels = read_labels(work.store)
     return {
         "empty": False,
+        "drawing": _drawing(found, name, labels),
         "nodes": len(found.nodes),
         "edges": len(found.edges),
         "examples": found.n_examples,
         "metric": found.metric_clean,
-        "strongest nodes": strongest_nodes(found),
+        "strongest nodes": strongest_nodes(found, labels),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
+        "explorer": dg.MetadataValue.url(f"{work.explorer}/{source}/{name}"),
         "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
+        **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
 
 
-def strongest_nodes(found: Circuit) -> dg.TableMetadataValue:
-    """The nodes with the largest effects, as a table in the UI."""
+def _drawing(found: Circuit, name: str, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
+    """The strongest part of the circuit, small enough for the event log."""
+    from core.pictures.draw import draw_circuit
+
+    drawn = draw_circuit(
+        found, labels=labels, title=name, max_nodes=_DRAWN_NODES, max_edges=2 * _DRAWN_NODES
+    )
+    return vector_picture(drawn)
+
+
+def strongest_nodes(found: Circuit, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
+    """The nodes with the largest effects, as a table in the UI, labelled where labels are known."""
     nodes = sorted(found.nodes, key=lambda node: -abs(node.effect))[:_SHOWN_NODES]
-    return records({"node": node.name, "effect": node.effect} for node in nodes)
+    rows = [{"node": node.name, "effect": node.effect} for node in nodes]
+    if labels:
+        known = [labels.get(node._replace(pos=None).name, "") for node in nodes]
+        rows = [{**row, "label": label} for row, label in zip(rows, known, strict=True)]
+    return records(rows)
 
 
 def _circuit_stage(
@@ -174,10 +217,8 @@ def _circuit_stage(
         key=lambda key: circuit(source, key),
         beside=["nodes", "edges"],
         partitions=partitions,
-        backfill=circuits_together,
         deps=always(of_behaviours, "dictionary_set"),
         needs=always("model", "dictionaries"),
-        automation=rerun_on_new_data,
         reads=reads,
         inputs=inputs,
         make=partial(make_circuits_of, source),

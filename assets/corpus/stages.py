@@ -14,7 +14,7 @@ from assets.corpus.contexts import (
     read_lengths,
     telling,
 )
-from assets.engine.automation import rerun_on_new_data
+from assets.corpus.vocabulary import VOCABULARY_STAGE
 from assets.engine.recipe import Source, aside
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -186,6 +186,7 @@ CONTEXTS_STAGE = TableStage(
     key=CONTEXTS,
     deps=always(),
     needs=always("tokenizer"),
+    files="corpus_files",
     reads=_reads_corpus,
     inputs=contents(),
     make=make_contexts,
@@ -203,7 +204,6 @@ ACTIVATION_CACHE_STAGE = TableStage(
     key=ACTIVATION_CACHE,
     deps=always("contexts"),
     needs=always("model"),
-    automation=rerun_on_new_data,
     reads=_reads_cached,
     inputs=contents(CONTEXTS),
     make=make_activation_cache,
@@ -219,5 +219,5 @@ def uses_cache(experiment: Experiment) -> bool:
 
 def corpus_stages(experiment: Experiment) -> list[Stage]:
     """The stages from text to activations."""
-    stages: list[Stage] = [CONTEXTS_STAGE]
+    stages: list[Stage] = [CONTEXTS_STAGE, VOCABULARY_STAGE]
     return [*stages, ACTIVATION_CACHE_STAGE] if uses_cache(experiment) else stages

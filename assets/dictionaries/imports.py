@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.recipe import Source, digest, hash_place, plain
 from assets.engine.stage import Made, Metadata, TableStage, Work, always
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.settings import Experiment, ImportSettings, is_path
 from assets.tables.places import DICTIONARY_SET, IMPORT_CHECKS, Key, sae
 from assets.tables.schemas import TABLES
@@ -183,8 +182,10 @@ def _reads_checks(experiment: Experiment) -> ImportChecks:
 
 
 def _check_inputs(work: Work, checks: ImportChecks) -> dict[str, str]:
-    said = [_said(work.store, name) for name in checks.submodules]
-    return {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET), "claims": digest(said)}
+    store = work.store
+    said = digest([_said(store, name) for name in checks.submodules])
+    claims = Content(said, *(store.origin(sae(name)) for name in checks.submodules))
+    return {DICTIONARY_SET.path: store.content(DICTIONARY_SET), "claims": claims}
 
 
 def _said(store: ArtifactStore, submodule: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -241,7 +242,6 @@ IMPORT_CHECKS_STAGE = TableStage(
     kinds=frozenset({"parquet"}),
     key=IMPORT_CHECKS,
     deps=always("saes", "dictionary_set"),
-    automation=rerun_on_new_data,
     reads=_reads_checks,
     inputs=_check_inputs,
     make=make_import_checks,

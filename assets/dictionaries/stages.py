@@ -18,9 +18,7 @@ from assets.dictionaries.imports import (
     import_inputs,
     reads_imported,
 )
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need, check_written
-from assets.engine.partitions import train_together
 from assets.engine.recipe import aside
 from assets.engine.stage import (
     Job,
@@ -32,8 +30,8 @@ from assets.engine.stage import (
     Work,
     always,
 )
-from assets.engine.store import ArtifactStore
-from assets.plots import bars, density_histogram, picture, records
+from assets.engine.store import ArtifactStore, Content
+from assets.plots import bars, density_histogram, picture, records, training_curves
 from assets.settings import Experiment, ImportSettings
 from assets.tables.conversions import frame
 from assets.tables.places import (
@@ -210,7 +208,7 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
     for name in wanted:
         # Tuning moves L0, which dictionary_set measures.
         l0 = {} if settings.tuning_steps else {"l0": trained[name].l0}
-        notes = {**l0, "wanted_l0": trained[name].wanted_l0}
+        notes = {**l0, "wanted_l0": trained[name].wanted_l0, "curve": trained[name].curve}
         yield name, _written(work, name, dictionaries[name], recipe.fingerprint, notes)
     # States of what is written, now or before, and of trainings by other settings are of no use.
     for file in state.glob(f"*{_WEIGHTS}"):
@@ -330,6 +328,12 @@ def show_sae(work: Work, submodule: str) -> Metadata:
     return {
         **({} if path is None else {"imported from": path}),
         **({"L0 in training": notes["l0"]} if "l0" in notes else {}),
+        **({"training": picture(training_curves(notes["curve"]))} if notes.get("curve") else {}),
+        "settings": records(
+            {"setting": name, "value": str(value)}
+            for name, value in notes["settings"].items()
+            if isinstance(value, str | int | float) and name != "is"
+        ),
         "width": notes["d"],
         "weights": dg.MetadataValue.path(work.store.path(sae(submodule), _WEIGHTS)),
         "weights hash": notes["weights"],
@@ -346,9 +350,10 @@ SAES = PartitionedStage(
     kinds=frozenset({"pytorch", "parquet"}),
     key=sae,
     partitions=lambda experiment: experiment.submodules,
-    backfill=train_together,
     deps=_dictionary_deps,
     needs=_dictionary_needs,
+    on_request=lambda settings: isinstance(settings, Training),
+    files="dictionary_files",
     reads=_reads_dictionary,
     inputs=_dictionary_inputs,
     make=make_saes,
@@ -372,8 +377,12 @@ def _reads_measured(experiment: Experiment) -> Measured:
 
 
 def _set_inputs(work: Work, measured: Measured) -> dict[str, str]:
-    weights = {name: work.store.notes(sae(name))["weights"] for name in measured.submodules}
-    return {CONTEXTS.path: work.store.content(CONTEXTS), **weights}
+    store = work.store
+    weights = {
+        name: Content(store.notes(sae(name))["weights"], store.origin(sae(name)))
+        for name in measured.submodules
+    }
+    return {CONTEXTS.path: store.content(CONTEXTS), **weights}
 
 
 def make_dictionary_set(work: Work, measured: Measured) -> Made:
@@ -444,7 +453,6 @@ DICTIONARY_SET_STAGE = TableStage(
     beside=[FEATURE_DENSITIES],
     deps=always("contexts", "saes"),
     needs=always("model"),
-    automation=rerun_on_new_data,
     reads=_reads_measured,
     inputs=_set_inputs,
     make=make_dictionary_set,

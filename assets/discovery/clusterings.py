@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 
 from assets.discovery.tokens import FILTERED_TOKENS_STAGE, example
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.loading import Need
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore
@@ -244,7 +243,8 @@ def members(labels: Sequence[int] | np.ndarray) -> dict[int, list[int]]:
 
 def summarize_clusters(work: Work, clustering: Clustering, name: str) -> Made:
     """Summarise each cluster and write a page for it."""
-    from assets.discovery.pages import token_text, write_cluster_pages
+    from assets.corpus.vocabulary import token_text
+    from assets.discovery.pages import write_cluster_pages
     from core.discovery import compare_with_truth, summarize
 
     filtered = work.store.read(FILTERED_TOKENS)
@@ -362,7 +362,6 @@ CLUSTER_VECTORS_STAGE = TableStage(
     key=vectors(),
     deps=vector_deps,
     needs=vector_needs,
-    automation=rerun_on_new_data,
     reads=lambda experiment: representing(experiment, experiment.settings.clustering),
     inputs=vector_inputs,
     make=make_cluster_vectors,
@@ -376,7 +375,6 @@ CLUSTER_ASSIGNMENTS_STAGE = TableStage(
     kinds=frozenset({"scikitlearn", "parquet"}),
     key=assignments(),
     deps=always("filtered_tokens", "cluster_vectors"),
-    automation=rerun_on_new_data,
     reads=lambda experiment: grouping(experiment.settings.clustering),
     inputs=contents(FILTERED_TOKENS, vectors()),
     make=make_cluster_assignments,
@@ -391,7 +389,6 @@ CLUSTERS_STAGE = TableStage(
     key=clusters(),
     deps=always("filtered_tokens", "cluster_vectors", "cluster_assignments"),
     needs=always("tokenizer"),
-    automation=rerun_on_new_data,
     reads=lambda _experiment: None,
     inputs=contents(FILTERED_TOKENS, vectors(), assignments()),
     make=make_clusters,

@@ -30,8 +30,6 @@ from assets.discovery.clusterings import (
     vector_inputs,
     vector_needs,
 )
-from assets.engine.automation import rerun_on_new_data, rerun_when_all_are_done
-from assets.engine.partitions import one_by_one
 from assets.engine.stage import (
     Job,
     Made,
@@ -194,10 +192,8 @@ COMPARED_VECTORS_STAGE = PartitionedStage(
     kinds=frozenset({"pytorch", "parquet"}),
     key=vectors,
     partitions=_names,
-    backfill=one_by_one,
     deps=vector_deps,
     needs=vector_needs,
-    automation=rerun_on_new_data,
     reads=lambda experiment, name: representing(experiment, experiment.settings.comparisons[name]),
     inputs=lambda work, settings: {k: vector_inputs(work, how) for k, how in settings.items()},
     make=make_compared_vectors,
@@ -212,10 +208,8 @@ COMPARED_CLUSTERINGS_STAGE = PartitionedStage(
     key=clustering_score,
     beside=["cluster_assignments", "clusters"],
     partitions=_names,
-    backfill=one_by_one,
     deps=always("filtered_tokens", "compared_vectors"),
     needs=always("tokenizer"),
-    automation=rerun_on_new_data,
     reads=lambda experiment, name: grouping(experiment.settings.comparisons[name]),
     inputs=lambda work, settings: {
         name: {key.path: work.store.content(key) for key in (FILTERED_TOKENS, vectors(name))}
@@ -242,7 +236,6 @@ CLUSTERING_COMPARISON_STAGE = TableStage(
         "clusters",
         "compared_clusterings",
     ),
-    automation=rerun_when_all_are_done,
     reads=_names,
     inputs=_comparison_inputs,
     make=make_clustering_comparison,

@@ -12,14 +12,14 @@ import base64
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from assets.corpus.text import harmless
+from assets.corpus.vocabulary import TokenText
 from assets.plots import BLUE, GRID, RED, figure_of, png_of
 from core.atomic import replacing
 
@@ -28,52 +28,10 @@ if TYPE_CHECKING:
 
     from core.discovery import Clustering, ClusterSummary, Sample
 
-    TokenText = Callable[[int], str]
-
 _N_TOKENS = 80  # of a context's end that a page shows
 _N_TOKENS_BRIEF = 12  # of it that the overview shows
 _N_ANSWERS = 12
 _DPI = 110
-
-
-def token_text(tokenizer: Any) -> TokenText:
-    r"""What a token adds to a text.
-
-    The space before it, which decoding it alone would drop, is kept; bytes that are no whole
-    character are spelled, as in ``\xf0\x9f``.
-    """
-
-    @cache
-    def text(token: int) -> str:
-        decoded = str(tokenizer.decode([token]))
-        piece = str(tokenizer.convert_ids_to_tokens(token))
-        if "\ufffd" in decoded:
-            return _spelled(piece) or decoded
-        spaced = piece.startswith(("\u2581", "\u0120")) and not decoded.startswith(" ")
-        return f" {decoded}" if spaced else decoded
-
-    return text
-
-
-def _spelled(piece: str) -> str | None:
-    """A vocabulary entry that stands for bytes, as text where they are; None for another one."""
-    if match := re.fullmatch(r"<0x([0-9A-F]{2})>", piece):  # SentencePiece's byte fallback
-        data = bytes.fromhex(match[1])
-    elif all(char in _BYTES for char in piece):
-        data = bytes(_BYTES[char] for char in piece)
-    else:
-        return None
-    return data.decode(errors="backslashreplace")
-
-
-def _byte_letters() -> dict[str, int]:
-    """The characters by which byte-level BPE writes the 256 bytes (as GPT-2 does)."""
-    themselves = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in themselves]
-    return {chr(b): b for b in themselves} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-_BYTES = _byte_letters()
 
 
 def page_name(cluster: int) -> str:

@@ -10,7 +10,6 @@ import dagster as dg
 
 from assets.corpus.contexts import read_contexts
 from assets.corpus.text import harmless
-from assets.engine.automation import rerun_on_new_data
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.plots import records
 from assets.settings import Experiment
@@ -92,7 +91,6 @@ FILTERED_TOKENS_STAGE = TableStage(
     key=FILTERED_TOKENS,
     deps=always("contexts"),
     needs=always("model"),
-    automation=rerun_on_new_data,
     reads=_reads,
     inputs=contents(CONTEXTS),
     make=make_filtered_tokens,

@@ -41,9 +41,29 @@ def alone(folder: Path, name: str, say: Callable[[str], None]) -> Iterator[None]
         yield
 
 
+def is_taken(folder: Path, name: str) -> bool:
+    """Whether somebody works on `name` now."""
+    path = folder / ".locks" / name
+    if not path.exists():
+        return False
+    with path.open("a", encoding="utf-8") as file:
+        return not _taken(file.fileno())
+
+
 def _taken(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    return True
+
+
+def is_running(process: int) -> bool:
+    """Whether there is a process of this number on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
     return True

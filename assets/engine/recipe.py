@@ -26,10 +26,15 @@ def digest(value: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=512)
-def _file_hash(path: Path, size: int, changed: int) -> str:
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, as 16 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+@lru_cache(maxsize=512)
+def _file_hash(path: Path, _size: int, _changed: int) -> str:
+    return hash_file(path)
 
 
 def hash_place(source: str) -> str:
@@ -119,6 +124,16 @@ class Recipe:
     inputs: Mapping[str, str]
     settings: Any
     code: str
+
+    def plain(self) -> dict[str, Any]:
+        """What it says, as JSON holds it."""
+        inputs = {name: str(value) for name, value in self.inputs.items()}
+        return {
+            "stage": self.stage,
+            "inputs": inputs,
+            "settings": self.settings,
+            "code": self.code,
+        }
 
     @property
     def fingerprint(self) -> str:

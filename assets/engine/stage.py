@@ -7,6 +7,7 @@ function can see changes the recipe of what it makes (`assets.engine.recipe`), a
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -19,9 +20,9 @@ import pyarrow as pa
 from assets.engine.code import Name, Tree, hold_code, installed, is_ours
 from assets.engine.loading import CODE, Loader, Need
 from assets.engine.lock import alone
-from assets.engine.recipe import Recipe, digest, plain, sources
-from assets.engine.store import ArtifactStore
-from assets.plots import cell
+from assets.engine.recipe import Recipe, Source, digest, plain, sources
+from assets.engine.records import circumstances
+from assets.engine.store import ArtifactStore, Why
 from assets.settings import Experiment
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -30,8 +31,23 @@ OWNERS = ["team:circuits"]
 MODEL_POOL = "model"
 """Stages that hold a model in memory; dagster.yaml lets one run of them go at a time."""
 
-GROUPS = ("corpus", "dictionaries", "tokens", "clusters", "circuits", "evaluations")
-"""The steps of the method, in order."""
+GROUPS = (
+    "files",
+    "corpus",
+    "dictionaries",
+    "tokens",
+    "clusters",
+    "circuits",
+    "evaluations",
+    "features",
+)
+"""What is read, and then the steps of the method, in order."""
+
+
+def group_of(experiment: Experiment, group: str) -> str:
+    """The name of a step's group in the UI: numbered, so that groups stand in order."""
+    return f"{experiment.group}_{GROUPS.index(group)}_{group}"
+
 
 S = TypeVar("S")
 Say = Callable[[str], None]
@@ -51,6 +67,7 @@ class Work:
         load: its model, tokenizer and dictionaries.
         budget_bytes: memory for what one step of the work holds.
         about: names for people: experiment, model, corpus.
+        explorer: address of the explorer's pages of the experiment.
         say: told how far the work is.
     """
 
@@ -58,6 +75,7 @@ class Work:
     load: Loader
     budget_bytes: int
     about: Mapping[str, str]
+    explorer: str = ""
     say: Say = _quiet
 
     @classmethod
@@ -73,6 +91,7 @@ class Work:
                 "model": settings.model.source,
                 "corpus": settings.corpus.source,
             },
+            explorer=f"{settings.explorer}/{experiment.name}",
             say=say,
         )
 
@@ -117,7 +136,8 @@ class _Stage(Generic[S]):
         kinds: icons in the UI.
         deps: stages whose tables it reads, given its settings.
         needs: what it loads, given its settings.
-        automation: when Dagster reruns it by itself; by hand or schedule only where None.
+        on_request: whether it is dear work that nothing starts by itself, given its settings.
+        files: name of the node that stands for the files outside which its settings name.
     """
 
     name: str
@@ -126,7 +146,8 @@ class _Stage(Generic[S]):
     kinds: frozenset[str]
     deps: Callable[[S], Sequence[str]]
     needs: Callable[[S], Sequence[Need]] = lambda _settings: ()
-    automation: Callable[[], dg.AutomationCondition[Any]] | None = None
+    on_request: Callable[[S], bool] = lambda _settings: False
+    files: str | None = None
 
     def _work(self, work: Work, settings: S) -> Work:
         return work.only({self.name, *self.deps(settings)}, self.needs(settings))
@@ -138,6 +159,17 @@ class _Stage(Generic[S]):
         return Recipe(
             self.name, {**inputs, **known, **contents}, plain(settings), self.code(settings)
         )
+
+    def _how(
+        self, work: Work, experiment: Experiment, settings: S, began: float
+    ) -> Callable[[], Metadata]:
+        """How a table is made whose making began then."""
+        work.store.lineage.keep_text(experiment)
+        needs = self.needs(settings)
+        outside = {name: source.written for name, source in sources(settings)}
+        loaded = {need: work.load.as_written(need) for need in needs if need != "dictionaries"}
+        device = experiment.settings.model.device if "model" in needs else None
+        return circumstances(experiment, {**outside, **loaded}, device, began)
 
     def code(self, settings: S, tree: Tree | None = None) -> str:
         """Digest of the code that makes the result, as it runs here or lies in another tree."""
@@ -180,21 +212,42 @@ class _Stage(Generic[S]):
         """The stages it reads, in this experiment."""
         return list(dict.fromkeys(d for s in self._every(experiment) for d in self.deps(s)))
 
+    def outside(self, experiment: Experiment) -> list[str]:
+        """The nodes of files outside the artifacts folder that it reads."""
+        every = self._every(experiment)
+        loads = {need for settings in every for need in self.needs(settings)}
+        return [
+            *(["model_files"] if loads & {"model", "tokenizer"} else []),
+            *([self.files] if self.files and any(any(sources(s)) for s in every) else []),
+        ]
+
+    def places_of(self, experiment: Experiment) -> Iterator[Source]:
+        """The files outside the artifacts folder that its settings name."""
+        for settings in self._every(experiment):
+            yield from (place for _, place in sources(settings))
+
+    def waits_for_a_request(self, experiment: Experiment) -> bool:
+        """Whether it is dear work that nothing starts by itself."""
+        return any(self.on_request(settings) for settings in self._every(experiment))
+
     def declaration(self, experiment: Experiment) -> dict[str, Any]:
         """Arguments of `dg.asset` that do not depend on how it is partitioned."""
         loads_model = any("model" in self.needs(s) for s in self._every(experiment))
-        number = GROUPS.index(self.group) + 1
+        read = [*self.upstream(experiment), *self.outside(experiment)]
         return {
             "key": [experiment.name, self.name],
-            "deps": [dg.AssetKey([experiment.name, name]) for name in self.upstream(experiment)],
-            "group_name": f"{experiment.group}_{number}_{self.group}",
+            "deps": [dg.AssetKey([experiment.name, name]) for name in read],
+            "group_name": group_of(experiment, self.group),
             "description": self.description,
             "kinds": set(self.kinds),
             "owners": OWNERS,
+            "metadata": {
+                "experiment": experiment.settings.description or "no description",
+                "experiment file": dg.MetadataValue.path(str(experiment.path)),
+            },
             "tags": {"experiment": experiment.group, "stage": self.group},
             # Dagster then marks exactly what a changed setting or algorithm concerns.
             "code_version": self.version(experiment),
-            "automation_condition": self.automation() if self.automation else None,
             "pool": MODEL_POOL if loads_model else None,
         }
 
@@ -231,14 +284,59 @@ def _kinds_of(value: Any) -> Iterator[Name]:
             yield from _kinds_of(item)
 
 
-def _write(store: ArtifactStore, key: Key, made: Made, recipe: Recipe) -> list[Path]:
-    """What was made, the table that says so last; where all of it lies."""
-    files = list(made.files)
-    for place, beside in made.beside.items():
+def _write(
+    store: ArtifactStore, key: Key, made: Made, recipe: Recipe, how: Callable[[], Metadata]
+) -> None:
+    """What was made, the table that says so last, and how it was made."""
+    files, tables = _write_beside(store, made, recipe)
+    store.write(
+        key,
+        made.table,
+        recipe,
+        notes=made.notes,
+        files=files,
+        made=lambda: {"tables": tables, "made": how()},
+    )
+
+
+def _write_beside(
+    store: ArtifactStore, made: Made, recipe: Recipe
+) -> tuple[list[Path], dict[str, str]]:
+    """What goes beside a table: where all of it lies, and the contents of the tables among it."""
+    files, tables = list(made.files), dict[str, str]()
+    for key, beside in made.beside.items():
         whole = Made(beside) if isinstance(beside, pa.Table) else beside
-        files += _write(store, place, whole, recipe)
-    store.write(key, made.table, recipe, notes=made.notes, files=files)
-    return [*files, store.path(key)]
+        inner, inner_tables = _write_beside(store, whole, recipe)
+        content = store.write(key, whole.table, recipe, notes=whole.notes, files=inner)
+        files += [*inner, store.path(key)]
+        tables |= {**inner_tables, key.path: content}
+    return files, tables
+
+
+def _says(why: Why | None) -> str:
+    return "it was asked for again" if why is None else why.says
+
+
+class Pace:
+    """Says now and then how many items are done, how fast, and how long the rest takes."""
+
+    def __init__(self, name: str, n_items: int, say: Say, every: float = 10.0) -> None:
+        self._name, self._n_items, self._say, self._every = name, n_items, say, every
+        self._done = 0
+        self._began = self._said = time.monotonic()
+
+    def step(self) -> None:
+        """One more is done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said >= self._every or self._done == self._n_items:
+            self._said = now
+            each = (now - self._began) / self._done
+            left = each * (self._n_items - self._done)
+            self._say(
+                f"{self._name}: {self._done} of {self._n_items} done, {each:.2g} s each, "
+                f"about {left:.0f} s left"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,18 +374,35 @@ class TableStage(_Stage[S]):
         work = self._work(Work.on(experiment), settings)
         return self._recipe(work, settings, self.inputs(work, settings))
 
-    def run(self, experiment: Experiment, say: Say = _quiet) -> bool:
-        """Bring the table up to date; whether there was anything to do."""
+    def inputs_of(self, experiment: Experiment) -> Mapping[str, Any]:
+        """Contents of what it is made from, by name; raises where an input is missing."""
+        settings = self.reads(experiment)
+        return self.inputs(self._work(Work.on(experiment), settings), settings)
+
+    def why_stale(self, experiment: Experiment) -> Mapping[str, Why]:
+        """Why its table has to be made, under its name; empty if it is current."""
+        why = ArtifactStore(experiment.artifacts).why_stale(self.key, self.recipe(experiment))
+        return {self.name: why} if why else {}
+
+    def wanted(self, experiment: Experiment) -> list[str]:
+        """Fingerprint of what it would make now."""
+        return [self.recipe(experiment).fingerprint]
+
+    def run(self, experiment: Experiment, say: Say = _quiet, *, force: bool = False) -> bool:
+        """Bring the table up to date, or make it again; whether there was anything to do."""
         settings = self.reads(experiment)
         work = self._work(Work.on(experiment, say), settings)
         work.store.check_writable()
         with alone(work.store.root, self.name, say):
             recipe = self._recipe(work, settings, self.inputs(work, settings))
-            if work.store.is_current(self.key, recipe):
+            why = work.store.why_stale(self.key, recipe)
+            if why is None and not force:
                 say(f"{self.name} is up to date")
                 return False
+            say(f"{self.name}: {_says(why)}")
             hold_code()
-            _write(work.store, self.key, self.make(work, settings), recipe)
+            how = self._how(work, experiment, settings, time.perf_counter())
+            _write(work.store, self.key, self.make(work, settings), recipe, how)
             return True
 
     def adopt(self, experiment: Experiment) -> list[str]:
@@ -308,7 +423,6 @@ class PartitionedStage(_Stage[S]):
 
     Attributes:
         partitions: names of its partitions.
-        backfill: how a run over many is cut.
         key: where the table that says that a partition is done lies.
         beside: names of the other tables' schemas.
         reads: what shapes a partition's result.
@@ -318,7 +432,6 @@ class PartitionedStage(_Stage[S]):
     """
 
     partitions: Callable[[Experiment], Sequence[str]]
-    backfill: Callable[[], dg.BackfillPolicy]
     key: Callable[[str], Key]
     beside: Sequence[str] = ()
     reads: Callable[[Experiment, str], S]
@@ -359,23 +472,64 @@ class PartitionedStage(_Stage[S]):
         recipes = self.recipes(experiment, self.partitions(experiment))
         return [key for key, recipe in recipes.items() if store.adopt(self.key(key), recipe)]
 
-    def run(self, experiment: Experiment, keys: Sequence[str], say: Say = _quiet) -> int:
+    def inputs_of(self, experiment: Experiment) -> Mapping[str, Any]:
+        """Contents of what each partition is made from; raises where an input is missing."""
+        settings = {key: self.reads(experiment, key) for key in self.partitions(experiment)}
+        return self.inputs(self._open(Work.on(experiment), settings.values()), settings)
+
+    def why_stale(self, experiment: Experiment) -> Mapping[str, Why]:
+        """Why partitions have to be made, by key; those that are current are not there."""
+        store = ArtifactStore(experiment.artifacts)
+        recipes = self.recipes(experiment, self.partitions(experiment))
+        whys = {key: store.why_stale(self.key(key), recipe) for key, recipe in recipes.items()}
+        return {key: why for key, why in whys.items() if why}
+
+    def wanted(self, experiment: Experiment) -> list[str]:
+        """Fingerprints of what all its partitions would be now."""
+        recipes = self.recipes(experiment, self.partitions(experiment))
+        return [recipe.fingerprint for recipe in recipes.values()]
+
+    def run(
+        self,
+        experiment: Experiment,
+        keys: Sequence[str],
+        say: Say = _quiet,
+        *,
+        force: bool = False,
+    ) -> int:
         """Bring these partitions up to date; how many had anything to do."""
+        return sum(1 for _ in self.bring_up_to_date(experiment, keys, say, force=force))
+
+    def bring_up_to_date(
+        self,
+        experiment: Experiment,
+        keys: Sequence[str],
+        say: Say = _quiet,
+        *,
+        force: bool = False,
+    ) -> Iterator[str]:
+        """Make those of these partitions that are not current, or all; each key when it is done."""
         work = Work.on(experiment, say)
         work.store.check_writable()
         with alone(work.store.root, self.name, say):
-            return self._bring_up_to_date(work, experiment, keys)
-
-    def _bring_up_to_date(self, work: Work, experiment: Experiment, keys: Sequence[str]) -> int:
-        jobs = self._jobs(work, experiment, keys)
-        wanted = [job for job in jobs if not work.store.is_current(self.key(job.key), job.recipe)]
-        work.say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
-        if wanted:
+            jobs = self._jobs(work, experiment, keys)
+            whys = {job.key: work.store.why_stale(self.key(job.key), job.recipe) for job in jobs}
+            wanted = [job for job in jobs if force or whys[job.key]]
+            say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
+            if not wanted:
+                return
+            for reason, n in Counter(_says(whys[job.key]) for job in wanted).most_common(3):
+                say(f"{self.name}: {n} because {reason}")
             hold_code()
-            recipes = {job.key: job.recipe for job in wanted}
+            of_key, pace = {job.key: job for job in wanted}, Pace(self.name, len(wanted), say)
+            began = time.perf_counter()
             for key, made in self.make(self._open(work, [job.settings for job in wanted]), wanted):
-                _write(work.store, self.key(key), made, recipes[key])
-        return len(wanted)
+                job = of_key[key]
+                how = self._how(work, experiment, job.settings, began)
+                _write(work.store, self.key(key), made, job.recipe, how)
+                pace.step()
+                yield key
+                began = time.perf_counter()
 
 
 def always(*names: Any) -> Callable[[Any], Sequence[Any]]:
@@ -388,93 +542,4 @@ def contents(*keys: Key) -> Callable[[Work, Any], Mapping[str, str]]:
     return lambda work, _settings: {key.path: work.store.content(key) for key in keys}
 
 
-# -- as Dagster assets -----------------------------------------------------------------------------
-
-
-def column_schema(table: str) -> dg.TableSchema:
-    """A table's columns for the UI."""
-    return dg.TableSchema(
-        columns=[
-            dg.TableColumn(
-                name=column.name,
-                type=str(column.type),
-                description=(column.metadata or {})[b"description"].decode(),
-                constraints=dg.TableColumnConstraints(nullable=column.nullable),
-            )
-            for column in TABLES[table].schema
-        ]
-    )
-
-
-def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
-    """Rows, columns, place and fingerprints of a table."""
-    footer = store.footer(key)
-    assert footer is not None, "shown after it was written"
-    return {
-        "dagster/row_count": footer.n_rows,
-        "dagster/column_schema": column_schema(key.table),
-        "path": dg.MetadataValue.path(store.path(key)),
-        "fingerprint": footer.fingerprint,
-        "made from": dg.MetadataValue.json(dict(footer.notes["inputs"])),
-    }
-
-
-def _printable(shown: Metadata) -> Metadata:
-    """Metadata with rounded numbers, and NaN in words: the UI reads no NaN."""
-    return {
-        name: cell(value) if isinstance(value, float) else value for name, value in shown.items()
-    }
-
-
-def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
-    """The asset of a stage that writes one table."""
-
-    def materialize(context: dg.AssetExecutionContext) -> dg.MaterializeResult[Any]:
-        began = time.perf_counter()
-        stage.run(experiment, context.log.info)
-        store = ArtifactStore(experiment.artifacts)
-        return dg.MaterializeResult(
-            metadata={
-                **table_metadata(store, stage.key),
-                **_printable(stage.shown(experiment)),
-                "seconds": time.perf_counter() - began,
-            },
-            data_version=dg.DataVersion(store.content(stage.key)),
-        )
-
-    return _asset(materialize, **stage.declaration(experiment))
-
-
-def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
-    """The asset of a partitioned stage; one run may bring many partitions up to date."""
-
-    def materialize(context: dg.AssetExecutionContext) -> None:
-        keys = list(context.partition_keys)
-        stage.run(experiment, keys, context.log.info)
-        work = Work.on(experiment)
-        for key in keys:
-            shown = _printable(stage.show(work, key))
-            metadata = {**table_metadata(work.store, stage.key(key)), **shown}
-            context.add_asset_metadata(metadata, partition_key=key)
-
-    return _asset(
-        materialize,
-        **stage.declaration(experiment),
-        partitions_def=dg.StaticPartitionsDefinition(list(stage.partitions(experiment))),
-        backfill_policy=stage.backfill(),
-    )
-
-
-def _asset(compute: Callable[..., Any], **declaration: Any) -> dg.AssetsDefinition:
-    made: Any = dg.asset(**declaration)(compute)
-    return made
-
-
 Stage = TableStage[Any] | PartitionedStage[Any]
-
-
-def stage_asset(stage: Stage, experiment: Experiment) -> dg.AssetsDefinition:
-    """The asset of any stage."""
-    if isinstance(stage, TableStage):
-        return table_asset(stage, experiment)
-    return partitioned_asset(stage, experiment)

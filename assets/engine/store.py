@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from assets.engine.recipe import LAYOUT, Recipe, digest
+from assets.engine.lock import is_running
+from assets.engine.recipe import LAYOUT, Recipe, digest, hash_file
+from assets.engine.records import Lineage, Origin, lineage_of
 from assets.settings import ExperimentError
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -30,7 +31,8 @@ PREFIX = "sfc."
 NOTED = frozenset({"cluster_vectors", "cluster_assignments"})
 """Tables whose notes other stages read: width, representation, algorithm, the curve of k. There
 they are part of the content."""
-_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "columns")
+_CONTENT = f"{PREFIX}content".encode()
+_OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "hashes", "columns")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,54 @@ class Footer:
     content: str
     n_rows: int
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Content(str):
+    """A hash of contents that knows whose it is; to a recipe it is the hash and no more.
+
+    Attributes:
+        origins: the tables that it stands for, or for a part of.
+    """
+
+    origins: tuple[Origin, ...]
+
+    def __new__(cls, value: str, *origins: Origin) -> Content:
+        """The hash `value` of these tables."""
+        content = super().__new__(cls, value)
+        content.origins = origins
+        return content
+
+
+class Why(NamedTuple):
+    """Why a table has to be made.
+
+    Attributes:
+        says: in a few words.
+        never_made: there is none yet, or no whole one.
+    """
+
+    says: str
+    never_made: bool = False
+
+
+def _difference(footer: Footer, recipe: Recipe) -> str:
+    """What a table's recipe was and is not any more."""
+    notes = footer.notes
+    inputs = {name for name, _ in notes["inputs"].items() ^ dict(recipe.inputs).items()}
+    if inputs:
+        return f"{', '.join(sorted(inputs))} changed"
+    settings = json.loads(json.dumps(recipe.settings, default=str))
+    if notes["settings"] != settings:
+        return f"settings changed: {', '.join(_changed(notes['settings'], settings))}"
+    return "its code changed"
+
+
+def _changed(before: Any, now: Any, name: str = "") -> list[str]:
+    """Names of the settings that differ."""
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return [] if before == now else [name or "all"]
+    below = [(key, before.get(key), now.get(key)) for key in sorted(before.keys() | now.keys())]
+    return [path for key, a, b in below for path in _changed(a, b, f"{name}.{key}".strip("."))]
 
 
 class ContentHash:
@@ -150,6 +200,40 @@ class _Opened(pq.ParquetFile):
             raise _damaged(*self._place, str(error)) from None
 
 
+NO_TABLE = "is no table of this pipeline"
+
+
+class Flaw(Exception):
+    """Why a file is no whole table of this layout."""
+
+
+def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
+    """What a table says about itself, and its columns; raises `Flaw`."""
+    try:
+        metadata = pq.read_metadata(file)
+        schema = metadata.schema.to_arrow_schema()
+        raw = cast("dict[bytes, bytes]", metadata.metadata or {})
+        texts = {
+            name.decode().removeprefix(PREFIX): value.decode()
+            for name, value in raw.items()
+            if name.startswith(PREFIX.encode())
+        }
+    except FileNotFoundError:
+        raise Flaw("is missing") from None
+    except (pa.ArrowException, OSError, UnicodeDecodeError):
+        raise Flaw("is cut short or damaged") from None
+    if "fingerprint" not in texts:
+        raise Flaw(NO_TABLE)
+    if texts.get("layout") != str(LAYOUT):
+        raise Flaw(f"is of another layout than {LAYOUT}")
+    if texts.pop("seal", None) != digest(texts):
+        raise Flaw("its footer is not the one that was written")
+    notes = {name: json.loads(text) for name, text in texts.items()}
+    if notes.pop("n_rows", None) != metadata.num_rows:
+        raise Flaw("has another number of rows than was written")
+    return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes), schema
+
+
 class Undeclared(Exception):
     """A stage reads what it does not declare: a fault of the stage, not of the experiment."""
 
@@ -219,42 +303,95 @@ class ArtifactStore:
         A file that is no table of this layout, truncated or damaged in its footer counts as none.
         """
         try:
-            metadata = pq.read_metadata(self.path(key))
-            schema = metadata.schema.to_arrow_schema()
-            raw = cast("dict[bytes, bytes]", metadata.metadata or {})
-            texts = {
-                name.decode().removeprefix(PREFIX): value.decode()
-                for name, value in raw.items()
-                if name.startswith(PREFIX.encode())
-            }
-        except (pa.ArrowException, OSError, UnicodeDecodeError):
+            footer, schema = _footer_of(self.path(key))
+        except Flaw:
             return None
-        if texts.get("layout") != str(LAYOUT) or texts.pop("seal", None) != digest(texts):
-            return None
-        notes = {name: json.loads(text) for name, text in texts.items()}
-        whole = schema.equals(TABLES[key.table].schema)
-        if not whole or notes.pop("n_rows") != metadata.num_rows:
-            return None
-        return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes)
+        return footer if schema.equals(TABLES[key.table].schema) else None
+
+    def paths(self) -> list[str]:
+        """Paths of all Parquet files with a footer of ours, whole or not, in order."""
+        found = []
+        for file in sorted(self.root.rglob("*.parquet")):
+            try:
+                metadata = pq.read_metadata(file).metadata or {}
+            except (pa.ArrowException, OSError):
+                continue
+            if f"{PREFIX}fingerprint".encode() in metadata:
+                found.append(str(file.relative_to(self.root).with_suffix("")))
+        return found
+
+    def table_at(self, path: str) -> tuple[Key, Footer]:
+        """The table at a path, whichever it is: its columns and its footer say so.
+
+        Raises:
+            Flaw: there is none, or it is not as it was written.
+        """
+        footer, schema = _footer_of(self.root / f"{path}.parquet")
+        for table in TABLES.values():
+            if table.schema.equals(schema):
+                return Key(path, table.name, footer.notes["stage"]), footer
+        raise Flaw("its columns are those of no table")
+
+    def check(self, key: Key) -> None:
+        """Read a table's values, a piece at a time, and raise like `read` where one is damaged."""
+        footer, file = self._needed(key), self.open(key)
+        hashed = ContentHash(TABLES[key.table].schema)
+        for group in range(file.num_row_groups):
+            hashed.update(file.read_row_group(group))
+        if hashed.columns() != footer.notes["columns"]:
+            raise _damaged(key, self.path(key), "its values are not those that were written")
 
     def is_current(self, key: Key, recipe: Recipe) -> bool:
         """Whether the table was made by this recipe, and all that was written with it is there."""
+        return self.why_stale(key, recipe) is None
+
+    def why_stale(self, key: Key, recipe: Recipe) -> Why | None:
+        """Why the table has to be made by this recipe; None if it is current."""
         footer = self.footer(key)
-        if footer is None or footer.fingerprint != recipe.fingerprint:
-            return False
-        return all(self._has(*file) for file in footer.notes.get("files", {}).items())
+        if footer is None:
+            return Why("it is not there or not whole", never_made=True)
+        if footer.fingerprint != recipe.fingerprint:
+            return Why(_difference(footer, recipe))
+        for file, n_bytes in footer.notes.get("files", {}).items():
+            if not self._has(file, n_bytes):
+                return Why(f"{file}, written with it, is gone or cut short")
+        return None
+
+    def version(self, key: Key) -> str:
+        """Hash of the table's values and of what was written with it; raises like `content`."""
+        footer = self._needed(key)
+        beside = [found for file in footer.notes["files"] if (found := self._content_at(file))]
+        weights = footer.notes.get("weights")
+        return digest([footer.content, weights, beside]) if beside or weights else footer.content
+
+    def _content_at(self, file: str) -> str:
+        """Content hash of a table; empty for other files."""
+        if not file.endswith(".parquet"):
+            return ""
+        return ((pq.read_metadata(self.root / file).metadata or {}).get(_CONTENT, b"")).decode()
 
     def _has(self, file: str, n_bytes: int) -> bool:
         path = self.root / file
         return path.is_file() and path.stat().st_size == n_bytes
 
-    def content(self, key: Key) -> str:
+    def content(self, key: Key) -> Content:
         """Hash of the values of the table with this key.
 
         Raises:
             ExperimentError: there is no such table yet.
         """
-        return self._needed(key).content
+        origin = self.origin(key)
+        return Content(origin.content, origin)
+
+    def origin(self, key: Key) -> Origin:
+        """The table with this key as it is now; raises like `content`."""
+        footer = self._needed(key)
+        return Origin(key.path, footer.content, footer.fingerprint)
+
+    @property
+    def lineage(self) -> Lineage:
+        """What every table of the folder was made from, also those that were made again since."""
+        return lineage_of(self.root)
 
     def notes(self, key: Key) -> Mapping[str, Any]:
         """What was noted in the footer of the table with this key; raises like `content`."""
@@ -302,8 +439,11 @@ class ArtifactStore:
         *,
         notes: Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None = None,
         files: Iterable[Path] = (),
+        made: Callable[[], Mapping[str, Any]] | None = None,
     ) -> str:
         """Write a table whole, with its footer; the hash of its values.
+
+        The footer holds nothing but what the recipe decides: a table made again has the same bytes.
 
         Args:
             key: where it goes.
@@ -312,41 +452,48 @@ class ArtifactStore:
             recipe: what it was made from.
             notes: further plain values for the footer, or what gives them after the last piece.
             files: what was written with it; without one of them it is not current.
+            made: what `lineage` keeps beside the recipe: ``made``, when, where and with what, and
+                ``tables``, contents of those written with it. Asked for when the table is whole.
         """
         from core.atomic import replacing
 
         schema = TABLES[key.table].schema
         hashed = ContentHash(schema)
+        files = list(files)
         footer = {
             "layout": LAYOUT,
             "fingerprint": recipe.fingerprint,
-            "stage": recipe.stage,
-            "inputs": dict(recipe.inputs),
-            "settings": recipe.settings,
-            "code": recipe.code,
+            **recipe.plain(),
             "files": {str(f.relative_to(self.root)): f.stat().st_size for f in files},
+            "hashes": {str(f.relative_to(self.root)): hash_file(f) for f in files},
         }
-        with (
-            replacing(self.path(key)) as temporary,
-            pq.ParquetWriter(
+        with replacing(self.path(key)) as temporary:
+            with pq.ParquetWriter(
                 temporary, schema, compression="zstd", write_page_checksum=True
-            ) as writer,
-        ):
-            pieces = [table] if isinstance(table, pa.Table) else table
-            for piece in cast("Iterable[pa.Table]", pieces):
-                rows = piece.select(schema.names).cast(schema)
-                hashed.update(rows)
-                writer.write_table(rows)
-            noted = (notes() if callable(notes) else notes) or {}
-            content = hashed.hexdigest()
-            if key.table in NOTED:
-                content = digest([content, dict(noted)])
-            footer |= noted
-            footer |= {"content": content, "columns": hashed.columns(), "n_rows": hashed.n_rows}
-            texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
-            texts["seal"] = digest(texts)
-            writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
+            ) as writer:
+                pieces = [table] if isinstance(table, pa.Table) else table
+                for piece in cast("Iterable[pa.Table]", pieces):
+                    rows = piece.select(schema.names).cast(schema)
+                    hashed.update(rows)
+                    writer.write_table(rows)
+                noted = (notes() if callable(notes) else notes) or {}
+                content = hashed.hexdigest()
+                if key.table in NOTED:
+                    content = digest([content, dict(noted)])
+                footer |= noted
+                footer |= {"content": content, "columns": hashed.columns(), "n_rows": hashed.n_rows}
+                texts = {name: json.dumps(value, default=str) for name, value in footer.items()}
+                texts["seal"] = digest(texts)
+                writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
+            if made is not None:  # a record without its table does no harm
+                self._record(key, content, recipe, made())
         return content
+
+    def _record(self, key: Key, content: str, recipe: Recipe, made: Mapping[str, Any]) -> None:
+        tables = {**made.get("tables", {}), key.path: content}
+        record = {"path": key.path, "fingerprint": recipe.fingerprint, **recipe.plain()}
+        origins = {name: getattr(value, "origins", ()) for name, value in recipe.inputs.items()}
+        self.lineage.add_table({**record, **made, "tables": tables}, origins)
 
     def adopt(self, key: Key, recipe: Recipe) -> bool:
         """Take a table made by other code as made by this recipe; whether there was such a one.
@@ -364,6 +511,10 @@ class ArtifactStore:
         files = [self.root / name for name in footer.notes["files"]]
         notes = {name: value for name, value in footer.notes.items() if name not in _OF_RECIPE}
         self.write(key, pieces, recipe, notes=notes, files=files)
+        made = self.lineage.get(self.lineage.name(key.path, footer.fingerprint))
+        if made is not None and self.lineage.name(key.path, recipe.fingerprint) is None:
+            adopted = {"fingerprint": recipe.fingerprint, **recipe.plain(), "made_by": made["code"]}
+            self.lineage.add({**made, **adopted})
         return True
 
     def write_text(self, key: Key, suffix: str, text: str) -> Path:
@@ -379,15 +530,5 @@ class ArtifactStore:
         """Remove what killed processes left half-written."""
         for left in self.root.rglob(".*.tmp"):
             writer = left.name.split(".")[-2]
-            if not (writer.isdigit() and _is_running(int(writer))):
+            if not (writer.isdigit() and is_running(int(writer))):
                 left.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import FLOOR, load_circuit
-from assets.engine.automation import together_with_parent
-from assets.engine.partitions import circuits_together
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
@@ -171,10 +169,8 @@ def _evaluation_stage(
         kinds=frozenset({"pytorch", "parquet"}),
         key=lambda key: evaluation(source, key),
         partitions=partitions,
-        backfill=circuits_together,
         deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
         needs=always("model", "dictionaries"),
-        automation=together_with_parent,
         reads=reads,
         inputs=inputs,
         make=partial(make_evaluations_of, source),

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from assets.circuits.pairs import task_settings
-from assets.engine.automation import rerun_when_all_are_done
 from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
@@ -137,7 +136,8 @@ def _inputs(work: Work, names: Names) -> Mapping[str, str]:
             (content(circuit(source, name)), content(evaluation(source, name)))
             for name in of_source
         ]
-        inputs[circuit(source, "").stage] = digest(made_from)
+        origins = [one.origins[0] for pair in made_from for one in pair]
+        inputs[circuit(source, "").stage] = Content(digest(made_from), *origins)
     return inputs
 
 
@@ -159,7 +159,6 @@ EVALUATION_SUMMARY_STAGE = TableStage(
     kinds=frozenset({"pandas", "parquet"}),
     key=EVALUATION_SUMMARY,
     deps=_deps,
-    automation=rerun_when_all_are_done,
     reads=names_of,
     inputs=_inputs,
     make=make_evaluation_summary,

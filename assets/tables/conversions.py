@@ -158,3 +158,13 @@ def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
         gaps=json.loads(head["gaps"]),
         tokens=None if head["tokens"] is None else tuple(head["tokens"]),
     )
+
+
+def label_texts(labels: pa.Table) -> dict[str, str]:
+    """The label that is shown of each feature, by its name, ``attn_3/1234``."""
+    columns = labels.select(["submodule", "basis", "feature", "text", "shown"]).to_pylist()
+    return {
+        f"{row['submodule']}/{row['feature']}": row["text"]
+        for row in columns
+        if row["shown"] and row["basis"] == "features"
+    }

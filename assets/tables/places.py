@@ -7,6 +7,8 @@
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
+    vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
+    labels/rules  labels/endpoint  labels
 
 NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
 cluster of samples or a file of pairs; NAME of a circuit is its cluster's or its task's.
@@ -51,6 +53,11 @@ CLUSTERING_BEHAVIOURS = Key(
     "clustering_behaviours", "clustering_behaviours", "clustering_comparison"
 )
 EVALUATION_SUMMARY = _alone("evaluation_summary")
+VOCABULARY = _alone("vocabulary")
+FEATURE_CIRCUITS = _alone("feature_circuits")
+LABELS = _alone("labels")
+RULE_LABELS = Key("labels/rules", "labels", "rule_labels")
+ENDPOINT_LABELS = Key("labels/endpoint", "labels", "endpoint_labels")
 
 
 def sae(submodule: str) -> Key:
@@ -118,3 +125,13 @@ def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
 def evaluation(source: BehaviourSource, name: str) -> Key:
     """How a circuit was judged."""
     return Key(f"evaluations/{source}/{name}", "circuit_evaluations", _STAGES[source][2])
+
+
+def cards(submodule: str) -> Key:
+    """The cards of a submodule's features."""
+    return Key(f"cards/{submodule}", "feature_cards", "cards")
+
+
+def card_contexts(submodule: str) -> Key:
+    """The texts on them."""
+    return Key(f"cards/{submodule}_contexts", "card_contexts", "cards")

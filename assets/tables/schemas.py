@@ -46,11 +46,17 @@ class Table:
 _INT, _LONG, _FLOAT, _DOUBLE = pa.int32(), pa.int64(), pa.float32(), pa.float64()
 _TEXT, _BOOL = pa.string(), pa.bool_()
 _INTS, _FLOATS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
+_LONGS, _DOUBLES = pa.list_(_LONG), pa.list_(_DOUBLE)
 
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
 _NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
 _METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
+_BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
+_FEATURE = _column("feature", _INT, "number of the feature or neuron, from 0")
+_WEIGHTS = _column(
+    "weights", _TEXT, "hash of the dictionary's weights; null for neurons", null=True
+)
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
@@ -447,6 +453,146 @@ _ALL = (
             ]
         ),
     ),
+    Table(
+        "vocabulary",
+        "vocabulary.parquet",
+        "one token of the tokenizer",
+        pa.schema(
+            [
+                _column("token", _INT, "its id"),
+                _column(
+                    "text",
+                    _TEXT,
+                    "its text within a sentence, with the space before it; lone bytes as \\xe2",
+                ),
+            ]
+        ),
+    ),
+    Table(
+        "feature_circuits",
+        "feature_circuits.parquet",
+        "one feature and one circuit that holds it (at one position, if by position)",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature, from 0"),
+                _column("source", _TEXT, "clusters or tasks"),
+                _NAME,
+                _column("pos", _INT, "position; null where summed over positions", null=True),
+                _column("effect", _DOUBLE, "its indirect effect there, in the metric's units"),
+                _column("rank", _INT, "its place by |effect| in that circuit, from 0"),
+                _column("upstream", _TEXTS, "nodes of the strongest edges into it: mlp_2/9"),
+                _column("upstream_weights", _DOUBLES, "weights of these edges"),
+                _column("downstream", _TEXTS, "nodes of the strongest edges out of it; metric"),
+                _column("downstream_weights", _DOUBLES, "weights of these edges"),
+            ]
+        ),
+    ),
+    Table(
+        "feature_cards",
+        "cards/SUBMODULE.parquet",
+        "the card of one feature or neuron: when it is active, and what that does",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _BASIS,
+                _FEATURE,
+                _column("chosen", _TEXT, "why it has a card: circuits, random or all"),
+                _WEIGHTS,
+                _column("density", _FLOAT, "share of tokens on which it is active"),
+                _column("n_active", _LONG, "tokens on which it is active"),
+                _column("n_contexts", _LONG, "contexts in which it is active"),
+                _column("max_activation", _FLOAT, "its largest activation; 0 if never active"),
+                _column("mean_activation", _FLOAT, "mean over the tokens on which it is active"),
+                _column("histogram_edges", _FLOATS, "edges of bins, from 0 to a power of two"),
+                _column(
+                    "histogram_counts",
+                    _LONGS,
+                    "contexts by their largest activation, where that is not zero",
+                ),
+                _column("promoted", _INTS, "tokens whose logits its decoder row raises most"),
+                _column("promoted_values", _FLOATS, "by how much, per unit of activation"),
+                _column("suppressed", _INTS, "tokens whose logits it lowers most"),
+                _column("suppressed_values", _FLOATS, "by how much, per unit of activation"),
+                _column(
+                    "moved",
+                    _INTS,
+                    "tokens whose log-probability changes most when it is ablated at its strongest "
+                    "tokens; null where not measured",
+                    null=True,
+                ),
+                _column("moved_values", _FLOATS, "log P with it minus without, in nats", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "card_contexts",
+        "cards/SUBMODULE_contexts.parquet",
+        "one piece of text on a card, with the activation of each of its tokens",
+        pa.schema(
+            [
+                _BASIS,
+                _FEATURE,
+                _column(
+                    "quantile",
+                    _INT,
+                    "fourth of the contexts in which it is active, 0 the weakest; null for the "
+                    "strongest of all",
+                    null=True,
+                ),
+                _column("rank", _INT, "place among those of the same quantile, from 0"),
+                _column("document", _INT, "document it comes from"),
+                _column("window", _INT, "row of the contexts table"),
+                _column("pos", _INT, "position of the largest activation in that context"),
+                _column("start", _INT, "position of the first token that is shown"),
+                _column("tokens", _INTS, "token ids from there on"),
+                _column("activations", _FLOATS, "activation at each of them"),
+            ]
+        ),
+    ),
+    Table(
+        "labels",
+        "labels.parquet; what a rule or an endpoint says alone in labels/rules, labels/endpoint",
+        "what one source calls one feature or neuron",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _BASIS,
+                _FEATURE,
+                _column("text", _TEXT, "the label"),
+                _column("by", _TEXT, "who made it: rule, endpoint NAME, or a person"),
+                _column("shown", _BOOL, "it is the label that pages and drawings show"),
+                _column(
+                    "stale", _BOOL, "it was made for other dictionaries, or for no feature of these"
+                ),
+                _WEIGHTS,
+                _column("at", _TEXT, "when, as the annotation file says", null=True),
+                _column("rule", _TEXT, "JSON: the rule that picks tokens", null=True),
+                _column(
+                    "score",
+                    _DOUBLE,
+                    "correlation, over tokens of contexts that no card was made from, between what "
+                    "the rule picks and the activation; null if never active there",
+                    null=True,
+                ),
+                _column("precision", _DOUBLE, "share of picked tokens where active", null=True),
+                _column("recall", _DOUBLE, "share of the activation at picked tokens", null=True),
+                _column("n_active", _LONG, "tokens there on which it is active", null=True),
+                _column(
+                    "behaviour",
+                    _TEXT,
+                    "the known behaviour that determines the next token at most of its activation",
+                    null=True,
+                ),
+                _column(
+                    "names_behaviour",
+                    _BOOL,
+                    "half of the tokens that the rule picks, or more, are of that behaviour",
+                    null=True,
+                ),
+            ]
+        ),
+    ),
 )
 
 TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
@@ -461,8 +607,10 @@ def describe_tables() -> str:
         "All are Parquet, below `artifacts/EXPERIMENT/`. The footer of each holds, under `sfc.*`",
         "keys, its recipe (`stage`, hashes of its `inputs`, `settings`, a digest of the `code`),",
         "the `fingerprint` of that, a hash of its own values (`content`), the `layout` number of",
-        "the folder, and the `files` written with it, with their sizes.",
-        "[What makes a table stale](dagster.md#what-a-table-is-made-from).",
+        "the folder, and the `files` written with it, with their sizes and `hashes`.",
+        "[What makes a table stale](dagster.md#what-a-table-is-made-from). When, where and with",
+        "what each was made, and which makings its inputs are of, lies beside them in",
+        "[`lineage.jsonl`](lineage.md).",
     ]
     for table in _ALL:
         lines += ["", f"## {table.name}", "", f"`{table.place}`", "", f"One row: {table.row}.", ""]

@@ -48,6 +48,7 @@ def draw_circuit(
     title: str = "",
     max_nodes: int = 60,
     max_edges: int = 150,
+    alone: bool = True,
 ) -> str:
     """The picture of a circuit, as the text of a standalone SVG document.
 
@@ -57,6 +58,7 @@ def draw_circuit(
         title: written on top; "Sparse feature circuit" if empty.
         max_nodes, max_edges: of a larger circuit, only this many of the largest |effect| and, among
             them, of the largest |weight| are drawn, and the picture says how many are left out.
+        alone: with heading, legend and settings; without them for a page that has its own.
 
     Returns:
         The document; the same for the same arguments. Each node is a ``<g class="node">`` with
@@ -88,14 +90,16 @@ def draw_circuit(
     root.set("font-family", FONT)
     add(root, "title").text = printable(title)
     add(root, "rect", width="100%", height="100%", fill="#ffffff")
-    top = draw_heading(root, circuit, selection, title, width)
+    top = draw_heading(root, circuit, selection, title, width) if alone else 0.0
     graph = group(root, "graph", transform=f"translate({MARGIN:g},{top:.1f})")
     _draw_rows(graph, layout, selection)
     _draw_edges(graph, circuit, selection, layout, strongest[1])
     _draw_nodes(graph, circuit, selection, layout, labels, strongest[0])
     _draw_metric(graph, layout.boxes[METRIC], metric)
-    y = draw_legend(root, circuit, strongest, top + layout.height + 16, width)
-    height = draw_footer(root, circuit, y + 6, width) + MARGIN - 8
+    height = top + layout.height + 16
+    if alone:
+        y = draw_legend(root, circuit, strongest, height, width)
+        height = draw_footer(root, circuit, y + 6, width) + MARGIN - 8
 
     root.attrib.update(width=f"{width:.0f}", height=f"{height:.0f}")
     root.set("viewBox", f"0 0 {width:.0f} {height:.0f}")

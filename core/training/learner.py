@@ -35,6 +35,7 @@ _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 # A resampled encoder row is this much shorter than the living ones (Bricken et al. 2023).
 _RESAMPLED_NORM = 0.2
+_CURVE_POINTS = 50
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,14 @@ class Trained:
         l0: features per token that are active in it as it stands, on rows of the data's order
             after those it was trained on.
         wanted_l0: what `l0` should be, k, where the kind has one.
+        curve: how training went: number of steps done, loss, L0 and share of dead features, at
+            up to 50 steps spread evenly over all.
     """
 
     dictionary: Dictionary
     l0: float
     wanted_l0: int | None
+    curve: tuple[tuple[int, float, float, float], ...] = ()
 
 
 class Learner:
@@ -92,6 +96,7 @@ class Learner:
             "fired_at": torch.zeros(settings.n_features, dtype=torch.long, device=device),
             "scale": torch.zeros((), device=device),
             "l0": torch.zeros((), dtype=torch.float64, device=device),
+            "curve": torch.zeros(_CURVE_POINTS, 4, dtype=torch.float64),
             **{name: torch.zeros((), device=device) for name in self.kind.measured},
         }
 
@@ -144,7 +149,17 @@ class Learner:
         normalise_rows(self.weights.decoder)
         # A step that spoils the weights is reported at once: they are never saved as good.
         loss = loss + 0 * self.weights.flat.sum()
-        return Report(float(loss), int((p.value > 0).sum()) / p.n, int(p.dead.sum()))
+        report = Report(float(loss), int((p.value > 0).sum()) / p.n, int(p.dead.sum()))
+        self._note(step, report)
+        return report
+
+    def _note(self, step: int, report: Report) -> None:
+        """Keep the last step of each fiftieth of the training."""
+        n_features, n_steps = self.settings.n_features, self.settings.n_steps
+        point = (step + 1, report.loss, report.l0, report.n_dead / n_features)
+        self.state["curve"][step * _CURVE_POINTS // n_steps] = torch.tensor(
+            point, dtype=torch.float64
+        )
 
     def _encoder(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The scaled input, what the encoder sees of it, and the pre-activations."""
@@ -248,7 +263,8 @@ class Learner:
 
     def trained(self) -> Trained:
         """The dictionary and its measured L0."""
-        return Trained(self.dictionary(), float(self.state["l0"]), self.kind.wanted_l0)
+        curve = tuple((int(n), *rest) for n, *rest in self.state["curve"].tolist() if n)
+        return Trained(self.dictionary(), float(self.state["l0"]), self.kind.wanted_l0, curve)
 
     @torch.no_grad()
     def dictionary(self) -> Dictionary:

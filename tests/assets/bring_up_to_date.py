@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from assets.engine.stage import PartitionedStage
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 
 
 def say(line: str) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from assets.checks import (
+    circuit_features_fire,
     circuits_are_faithful,
     contexts_have_text,
     every_sample_is_assigned,
     imports_are_as_said,
     l0_is_near_k,
+    labels_predict,
+    set_is_made_alike,
     set_is_usable,
     summary_is_current,
     vectors_are_finite,
@@ -26,8 +29,10 @@ from assets.tables.places import (
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    RULE_LABELS,
     Key,
     assignments,
+    cards,
     sae,
     vectors,
 )
@@ -90,6 +95,32 @@ def test_a_missing_dictionary_makes_the_set_unusable(
 ) -> None:
     _write(store, DICTIONARY_SET, [_dictionary("embed")])
     assert not set_is_usable(experiment, store).passed
+
+
+@pytest.mark.parametrize(
+    ("changed", "passed"),
+    [
+        ({}, True),
+        ({"settings": {"seed": 1, "submodule": "embed"}}, False),
+        ({"inputs": {"activation_cache": "another"}}, False),
+        ({"inputs": {"activation_cache": "one", "path": "elsewhere", "contents": "c"}}, True),
+        ({"code": "another"}, False),
+    ],
+)
+def test_a_set_of_dictionaries_made_in_different_ways_is_told(
+    experiment: Experiment, store: ArtifactStore, changed: dict[str, Any], passed: bool
+) -> None:
+    for submodule in experiment.submodules:
+        alike: dict[str, Any] = {
+            "inputs": {"activation_cache": "one"},
+            "settings": {"seed": 0, "submodule": submodule},
+            "code": "code",
+        }
+        recipe = Recipe("saes", **(alike | changed if submodule == "embed" else alike))
+        store.write(sae(submodule), TABLES["saes"].build([]), recipe)
+    found = set_is_made_alike(experiment, store)
+    assert found.passed is passed
+    assert ("embed" in found.says) is not passed
 
 
 @pytest.mark.parametrize(
@@ -205,6 +236,43 @@ def test_a_vector_that_cannot_be_compared_is_told(
     assert vectors_are_finite(experiment, store).passed
     _write(store, vectors(), [*rows, {"sample": 2, "index": None, "value": bad}])
     assert not vectors_are_finite(experiment, store).passed
+
+
+def test_a_silent_feature_of_a_circuit_is_told(
+    experiment: Experiment, store: ArtifactStore
+) -> None:
+    def card(feature: int, chosen: str, n_active: int) -> dict[str, Any]:
+        names = TABLES["feature_cards"].schema.names
+        lists = ("histogram_edges", "histogram_counts", "promoted", "promoted_values")
+        row = dict.fromkeys(names, 1) | {name: [] for name in (*lists, "moved", "moved_values")}
+        row |= {"suppressed": [], "suppressed_values": [], "weights": None, "basis": "features"}
+        return row | {
+            "submodule": "embed",
+            "feature": feature,
+            "chosen": chosen,
+            "n_active": n_active,
+        }
+
+    _write(store, cards("embed"), [card(1, "circuits", 5), card(2, "random", 0)])
+    assert circuit_features_fire(experiment, store).passed
+    _write(store, cards("embed"), [card(1, "circuits", 5), card(2, "circuits", 0)])
+    found = circuit_features_fire(experiment, store)
+    assert not found.passed
+    assert "never active: embed/2." in found.says
+
+
+@pytest.mark.parametrize(("scores", "passed"), [([0.5, 0.1, None], True), ([-0.1, 0.0], False)])
+def test_rules_that_predict_nothing_are_told(
+    experiment: Experiment, store: ArtifactStore, scores: list[float | None], passed: bool
+) -> None:
+    blank = dict.fromkeys(TABLES["labels"].schema.names)
+    text = {"submodule": "embed", "basis": "features", "text": "x", "by": "rule"}
+    rows = [
+        {**blank, **text, "feature": i, "shown": True, "stale": False, "score": score}
+        for i, score in enumerate(scores)
+    ]
+    _write(store, RULE_LABELS, rows)
+    assert labels_predict(experiment, store).passed is passed
 
 
 def _summary(faithfulness: float, **changed: str) -> dict[str, Any]:

@@ -21,9 +21,9 @@ from assets.tables.places import (
     assignments,
     vectors,
 )
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
 from pipelines.run import run_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import N_LAYERS, WIDTH, tiny_experiment, write_experiment
 
 COMPARISONS = {
@@ -43,7 +43,7 @@ def run(experiment: Experiment, instance: dg.DagsterInstance) -> None:
     """Everything up to the comparison."""
     every = stages_of(experiment)
     last = [stage.name for stage in every].index("clustering_comparison")
-    list(run_experiment(experiment, instance, every[: last + 1]))
+    run_experiment(experiment, instance, every[: last + 1])
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from tests.tiny_experiment import write_experiment
 ROOT = Path(__file__).resolve().parents[2]
 
 GRAPH = {
+    "vocabulary": ("corpus", set(), 0),
     "contexts": ("corpus", set(), 0),
     "activation_cache": ("corpus", {"contexts"}, 0),
     "saes": ("dictionaries", {"activation_cache"}, 4),
@@ -51,7 +52,26 @@ GRAPH = {
         },
         0,
     ),
+    "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
+    "cards": (
+        "features",
+        {"contexts", "vocabulary", "dictionary_set", "feature_circuits"},
+        4,
+    ),
+    "rule_labels": ("features", {"contexts", "vocabulary", "dictionary_set", "cards"}, 0),
+    "labels": ("features", {"rule_labels", "dictionary_set"}, 0),
 }
+FILES = {
+    "model_files": {
+        *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
+        *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
+        *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+    },
+    "corpus_files": {"contexts"},
+    "pair_files": {"task_behaviours"},
+    "annotation_files": {"labels"},
+}
+"""What is read from outside, and by which stages."""
 BLOCKING = {"contexts", "activation_cache", "dictionary_set", "cluster_assignments"}
 
 
@@ -66,31 +86,50 @@ def _keys(definitions: dg.Definitions) -> set[str]:
 
 def test_definitions_are_loadable(definitions: dg.Definitions) -> None:
     dg.Definitions.validate_loadable(definitions)
-    assert len(_keys(definitions)) == len(GRAPH)
+    assert len(_keys(definitions)) == len(GRAPH) + len(FILES)
 
 
 def test_the_graph_is_this(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     found = {}
-    for key in graph.get_all_asset_keys():
+    for key in graph.materializable_asset_keys:
         node = graph.get(key)
         partitions = node.partitions_def
         n_partitions = 0 if partitions is None else len(partitions.get_partition_keys())
-        deps = {parent.path[-1] for parent in node.parent_keys}
+        deps = {parent.path[-1] for parent in node.parent_keys} - FILES.keys()
         found[key.path[-1]] = ((node.group_name or "").split("_")[-1], deps, n_partitions)
     assert found == GRAPH
+
+
+def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> None:
+    """What `dg launch --partition-range` and backfills need to start one run."""
+    graph = definitions.resolve_asset_graph()
+    partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
+    assert len(partitioned) == 6
+    for key in partitioned:
+        assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
+
+
+def test_files_outside_are_nodes_that_are_observed(definitions: dg.Definitions) -> None:
+    graph = definitions.resolve_asset_graph()
+    assert {key.path[-1] for key in graph.observable_asset_keys} == FILES.keys()
+    for name, readers in FILES.items():
+        children = graph.get(dg.AssetKey(["tiny", name])).child_keys
+        assert {key.path[-1] for key in children} == readers
 
 
 def test_groups_are_numbered_in_the_order_of_the_method(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     groups = {graph.get(key).group_name for key in graph.get_all_asset_keys()}
     assert sorted(map(str, groups)) == [
+        "tiny_0_files",
         "tiny_1_corpus",
         "tiny_2_dictionaries",
         "tiny_3_tokens",
         "tiny_4_clusters",
         "tiny_5_circuits",
         "tiny_6_evaluations",
+        "tiny_7_features",
     ]
 
 
@@ -99,7 +138,7 @@ def test_comparisons_add_three_assets_and_change_no_other(tmp_path: Path) -> Non
     graph = build_definitions(
         [write_experiment(tmp_path, comparisons=comparisons)]
     ).resolve_asset_graph()
-    added = {key.path[-1] for key in graph.get_all_asset_keys()} - set(GRAPH)
+    added = {key.path[-1] for key in graph.materializable_asset_keys} - set(GRAPH)
     assert added == {"compared_vectors", "compared_clusterings", "clustering_comparison"}
     for name in ("compared_vectors", "compared_clusterings"):
         compared = graph.get(dg.AssetKey(["tiny", name])).partitions_def
@@ -109,7 +148,7 @@ def test_comparisons_add_three_assets_and_change_no_other(tmp_path: Path) -> Non
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
-    for key in graph.get_all_asset_keys():
+    for key in graph.materializable_asset_keys:
         node = graph.get(key)
         assert len(node.description or "") > 30, key
         assert node.owners, key
@@ -122,8 +161,9 @@ def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
 ) -> None:
     graph = definitions.resolve_asset_graph()
     checks = [(key.asset_key.path[-1], graph.get(key)) for key in graph.asset_check_keys]
-    # Behaviours hold no numbers: what cannot be in them is refused while they are made.
-    assert {name for name, _ in checks} == GRAPH.keys() - {"cluster_behaviours", "task_behaviours"}
+    # These hold no numbers of their own: what cannot be in them is refused while they are made.
+    without = {*("cluster_behaviours", "task_behaviours"), *("vocabulary", "feature_circuits")}
+    assert {name for name, _ in checks} == GRAPH.keys() - without - {"labels"}
     assert {name for name, check in checks if check.blocking} == BLOCKING
 
 
@@ -134,14 +174,15 @@ def test_imported_dictionaries_need_no_corpus_and_no_cache(tmp_path: Path) -> No
     )
     graph = build_definitions([path]).resolve_asset_graph()
     assert not graph.has(dg.AssetKey(["tiny", "activation_cache"]))
-    assert not graph.get(dg.AssetKey(["tiny", "saes"])).parent_keys
+    parents = graph.get(dg.AssetKey(["tiny", "saes"])).parent_keys
+    assert {key.path[-1] for key in parents} == {"model_files", "dictionary_files"}
 
 
 def test_gradients_need_no_dictionaries_to_cluster(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, clustering={"representation": "gradients"})
     graph = build_definitions([path]).resolve_asset_graph()
     parents = graph.get(dg.AssetKey(["tiny", "cluster_vectors"])).parent_keys
-    assert parents == {dg.AssetKey(["tiny", "filtered_tokens"])}
+    assert parents == {dg.AssetKey(["tiny", n]) for n in ("filtered_tokens", "model_files")}
 
 
 def test_experiments_stand_side_by_side(tmp_path: Path) -> None:
@@ -151,7 +192,7 @@ def test_experiments_stand_side_by_side(tmp_path: Path) -> None:
     dg.Definitions.validate_loadable(definitions)
     keys = _keys(definitions)
     assert {"one/circuits", "two-b/circuits"} <= keys
-    assert len(keys) == 2 * len(GRAPH)
+    assert len(keys) == 2 * (len(GRAPH) + len(FILES))
 
 
 def test_a_broken_file_is_warned_about_and_hides_no_other(
@@ -180,7 +221,7 @@ def test_two_experiments_of_one_name_are_refused(tmp_path: Path) -> None:
 
 def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
     graph = build_definitions([write_experiment(tmp_path, **changed)]).resolve_asset_graph()
-    return {key.path[-1]: graph.get(key).code_version for key in graph.get_all_asset_keys()}
+    return {key.path[-1]: graph.get(key).code_version for key in graph.materializable_asset_keys}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines import run
-from pipelines.definitions import stages_of
+from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment, write_experiment
 
 
@@ -87,7 +88,7 @@ def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(
 def test_another_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = tiny_experiment(tmp_path)
 
-    def fail(*_arguments: object) -> None:
+    def fail(*_arguments: object, **_named: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(run, "run_experiment", fail)
@@ -95,12 +96,39 @@ def test_another_error_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.M
         run.main([str(experiment.path)])
 
 
-def test_a_partitioned_stage_is_run_over_all_its_partitions(tmp_path: Path) -> None:
-    from assets.dictionaries.stages import SAES
-    from pipelines.experiment import read_experiment
+def test_stages_share_runs_as_far_as_their_partitions_allow(tmp_path: Path) -> None:
+    from pipelines.plan import RANGE_END, RANGE_START, runs_of
 
     experiment = read_experiment(write_experiment(tmp_path))
-    tags = run._partition_range(SAES, experiment)
-    assert list(tags.values()) == ["embed", "resid_1"]
-    assert all(tag.startswith("dagster/") for tag in tags)
-    assert list(SAES.partitions(experiment)) == ["embed", "attn_0", "resid_0", "resid_1"]
+    runs = list(runs_of(experiment, stages_of(experiment)))
+    ran = [stage.name for run in runs for stage in run.stages]
+    assert sorted(ran) == sorted(stage.name for stage in stages_of(experiment))
+    for run_of in runs:
+        for stage in run_of.stages:
+            assert all(
+                ran.index(name) < ran.index(stage.name) for name in stage.upstream(experiment)
+            )
+    ranges = [(run.tags[RANGE_START], run.tags[RANGE_END]) for run in runs]
+    assert ranges == [("embed", "resid_1"), ("k00000", "k00002"), ("simple", "simple")]
+
+
+def test_a_plan_says_what_is_stale_and_why(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_experiment(tmp_path)
+    assert run.main([str(experiment.path), "--plan"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].split() == ["contexts", *["it", "is", "not", "there", "or", "not", "whole"]]
+    assert any(
+        line.split() == ["circuits", *["cluster_behaviours", "is", "made", "again"]]
+        for line in told
+    )
+    assert not experiment.artifacts.exists() or not list(experiment.artifacts.rglob("*.parquet"))
+
+
+def test_an_unknown_stage_is_refused_before_any_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = tiny_experiment(tmp_path)
+    assert run.main([str(experiment.path), "--force", "sae"]) == 1
+    assert "no stage is called sae: there are contexts," in capsys.readouterr().err

@@ -18,8 +18,9 @@ from assets.tables.places import DICTIONARY_SET, IMPORT_CHECKS, sae
 from core.dictionaries import Dictionary, JumpReLU, TopK
 from core.dictionaries.formats import save_as_saelens
 from core.errors import FormatError
-from pipelines.definitions import build_definitions, stages_of
+from pipelines.definitions import build_definitions
 from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import (
     WIDTH,
     brought_up_to_date,

@@ -9,12 +9,12 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from assets.corpus.vocabulary import token_text
 from assets.discovery.pages import (
     plot_curve,
     plot_similarity,
     plot_sizes,
     spread,
-    token_text,
     write_cluster_pages,
 )
 from core.discovery import Clustering, CurvePoint, Sample, summarize

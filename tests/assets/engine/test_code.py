@@ -11,7 +11,7 @@ import pytest
 
 from assets.engine.code import ROOT, Tree
 from assets.settings import Experiment, ExperimentError
-from pipelines.definitions import stages_of
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
 
 COMPARED = {"other": {"representation": "gradients", "k": 2, "n_projected": 32}}

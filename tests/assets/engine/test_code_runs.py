@@ -18,7 +18,7 @@ import core.effects  # noqa: F401 - default arguments are made when it is import
 from assets.engine.code import ROOT, Name, installed
 from assets.engine.loading import CODE
 from assets.engine.stage import Made, PartitionedStage, TableStage, code_of
-from pipelines.definitions import stages_of
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
 
 COMPARED = {

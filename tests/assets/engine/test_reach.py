@@ -18,8 +18,8 @@ from pydantic import BaseModel
 
 from assets.engine.stage import PartitionedStage, Stage, TableStage
 from assets.settings import ImportSettings, Section, Settings, TrainSettings
-from pipelines.definitions import stages_of
 from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
 
 TABLE = Path(__file__).with_name("settings_reach.yaml")
@@ -47,9 +47,14 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "clustering.n_projected": {"clustering": {"representation": "gradients"}},
     "comparisons.other.n_projected": {"comparisons": {"other": {"representation": "gradients"}}},
+    **{
+        f"labels.endpoint.{name}": {"labels": {"endpoint": {"url": "http://a/v1", "model": "m"}}}
+        for name in ("url", "model", "key_variable", "timeout", "n_features")
+    },
 }
 OTHER: Mapping[str, Any] = {
     "artifacts": "./elsewhere",
+    "explorer": "http://127.0.0.1:4000",
     "model.n_layers": 3,
     "model.device": "auto",
     "corpus.labels_column": "labels",
@@ -70,6 +75,9 @@ OTHER: Mapping[str, Any] = {
     "evaluations.error_nodes": ["keep"],
     "evaluations.start_layer": 1,
     "tasks.start_layer": 1,
+    "reruns.schedule": "0 4 * * *",
+    "labels.annotations": ["./other.jsonl"],
+    "labels.endpoint.url": "http://b/v1",
     "import.format": "saelens",
     "import.repositories": {"resid": "./others"},
     "import.path": "other_{submodule}.safetensors",

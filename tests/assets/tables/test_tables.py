@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.sparse import csr_array
 
-from assets.engine.stage import column_schema
+from assets.engine.asset import column_schema
 from assets.tables.conversions import (
     circuit_tables,
     read_circuit,

@@ -42,6 +42,7 @@ def killer(at: int):
 def same(one, other) -> bool:
     return all(
         trained.l0 == other[name].l0
+        and trained.curve == other[name].curve
         and fingerprint(trained.dictionary) == fingerprint(other[name].dictionary)
         for name, trained in one.items()
     )
@@ -244,6 +245,23 @@ def test_each_step_and_some_progress_are_reported():
     )
     assert steps == [(step, "embed", "resid_0") for step in range(24)]
     assert lines[-1].startswith("training: step 24 of 24; mean loss ")
+
+
+@pytest.mark.parametrize("n_steps", [24, 120])
+def test_the_curve_holds_reports_of_steps_spread_over_the_training(n_steps):
+    reports = {}
+    trained = train_dictionaries(
+        sparse_mixtures(1024),
+        dataclasses.replace(SHORT, n_steps=n_steps),
+        on_step=lambda step, told: reports.update({step + 1: told["embed"]}),
+    )
+    curve = trained["embed"].curve
+    assert len(curve) == min(n_steps, 50)
+    assert curve[-1][0] == n_steps
+    n_features = trained["embed"].dictionary.n_features
+    for step, *told in curve:
+        report = reports[step]
+        assert told == [report.loss, report.l0, report.n_dead / n_features]
 
 
 def test_the_learning_rate_rises_after_the_start_and_each_resampling_and_falls_at_the_end():

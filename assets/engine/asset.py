@@ -1,0 +1,155 @@
+"""Stages as Dagster assets.
+
+A partitioned asset reports each partition when it is done, with a data version of its own, and says
+nothing of partitions that it left as they were. Dagster itself would report all of a run's
+partitions at the end of the step, with one version for all.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+from dagster._core.definitions.assets.definition.asset_spec import AssetExecutionType
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.source_asset import (
+    SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as REPORTED_ALREADY,
+)
+from dagster._core.execution.plan.execute_step import _get_output_asset_events
+from pydantic import Field
+
+from assets.engine.processes import tag_with_process
+from assets.engine.stage import Metadata, PartitionedStage, Stage, TableStage, Work
+from assets.engine.store import ArtifactStore
+from assets.plots import cell
+from assets.settings import Experiment
+from assets.tables.places import Key
+from assets.tables.schemas import TABLES
+
+PLANNED = "circuits/planned"
+"""Tag of runs that were asked to do what is stale: what is current needs no report there."""
+
+
+class Launch(dg.Config):
+    """What a launch may ask of a stage."""
+
+    force: bool = Field(default=False, description="Make it again even if it is up to date.")
+
+
+def column_schema(table: str) -> dg.TableSchema:
+    """A table's columns for the UI."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(
+                name=column.name,
+                type=str(column.type),
+                description=(column.metadata or {})[b"description"].decode(),
+                constraints=dg.TableColumnConstraints(nullable=column.nullable),
+            )
+            for column in TABLES[table].schema
+        ]
+    )
+
+
+def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
+    """Rows, columns, place and fingerprints of a table."""
+    footer = store.footer(key)
+    assert footer is not None, "shown after it was written"
+    return {
+        "dagster/row_count": footer.n_rows,
+        "dagster/column_schema": column_schema(key.table),
+        "path": dg.MetadataValue.path(store.path(key)),
+        "fingerprint": footer.fingerprint,
+        "made from": dg.MetadataValue.json(dict(footer.notes["inputs"])),
+    }
+
+
+def _printable(shown: Metadata) -> Metadata:
+    """Metadata with rounded numbers, and NaN in words: the UI reads no NaN."""
+    return {
+        name: cell(value) if isinstance(value, float) else value for name, value in shown.items()
+    }
+
+
+def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
+    """The asset of a stage that writes one table."""
+
+    def materialize(context: dg.AssetExecutionContext, config: Launch) -> dg.MaterializeResult[Any]:
+        began = time.perf_counter()
+        tag_with_process(context.instance, context.run)
+        stage.run(experiment, context.log.info, force=config.force)
+        store = ArtifactStore(experiment.artifacts)
+        return dg.MaterializeResult(
+            metadata={
+                **_printable(stage.shown(experiment)),
+                **table_metadata(store, stage.key),
+                "seconds": time.perf_counter() - began,
+            },
+            data_version=dg.DataVersion(store.version(stage.key)),
+        )
+
+    return _asset(materialize, **stage.declaration(experiment))
+
+
+def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
+    """The asset of a partitioned stage; one run may bring many partitions up to date."""
+
+    def materialize(context: dg.AssetExecutionContext, config: Launch) -> Iterator[Any]:
+        tag_with_process(context.instance, context.run)
+        keys, made = list(context.partition_keys), set[str]()
+        work = Work.on(experiment)
+        for key in stage.bring_up_to_date(experiment, keys, context.log.info, force=config.force):
+            made.add(key)
+            yield from _reported(context, stage, work, key)
+        known = {} if PLANNED not in context.run.tags else _known_versions(context)
+        for key in keys:
+            if key not in made and known.get(key) != work.store.version(stage.key(key)):
+                yield from _reported(context, stage, work, key)
+        yield dg.MaterializeResult(metadata={REPORTED_ALREADY: True})
+
+    return _asset(
+        materialize,
+        **stage.declaration(experiment),
+        partitions_def=dg.StaticPartitionsDefinition(list(stage.partitions(experiment))),
+        # One run for a range: it does only what is stale there, and goes on where it was cut short.
+        backfill_policy=dg.BackfillPolicy.single_run(),
+    )
+
+
+def _reported(
+    context: dg.AssetExecutionContext, stage: PartitionedStage[Any], work: Work, key: str
+) -> Iterator[Any]:
+    """The event that says that a partition is made, as Dagster would write it."""
+    step: Any = context.get_step_execution_context()
+    place = stage.key(key)
+    shown = {**_printable(stage.show(work, key)), **table_metadata(work.store, place)}
+    output = dg.Output(None, metadata=shown, data_version=dg.DataVersion(work.store.version(place)))
+    definition: Any = None
+    yield from _get_output_asset_events(
+        context.asset_key, [key], output, definition, {}, step, AssetExecutionType.MATERIALIZATION
+    )
+
+
+def _known_versions(context: dg.AssetExecutionContext) -> Mapping[str, str]:
+    """The data versions of partitions that Dagster was told last."""
+    tags = context.instance.event_log_storage.get_latest_tags_by_partition(
+        context.asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+    )
+    return {key: found.get(DATA_VERSION_TAG, "") for key, found in tags.items()}
+
+
+def _asset(compute: Callable[..., Any], **declaration: Any) -> dg.AssetsDefinition:
+    made: Any = dg.asset(**declaration)(compute)
+    return made
+
+
+def stage_asset(stage: Stage, experiment: Experiment) -> dg.AssetsDefinition:
+    """The asset of any stage."""
+    if isinstance(stage, TableStage):
+        return table_asset(stage, experiment)
+    return partitioned_asset(stage, experiment)
+
+
+def stage_assets(stages: Sequence[Stage], experiment: Experiment) -> list[dg.AssetsDefinition]:
+    """The assets of these stages."""
+    return [stage_asset(stage, experiment) for stage in stages]

@@ -1,0 +1,1 @@
+"""Stage 7: what features mean: cards, labels, and the circuits that hold them."""

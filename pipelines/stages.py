@@ -1,0 +1,28 @@
+"""Which stages an experiment has."""
+
+from __future__ import annotations
+
+from assets.circuits.stages import circuit_stages
+from assets.corpus.stages import corpus_stages
+from assets.dictionaries.stages import dictionary_stages
+from assets.discovery.clusterings import discovery_stages
+from assets.discovery.comparisons import comparison_stages
+from assets.engine.stage import Stage
+from assets.evaluations.stages import evaluation_stages
+from assets.features.labels import feature_stages
+from assets.settings import Experiment
+
+_STEPS = (
+    corpus_stages,
+    dictionary_stages,
+    discovery_stages,
+    comparison_stages,
+    circuit_stages,
+    evaluation_stages,
+    feature_stages,
+)
+
+
+def stages_of(experiment: Experiment) -> list[Stage]:
+    """All stages of an experiment, in an order in which they can run."""
+    return [stage for step in _STEPS for stage in step(experiment)]
