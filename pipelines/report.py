@@ -76,7 +76,8 @@ def _dictionaries(store: ArtifactStore) -> list[str]:
 
 def _metrics_row(name: str, row: Mapping[str, float], columns: Sequence[str]) -> list[str]:
     shown = {"variance_explained": "{:.1%}", "l0": "{:.1f}", "alive": "{:.1%}"}
-    return [name, *(shown.get(column, "{:.3f}").format(row[column]) for column in columns)]
+    cells = (shown.get(column, "{:.3f}").format(row[column]) for column in columns)
+    return [name, *("-" if cell == "nan" else cell for cell in cells)]
 
 
 def _clusters(store: ArtifactStore) -> list[str]:

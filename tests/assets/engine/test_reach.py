@@ -243,7 +243,9 @@ def _watched(stage: Any, seen: set[str]) -> Any:
 def reads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[set[str], set[str]]]:
     """Names read by each stage's function, and names that it declares."""
     compared = {"other": {"representation": "gradients", "k": 2, "n_projected": 32}}
-    experiment = tiny_experiment(tmp_path_factory.mktemp("reads"), comparisons=compared)
+    experiment = tiny_experiment(
+        tmp_path_factory.mktemp("reads"), comparisons=compared, dictionaries={"tuning_steps": 2}
+    )
     found: dict[str, tuple[set[str], set[str]]] = {}
     for stage in stages_of(experiment):
         seen: set[str] = set()
