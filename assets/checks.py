@@ -27,6 +27,7 @@ from assets.tables.places import (
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    LABELS,
     RULE_LABELS,
     BehaviourSource,
     assignments,
@@ -361,6 +362,18 @@ def labels_predict(_experiment: Experiment, store: ArtifactStore) -> Outcome:
     )
 
 
+def annotations_are_used(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Every line of people's files can be used, for the dictionaries there are now."""
+    notes = store.notes(LABELS)
+    left_out = {name: n for name, n in notes["left_out"].items() if n}
+    return Outcome(
+        not left_out and not notes["stale"],
+        f"{notes['stale']} labels are of other dictionaries or of no feature, and not shown; "
+        f"lines that cannot be used: {left_out or 'none'}.",
+        {"stale": notes["stale"]},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -402,6 +415,8 @@ _CHECKS = (
           labels_predict, warns=True),
     Check("summary_is_current", "evaluation_summary", "No circuit is of earlier examples.",
           summary_is_current, warns=True),
+    Check("annotations_are_used", "labels", "People's labels are of these dictionaries.",
+          annotations_are_used, warns=True),
 )  # fmt: skip
 
 

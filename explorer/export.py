@@ -71,7 +71,6 @@ def page(view: View) -> str:
             pinned=None,
             fixed=True,
             bars=bars,
-            problems=view.problems,
             style=Markup(style),
             script=Markup(script),
             # Nothing but this script and this style runs, and nothing may be asked for.

@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for r in rows
     ]
     if n_stale:
-        out.append(f"\n{n_stale} ratings of other dictionaries are left out.")
+        out.append(f"\nLeft out, since made for other dictionaries: {n_stale}.")
     sys.stdout.write("\n".join(out) + "\n" if rows else f"{file.path} holds no ratings yet.\n")
     return 0
 

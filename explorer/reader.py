@@ -286,7 +286,7 @@ class Reader:
             return table, places
 
         table, places = self._fresh([key], ("table", key.path), read)
-        return table.take(places.get((basis, feature), [])).to_pylist()
+        return table.take(pa.array(places.get((basis, feature), []), pa.int64())).to_pylist()
 
     def _read(self, key: Key, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
         """A table, or those rows of one too large for memory that pass the filters."""

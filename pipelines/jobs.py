@@ -9,6 +9,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets.engine.processes import tag_with_process
 from assets.engine.stage import MODEL_POOL
 from assets.settings import Experiment
 from pipelines.experiment import ROOT
@@ -49,6 +50,7 @@ def everything_job(experiment: Experiment) -> dg.JobDefinition:
 
     @dg.op(name=f"bring_{experiment.group}_up_to_date", description=told, pool=MODEL_POOL)
     def bring_up_to_date(context: dg.OpExecutionContext) -> None:
+        tag_with_process(context.instance, context.run)
         run_command(experiment.path, context.log.info)
 
     @dg.job(name=name, description=f"{told} {about}".strip())

@@ -88,8 +88,8 @@ def make_plan(experiment: Experiment, *, by_itself: bool) -> Plan:
         first = next((name for name in deps if name in todo), None)
         try:
             found = None if first else _look(experiment, stage, by_itself=by_itself)
-        except (ExperimentError, CircuitError, OSError) as error:
-            held[stage.name] = " ".join(str(error).split())
+        except Exception as error:  # files are whoever's, and other libraries read them
+            held[stage.name] = told(error)
             continue
         if first:
             found = Todo(stage, f"{first} is made again", "")
@@ -104,6 +104,12 @@ def make_plan(experiment: Experiment, *, by_itself: bool) -> Plan:
     return Plan(list(todo.values()), held)
 
 
+def told(error: Exception) -> str:
+    """An error in one line, with its kind where the message was not written here."""
+    own = isinstance(error, ExperimentError | CircuitError | OSError)
+    return " ".join(f"{'' if own else f'{type(error).__name__}: '}{error}".split())
+
+
 def _look(experiment: Experiment, stage: Stage, *, by_itself: bool) -> Todo | str | None:
     """What to do for a stage whose inputs are current; a text says why it is held."""
     if by_itself:
@@ -115,9 +121,10 @@ def _look(experiment: Experiment, stage: Stage, *, by_itself: bool) -> Todo | st
         return None
     if by_itself and all(why.never_made for why in whys.values()):
         return f"{len(whys)} never made: start them by hand once"
-    told = list(dict.fromkeys(why.says for why in whys.values()))
-    many = f"{len(whys)} partitions: " if isinstance(stage, PartitionedStage) else ""
-    return Todo(stage, many + "; ".join(told[:_SHOWN]), digest(stage.wanted(experiment)))
+    reasons = list(dict.fromkeys(why.says for why in whys.values()))
+    n = f"{len(whys)} partition{'s' * (len(whys) > 1)}: "
+    many = n if isinstance(stage, PartitionedStage) else ""
+    return Todo(stage, many + "; ".join(reasons[:_SHOWN]), digest(stage.wanted(experiment)))
 
 
 def runs_of(experiment: Experiment, stages: Sequence[Stage]) -> Iterator[Run]:

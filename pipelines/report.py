@@ -212,15 +212,17 @@ def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]
     notes = store.notes(RULE_LABELS)
     lines = _heading(f"Labels of {store.n_rows(LABELS):,} features and neurons")
     if "n_scored" in notes:
-        lines.append(
-            f"Rules made from cards predict where features are active on unseen text: correlation "
+        told = (
+            "Rules made from cards predict where features are active on unseen text: correlation "
             f"{notes['median score']:.2f} (median of {notes['n_scored']:,})."
         )
+        lines += textwrap.wrap(told, _WIDTH)
     if "named right" in notes:
-        lines.append(
+        told = (
             f"Of {notes['n_of_known_behaviours']:,} features that are active before one known "
             f"behaviour, {notes['named right']:.0%} have a label that picks it."
         )
+        lines += textwrap.wrap(told, _WIDTH)
     yield lines
 
 

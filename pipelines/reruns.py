@@ -11,19 +11,21 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.engine.lock import is_taken
-from assets.engine.outside import Outside, files_of, hub_commits, outside_of
+from assets.engine.outside import Outside, files_of, hub_commits, outside_of, stat_of
 from assets.engine.processes import end_dead_runs
 from assets.engine.recipe import digest
 from assets.engine.stage import PartitionedStage, Stage
 from assets.settings import Experiment, ExperimentError
 from pipelines.experiment import check_places, read_experiment
-from pipelines.plan import RANGE_END, RANGE_START, Run, make_plan, runs_of
+from pipelines.jobs import jobs_of
+from pipelines.plan import RANGE_END, RANGE_START, Run, make_plan, runs_of, told
 from pipelines.stages import stages_of
 
 EVERY_SECONDS = 30
@@ -70,8 +72,9 @@ class _Look:
 
     def __init__(self, loaded: Experiment, context: dg.SensorEvaluationContext) -> None:
         self.loaded, self.context = loaded, context
-        self.memory: dict[str, Any] = json.loads(context.cursor or "{}")
+        self.memory = _remembered(context.cursor)
         self.observations: list[dg.AssetObservation] = []
+        self.unread: list[str] = []
 
     def result(self) -> dg.SensorResult:
         end_dead_runs(self.context.instance)
@@ -91,17 +94,18 @@ class _Look:
         if self.memory.get("done") and not self.observations:
             return self._skip(self.memory.get("told", "Nothing is stale."))
         plan = make_plan(experiment, by_itself=True)
-        held = [f"{name}: {why}" for name, why in plan.held.items()]
+        held = [*self.unread, *(f"{name}: {why}" for name, why in plan.held.items())]
         if not plan.todo:
+            self.memory.pop("asked", None)  # all of it was done
             return self._done("\n".join(["Nothing to run.", *held]))
         if plan.wanted == self.memory.get("asked"):
             names = ", ".join(todo.stage.name for todo in plan.todo)
-            told = f"Asked for before, and not done: {names}. Launch them by hand to try again."
-            return self._done("\n".join([told, *held]))
-        self.memory["asked"] = plan.wanted
+            again = f"Asked for before, and not done: {names}. Launch them by hand to try again."
+            return self._done("\n".join([again, *held]))
         run = next(runs_of(experiment, [todo.stage for todo in plan.todo]))
         if not _has_all(self.loaded, run):
-            return self._skip("Partitions changed: reload the definitions in the UI.")
+            return self._skip("Stages or partitions changed: reload the definitions in the UI.")
+        self.memory["asked"] = plan.wanted
         self.context.log.info("\n".join(f"{t.stage.name}: {t.why}" for t in plan.todo))
         return self._say(run_requests=[_request(experiment, run, plan.todo[0].why)])
 
@@ -111,9 +115,14 @@ class _Look:
         for node in outside:
             found = [file for place in node.places for file in files_of(place.place)]
             state = digest([found, [commits.get(place.place) for place in node.places]])
-            if versions.get(node.name) != state:
-                versions[node.name] = state
+            if versions.get(node.name) == state:
+                continue
+            try:
                 self.observations.append(observation(experiment, node, commits))
+            except Exception as error:  # what lies there is whoever's: the look goes on without it
+                self.unread.append(f"{node.name}: {told(error)}")
+            else:
+                versions[node.name] = state
 
     def _commits(self, experiment: Experiment) -> dict[str, str]:
         if not experiment.settings.reruns.hub:
@@ -137,6 +146,16 @@ class _Look:
         return dg.SensorResult(
             cursor=json.dumps(self.memory), asset_events=self.observations, **said
         )
+
+
+def _remembered(cursor: str | None) -> dict[str, Any]:
+    """What the last look left; nothing where something else stands there."""
+    try:
+        memory = json.loads(cursor or "{}")
+    except ValueError:
+        return {}
+    whole = isinstance(memory, dict) and isinstance(memory.get("versions", {}), dict)
+    return memory if whole else {}
 
 
 def _request(experiment: Experiment, run: Run, why: str) -> dg.RunRequest:
@@ -198,9 +217,10 @@ def _at_work(instance: dg.DagsterInstance, experiment: Experiment) -> str:
     """Who works on this experiment now, in words; empty where nobody does."""
     if is_taken(experiment.artifacts, PASS):
         return "make run"
+    jobs = {job.name for job in jobs_of(experiment, [s.name for s in stages_of(experiment)])}
     for run in instance.get_runs(dg.RunsFilter(statuses=_WAITING)):
         selected = {key.path[0] for key in run.asset_selection or ()}
-        if experiment.name in selected or run.job_name.startswith(f"{experiment.group}_"):
+        if experiment.name in selected or run.job_name in jobs:
             return f"run {run.run_id[:8]}"
     return ""
 
@@ -223,5 +243,4 @@ def _tables(folder: str) -> Iterator[tuple[str, int, int]]:
         if entry.is_dir(follow_symlinks=False):
             yield from _tables(entry.path)
         else:
-            status = entry.stat()
-            yield entry.path, status.st_size, status.st_mtime_ns
+            yield stat_of(Path(entry.path))

@@ -235,7 +235,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--plan", action="store_true", help="say what is stale, and why, and do nothing"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.plan and (options.force or options.adopt):
+        parser.error("--plan does nothing: give it without --force and --adopt")
+    if both := set(options.force) & set(options.adopt):
+        parser.error(f"{', '.join(sorted(both))}: kept by --adopt or made again by --force?")
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -305,7 +310,6 @@ def _run_and_report(path: Path, adopted: Sequence[str], forced: Sequence[str]) -
             "used, and everything is made again beside it. Remove it when you no longer need it.\n"
         )
     print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")
-    _adopt(experiment, adopted)
     began = time.perf_counter()
     with (
         dg.DagsterInstance.get() as instance,
@@ -313,6 +317,7 @@ def _run_and_report(path: Path, adopted: Sequence[str], forced: Sequence[str]) -
     ):
         for run_id in end_dead_runs(instance):
             print(f"run {run_id[:8]} had ended without a word: its process is gone\n")
+        _adopt(experiment, adopted)
         run_experiment(experiment, instance, force=forced, ended=_print_took)
     print(f"{'in all':<24}{time.perf_counter() - began:8.1f} s\n")
     print(report(experiment, store))

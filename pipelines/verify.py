@@ -134,7 +134,7 @@ class _Looker:
         for folder, _, names in os.walk(self.store.root):
             for name in names:
                 file = Path(folder, name)
-                self.files[file.relative_to(self.store.root).as_posix()] = file.stat().st_size
+                self.files[file.relative_to(self.store.root).as_posix()] = _size(file)
         for file in sorted(self.files):
             path, suffix = os.path.splitext(file)
             if suffix == ".parquet":
@@ -351,6 +351,14 @@ class _Looker:
             told = f"{len(paths)} tables were made by the experiment {name}, first {paths[0]}"
             cure = "Give each experiment a folder of its own with artifacts:"
             yield Fault(str(self.store.root), told, cure)
+
+
+def _size(file: Path) -> int:
+    """Bytes of a file; none where it is a broken link, or gone since it was listed."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def _is_unfinished(file: str) -> bool:

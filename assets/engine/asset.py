@@ -11,7 +11,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.definition.asset_spec import AssetExecutionType
-from dagster._core.definitions.data_version import DATA_VERSION_TAG
+from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
 from dagster._core.definitions.source_asset import (
     SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as REPORTED_ALREADY,
 )
@@ -101,9 +101,10 @@ def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> d
         for key in stage.bring_up_to_date(experiment, keys, context.log.info, force=config.force):
             made.add(key)
             yield from _reported(context, stage, work, key)
-        known = {} if PLANNED not in context.run.tags else _known_versions(context)
+        told = {} if PLANNED not in context.run.tags else _told(context)
         for key in keys:
-            if key not in made and known.get(key) != work.store.version(stage.key(key)):
+            version = work.store.version(stage.key(key))
+            if key not in made and told.get(key) != _provenance(context, _tags(context, version)):
                 yield from _reported(context, stage, work, key)
         yield dg.MaterializeResult(metadata={REPORTED_ALREADY: True})
 
@@ -120,22 +121,46 @@ def _reported(
     context: dg.AssetExecutionContext, stage: PartitionedStage[Any], work: Work, key: str
 ) -> Iterator[Any]:
     """The event that says that a partition is made, as Dagster would write it."""
-    step: Any = context.get_step_execution_context()
     place = stage.key(key)
     shown = {**_printable(stage.show(work, key)), **table_metadata(work.store, place)}
-    output = dg.Output(None, metadata=shown, data_version=dg.DataVersion(work.store.version(place)))
+    yield from _events(context, key, work.store.version(place), shown)
+
+
+def _events(
+    context: dg.AssetExecutionContext, key: str, version: str, shown: Metadata
+) -> Iterator[Any]:
+    step: Any = context.get_step_execution_context()
+    output = dg.Output(None, metadata=shown, data_version=dg.DataVersion(version))
     definition: Any = None
     yield from _get_output_asset_events(
         context.asset_key, [key], output, definition, {}, step, AssetExecutionType.MATERIALIZATION
     )
 
 
-def _known_versions(context: dg.AssetExecutionContext) -> Mapping[str, str]:
-    """The data versions of partitions that Dagster was told last."""
-    tags = context.instance.event_log_storage.get_latest_tags_by_partition(
-        context.asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION, [DATA_VERSION_TAG]
+def _tags(context: dg.AssetExecutionContext, version: str) -> Mapping[str, str]:
+    """What a report would say of where a partition of this data version comes from."""
+    (event,) = _events(context, "", version, {})
+    return event.tags
+
+
+def _told(context: dg.AssetExecutionContext) -> Mapping[str, Mapping[str, str]]:
+    """What Dagster was told last of each partition."""
+    latest = context.instance.event_log_storage.get_latest_storage_id_by_partition(
+        context.asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION
     )
-    return {key: found.get(DATA_VERSION_TAG, "") for key, found in tags.items()}
+    wanted = dg.AssetRecordsFilter(context.asset_key, storage_ids=list(latest.values()))
+    found = context.instance.fetch_materializations(wanted, limit=max(1, len(latest))).records
+    events = [one.asset_materialization for one in found]
+    return {e.partition: _provenance(context, e.tags or {}) for e in events if e and e.partition}
+
+
+def _provenance(context: dg.AssetExecutionContext, tags: Mapping[str, str]) -> Mapping[str, str]:
+    """The data versions by which Dagster tells what is stale: its own, and of whole inputs."""
+    layer = context.job_def.asset_layer
+    inputs = layer.get(context.asset_key).parent_keys
+    whole = [key for key in inputs if layer.get(key).partitions_def is None]
+    names = [DATA_VERSION_TAG, *map(get_input_data_version_tag, whole)]
+    return {name: tags.get(name, "") for name in names}
 
 
 def _asset(compute: Callable[..., Any], **declaration: Any) -> dg.AssetsDefinition:

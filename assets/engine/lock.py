@@ -46,13 +46,13 @@ def is_taken(folder: Path, name: str) -> bool:
     path = folder / ".locks" / name
     if not path.exists():
         return False
-    with path.open("a", encoding="utf-8") as file:
-        return not _taken(file.fileno())
+    with path.open(encoding="utf-8") as file:  # shared, so that reading rights are enough
+        return not _taken(file.fileno(), fcntl.LOCK_SH)
 
 
-def _taken(descriptor: int) -> bool:
+def _taken(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True

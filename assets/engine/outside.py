@@ -49,7 +49,7 @@ class Outside:
     def version(self, experiment: Experiment, commits: Mapping[str, str] | None = None) -> str:
         """Hash of what lies there; of ids for the hub, with commits where those are known."""
         known = commits or {}
-        whole = {p.place: known.get(p.place, p.content) for p in self.places if p.whole}
+        whole = {p.written: known.get(p.place, p.content) for p in self.places if p.whole}
         read = {
             stage.name: stage.inputs_of(experiment)
             for stage in self.readers
@@ -82,11 +82,11 @@ def _places(experiment: Experiment, name: str, stages: Sequence[Stage]) -> Itera
 def files_of(place: str) -> list[tuple[str, int, int]]:
     """Path, size and time of change of every file of a place; empty for the hub."""
     if os.path.isfile(place):
-        return [_stat(Path(place))]
+        return [stat_of(Path(place))]
     if not os.path.isdir(place):
         return []
     found = [
-        _stat(Path(folder) / name)
+        stat_of(Path(folder) / name)
         for folder, folders, names in os.walk(place)
         if not folders.sort()
         for name in sorted(names)
@@ -95,7 +95,8 @@ def files_of(place: str) -> list[tuple[str, int, int]]:
     return [file for file in found if file[1] >= 0]
 
 
-def _stat(file: Path) -> tuple[str, int, int]:
+def stat_of(file: Path) -> tuple[str, int, int]:
+    """Path, size and time of change of a file; a size of -1 where it is gone, or a broken link."""
     try:
         status = file.stat()
     except OSError:  # gone since it was listed

@@ -34,7 +34,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
     """End the runs of this machine whose process is gone; their ids."""
     ended = []
     for run in instance.get_runs(dg.RunsFilter(statuses=list(IN_PROGRESS_RUN_STATUSES))):
-        if is_dead(run.tags.get(PROCESS, "")):
+        if is_dead(_process_of(instance, run)):
             if run.status is dg.DagsterRunStatus.CANCELING:
                 instance.report_run_canceled(run, "Its process is gone.")
             else:
@@ -42,6 +42,13 @@ def end_dead_runs(instance: dg.DagsterInstance) -> list[str]:
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             ended.append(run.run_id)
     return ended
+
+
+def _process_of(instance: dg.DagsterInstance, run: dg.DagsterRun) -> str:
+    """The process that a run noted itself: one that is tried again begins with old tags."""
+    noted = run.tags.get(PROCESS, "")
+    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return "" if before is not None and before.tags.get(PROCESS) == noted else noted
 
 
 def is_dead(process: str) -> bool:

@@ -498,13 +498,17 @@ class ArtifactStore:
     def adopt(self, key: Key, recipe: Recipe) -> bool:
         """Take a table made by other code as made by this recipe; whether there was such a one.
 
-        Only the code may differ: inputs and settings must be those of the recipe.
+        Only the code may differ: inputs and settings must be those of the recipe, and all that
+        was written with it must be there.
         """
         footer = self.footer(key)
         if footer is None or footer.fingerprint == recipe.fingerprint:
             return False
         known = (footer.notes["inputs"], footer.notes["settings"])
-        if known != (dict(recipe.inputs), recipe.settings):
+        beside = footer.notes["files"].items()
+        if known != (dict(recipe.inputs), recipe.settings) or not all(
+            self._has(file, n_bytes) for file, n_bytes in beside
+        ):
             return False
         file = self.open(key)
         pieces = (file.read_row_group(i) for i in range(file.num_row_groups))

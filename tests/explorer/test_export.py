@@ -268,3 +268,11 @@ def test_the_command_says_what_is_wrong(
         export.main([str(made.path), "simple"])
     (tmp_path / "file").touch()
     assert export.main([str(made.path), "simple", "--dot", "--out", str(tmp_path / "file")]) == 1
+
+
+def test_a_page_to_give_away_tells_nothing_of_this_machine(copied: Experiment):
+    for place in ("cards", "evaluations", "behaviours", "vocabulary.parquet"):
+        (copied.artifacts / place).rename(copied.artifacts / f"no_{place}")
+    text = export.page(view_of(copied, "tasks", "simple"))
+    assert str(copied.path.parent) not in text
+    assert "No card yet." in text

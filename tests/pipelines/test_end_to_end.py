@@ -147,7 +147,11 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
         write_experiment(finished.path.parent)
     changed = _changed(before, _times(finished))
     assert "circuits/clusters" in changed
-    assert changed <= {"circuits/clusters", "evaluations/clusters", "evaluation_summary"}
+    after_circuits = {"feature_circuits", "cards", "labels"}
+    assert changed <= {
+        *("circuits/clusters", "evaluations/clusters", "evaluation_summary"),
+        *after_circuits,
+    }
     run_experiment(finished, instance)
 
 

@@ -128,6 +128,23 @@ def _retrained(daemon: Daemon, submodule: str, factor: float) -> None:
     save_file({name: factor * value for name, value in weights.items()}, file, about)
 
 
+def _shown_as_stale(daemon: Daemon) -> set[str]:
+    """Assets that Dagster itself says are not fresh, partitions included."""
+    from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus
+    from dagster._core.loader import LoadingContextForTest
+
+    graph = build_definitions([daemon.path]).get_repository_def().asset_graph
+    context = LoadingContextForTest(daemon.instance)
+    resolver = CachingStaleStatusResolver(daemon.instance, graph, context)
+    return {
+        key.path[-1]
+        for key in graph.materializable_asset_keys
+        for names in [graph.get(key).partitions_def]
+        for partition in (names.get_partition_keys() if names else [None])
+        if resolver.get_status(key, partition) != StaleStatus.FRESH
+    }
+
+
 def _weights(daemon: Daemon, submodule: str) -> str:
     return ArtifactStore(read_experiment(daemon.path).artifacts).notes(sae(submodule))["weights"]
 
@@ -149,6 +166,18 @@ def test_a_changed_dictionary_file_is_one_pass_in_order(daemon: Daemon) -> None:
     assert daemon.observed == ["dictionary_files"]
     assert _weights(daemon, "attn_0") != before[0]
     assert _weights(daemon, "embed") == before[1]
+
+
+def test_after_a_pass_nothing_shows_as_stale(daemon: Daemon) -> None:
+    assert _shown_as_stale(daemon) == set()
+    _retrained(daemon, "attn_0", 1.1)
+    daemon.look()
+    asked = daemon.look()
+    assert _shown_as_stale(daemon) == {"saes"}
+    while asked:
+        assert daemon.run_in_dagster(asked[0])
+        asked = daemon.look() or daemon.look()
+    assert _shown_as_stale(daemon) == set()
 
 
 def test_the_same_bytes_again_start_nothing(daemon: Daemon) -> None:
@@ -235,6 +264,71 @@ def test_a_deleted_picture_is_drawn_again(daemon: Daemon) -> None:
     drawn.unlink()
     assert daemon.rest()[0] == ["circuits"]
     assert drawn.is_file()
+
+
+def test_the_same_loss_again_is_made_good_again(daemon: Daemon) -> None:
+    experiment = read_experiment(daemon.path)
+    drawn = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000"), ".svg")
+    for _ in range(2):
+        drawn.unlink()
+        assert daemon.rest()[0] == ["circuits"]
+        assert drawn.is_file()
+
+
+@pytest.mark.parametrize("cursor", ["garbage", "[]", "null", '{"versions": 3}'])
+def test_a_strange_cursor_is_begun_anew(daemon: Daemon, cursor: str) -> None:
+    daemon.cursor = cursor
+    assert daemon.rest(3) == []
+    assert daemon.told == "Nothing to run."
+
+
+def test_a_link_to_nowhere_among_the_artifacts_does_no_harm(daemon: Daemon) -> None:
+    (read_experiment(daemon.path).artifacts / "circuits" / "link").symlink_to("/nowhere")
+    assert daemon.rest(3) == []
+    assert daemon.told == "Nothing to run."
+
+
+def test_new_partitions_are_asked_for_once_the_definitions_are_reloaded(daemon: Daemon) -> None:
+    loaded, text = read_experiment(daemon.path), daemon.path.read_text()
+    daemon.path.write_text(text.replace("  k: 3", "  k: 5").replace("clusters: 4", "clusters: 6"))
+    daemon.look()
+    for _ in range(2):
+        found: Any = rerun_sensor(loaded)(
+            dg.build_sensor_context(daemon.instance, cursor=daemon.cursor)
+        )
+        daemon.cursor = found.cursor
+        assert "reload the definitions" in found.skip_reason.skip_message
+    assert daemon.look()  # with definitions of now
+
+
+def test_whatever_a_file_makes_a_library_raise_is_said(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from assets.dictionaries import stages
+
+    def broken(_work: Any, _settings: Any) -> dict[str, str]:
+        raise ValueError("no header\nin the file")
+
+    monkeypatch.setattr(stages, "import_inputs", broken)
+    _retrained(daemon, "attn_0", 1.1)
+    assert daemon.rest(3) == []
+    assert "dictionary_files: ValueError: no header in the file" in daemon.told
+    assert "saes: ValueError: no header in the file" in daemon.told
+    monkeypatch.undo()
+    (daemon.path.parent / "set" / "attn_0").touch()
+    assert daemon.rest()[0][0] == "saes"
+    assert daemon.observed == ["dictionary_files"]
+
+
+def test_another_experiment_whose_name_goes_on_is_not_waited_for(daemon: Daemon) -> None:
+    @dg.job
+    def tiny_too_everything() -> None:
+        pass
+
+    daemon.instance.create_run_for_job(tiny_too_everything, status=dg.DagsterRunStatus.STARTED)
+    _retrained(daemon, "attn_0", 1.1)
+    daemon.look()
+    assert daemon.look()
 
 
 def test_a_vanished_file_is_said_and_starts_nothing(daemon: Daemon) -> None:

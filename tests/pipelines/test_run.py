@@ -132,3 +132,18 @@ def test_an_unknown_stage_is_refused_before_any_work(
     experiment = tiny_experiment(tmp_path)
     assert run.main([str(experiment.path), "--force", "sae"]) == 1
     assert "no stage is called sae: there are contexts," in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--plan", "--force", "circuits"], "--plan does nothing"),
+        (["--adopt", "saes", "--force", "saes"], "kept by --adopt or made again by --force?"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run.main(options)
+    assert says in capsys.readouterr().err

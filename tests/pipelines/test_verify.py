@@ -205,6 +205,11 @@ FAULTS: dict[str, tuple[Plant, str, str]] = {
         "circuits/notes.txt",
         "is no file of this pipeline",
     ),
+    "a link to nothing": (
+        _file("circuits/link", lambda f: f.symlink_to("/nowhere")),
+        "circuits/link",
+        "is no file of this pipeline",
+    ),
     "a half-written file": (
         _file("saes/.embed.parquet.999999999.tmp", lambda f: f.write_bytes(b"PAR1")),
         "saes/.embed.parquet.999999999.tmp",

@@ -271,7 +271,7 @@ def test_bytes_that_are_no_character_are_spelled() -> None:
 def test_every_byte_is_spelled_as_the_tokenizers_library_writes_it() -> None:
     from tokenizers.pre_tokenizers import ByteLevel
 
-    from assets.discovery.pages import _BYTES
+    from assets.corpus.vocabulary import _BYTES
 
     assert set(_BYTES) == set(ByteLevel.alphabet())
     split = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str

@@ -65,3 +65,11 @@ def test_a_changed_setting_is_not_adopted(
     monkeypatch.setattr(engine, "installed", _Other)
     write_experiment(trained.path.parent, dictionaries={"lr": 0.01})
     assert SAES.adopt(read_experiment(trained.path)) == []
+
+
+def test_what_is_not_whole_is_not_adopted(
+    trained: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ArtifactStore(trained.artifacts).path(sae("embed"), ".safetensors").unlink()
+    monkeypatch.setattr(engine, "installed", _Other)
+    assert SAES.adopt(trained) == [name for name in trained.submodules if name != "embed"]

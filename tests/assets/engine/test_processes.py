@@ -51,6 +51,27 @@ def test_a_run_whose_process_is_gone_is_ended(instance: dg.DagsterInstance) -> N
     assert end_dead_runs(instance) == []
 
 
+def test_a_run_that_is_tried_again_is_not_taken_for_the_one_that_died(
+    instance: dg.DagsterInstance,
+) -> None:
+    @dg.job
+    def nothing() -> None:
+        pass
+
+    gone = {PROCESS: _of_a_killed_process()}
+    dead = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.FAILURE, tags=gone)
+    again = instance.create_run_for_job(
+        nothing,
+        status=dg.DagsterRunStatus.STARTING,
+        tags=gone,  # Dagster hands the tags of before on
+        parent_run_id=dead.run_id,
+        root_run_id=dead.run_id,
+    )
+    assert end_dead_runs(instance) == []
+    instance.add_run_tags(again.run_id, {PROCESS: f"{_of_a_killed_process()}0"})
+    assert end_dead_runs(instance) == [again.run_id]
+
+
 def test_runs_of_living_processes_and_of_other_machines_are_left_alone(
     instance: dg.DagsterInstance,
 ) -> None:

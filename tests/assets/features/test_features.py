@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from assets.checks import annotations_are_used, circuit_features_fire, labels_predict
 from assets.circuits.stages import read_labels, strongest_nodes
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
@@ -140,11 +141,18 @@ def test_nothing_is_made_again_and_an_annotation_makes_labels_alone(made: Experi
         name = f"{some['submodule']}/{some['feature']}"
         assert label_texts(store.read(LABELS))[name] == "<b>nouns</b>\n</script>"
         assert store.notes(LABELS)["left_out"][made.annotations.name] == 1
+        assert not annotations_are_used(made, store).passed
         # The stale ones are kept, and hide nothing.
         assert sum(row["shown"] for row in rows) == len(rows) - 4
     finally:
         made.annotations.unlink()
         brought_up_to_date(made, "labels")
+
+
+def test_checks_of_labels_hold(made: Experiment, store: ArtifactStore) -> None:
+    assert annotations_are_used(made, store).passed
+    assert labels_predict(made, store).passed
+    assert circuit_features_fire(made, store).figures["never active"] == 0
 
 
 def test_the_vocabulary_is_the_tokenizers(made: Experiment, store: ArtifactStore) -> None:
