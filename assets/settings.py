@@ -290,8 +290,15 @@ class TrainSettings(Section):
     """Steps between resamplings of dead features; 0 for none."""
     dead_after: Count = 12_500
     """Steps without activation after which a feature is dead."""
+    tuning_steps: CountOrZero = 0
+    """Steps in which the finished set is trained on together, in series and with features dropped,
+    so that circuits can do without error nodes; relu only."""
+    tuning_lr: Annotated[Positive, Field(le=10)] = 1e-3
+    """Learning rate of these steps."""
+    tuning_dropped: Share = 0.75
+    """Share of their contexts in which features are dropped."""
     seed: Seed = 0
-    """Of initialisation, shuffling and resampling."""
+    """Of initialisation, shuffling, resampling and tuning."""
     buffer_mb: Positive = 1_024.0
     """Memory for the shuffling buffer, in MB."""
     cache_gb: Positive = 50.0
@@ -301,6 +308,9 @@ class TrainSettings(Section):
         """Warm-up that never ends, and more active features than there are."""
         if self.warmup >= self.steps:
             yield ("warmup",), f"{self.warmup} steps of warm-up leave none of {self.steps}."
+        if self.tuning_steps and self.kind != "relu":
+            told = f"only relu dictionaries are tuned, not {self.kind}: leave it out, or take relu."
+            yield ("tuning_steps",), told
         given = self.n_features
         if self.kind in ("topk", "batchtopk") and given is not None and self.k > given:
             yield ("k",), f"there are only {given} features."
@@ -396,13 +406,17 @@ class GroupingSettings(Section):
     """How samples are represented and grouped (section 5, App. H)."""
 
     representation: Representation = "features"
-    """What a sample is: dense or dictionary activations, their linear effects, or gradients."""
+    """What a sample is: dense or dictionary activations, which features are active, hidden
+    neurons, linear effects, or gradients."""
     submodules: Places = None
-    """Where activations or effects are read; wherever dictionaries sit where not given."""
+    """Where activations or effects are read; wherever dictionaries sit where not given, and
+    every MLP for mlp_neurons."""
     reduction: Reduction = "last"
     """The last n_last positions side by side, or the sum over positions."""
     n_last: Count = 1
     """Positions kept when reduction is last."""
+    equal_submodules: bool = False
+    """Scale what each submodule gives to length 1, so that none decides by its norm."""
     algorithm: Algorithm = "kmeans"
     """Spectral clustering on angular similarity, or k-means."""
     k: Annotated[
@@ -759,6 +773,8 @@ def _grouping_problems(
         return
     n_layers = above["model"].n_layers
     known, why = submodule_names(n_layers), f"a model of {n_layers} layers has no"
+    if grouping.representation == "mlp_neurons":
+        known, why = [name for name in known if name.startswith("mlp")], "no hidden neurons are at"
     if grouping.representation in WITH_DICTIONARIES:
         known, why = above["submodules"] or known, "no dictionary sits at"
     yield from _unknown(where, grouping.submodules, known, why)
@@ -839,6 +855,12 @@ class Experiment:
         every = submodule_names(self.settings.model.n_layers)
         chosen = self.settings.submodules
         return every if chosen is None else [name for name in every if name in chosen]
+
+    @property
+    def mlps(self) -> list[str]:
+        """Every MLP of the model, in causal order."""
+        every = submodule_names(self.settings.model.n_layers)
+        return [name for name in every if name.startswith("mlp")]
 
     @property
     def clusters(self) -> list[str]:

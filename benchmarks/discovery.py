@@ -1,6 +1,7 @@
 """Which clustering recovers the behaviours of the test bed, and what each representation costs.
 
     python -m benchmarks.discovery recovery      # every algorithm of App. H against the truth
+    python -m benchmarks.discovery mechanism     # agreement within answers, over several seeds
     python -m benchmarks.discovery growth        # samples per second, 1,000 to 16,000 samples
     python -m benchmarks.discovery projection    # projected gradients against the full vector
     python -m benchmarks.discovery clustering    # planted clusters of up to 100,000 samples
@@ -28,12 +29,14 @@ from core.dictionaries import Dictionary
 from core.dictionaries.files import load_dictionary, save_dictionary
 from core.discovery import (
     Projection,
+    Recovery,
     Sample,
     cluster,
     compare_with_truth,
     filter_tokens,
     represent,
 )
+from core.discovery.clustering import unit_rows
 from core.models import LanguageModel, load_model
 from core.options import ALGORITHMS, REDUCTIONS, REPRESENTATIONS, Algorithm, Representation
 from core.training import ModelRows, TrainingSettings, train_dictionaries
@@ -91,10 +94,10 @@ def get_dictionaries(model: LanguageModel, folder: Path | None) -> dict[str, Dic
 
 
 def get_samples(
-    model: LanguageModel, n_samples: int, options: argparse.Namespace
+    model: LanguageModel, n_samples: int, options: argparse.Namespace, corpus_seed: int = 1
 ) -> tuple[list[Sample], list[str]]:
     """Filtered samples and the behaviour that generated each."""
-    text = corpus(max(50, 2 * n_samples // options.max_per_document))
+    text = corpus(max(50, 2 * n_samples // options.max_per_document), corpus_seed)
     found = filter_tokens(
         model,
         text.contexts,
@@ -155,7 +158,8 @@ def recovery(model: LanguageModel, options: argparse.Namespace) -> list[dict[str
             scores = {}
             for k in options.k:
                 clustering = cluster(vectors, algorithm=algorithm, k=k, seed=options.seed)
-                scores[k] = compare_with_truth(clustering.labels, truth)
+                answers = [sample.answer for sample in samples]
+                scores[k] = compare_with_truth(clustering.labels, truth, answers)
             of_clusters = (time.perf_counter() - started) / len(options.k)
             row = {"input": representation, "reduction": reduction, "algorithm": algorithm}
             row |= {f"k={k}": f"{a.ami:.2f} ({a.purity:.2f})" for k, a in scores.items()}
@@ -169,12 +173,112 @@ def answer_tokens(answers: list[int], truth: list[str], ks: list[int]) -> dict[s
     """The baseline: one cluster for each answer token, whatever stands before it."""
     import numpy as np
 
-    found = compare_with_truth(np.unique(answers, return_inverse=True)[1], truth)
+    found = compare_with_truth(np.unique(answers, return_inverse=True)[1], truth, answers)
     row = {"input": "none", "reduction": "-", "algorithm": "one for each answer token"}
     row |= {f"k={k}": f"{found.ami:.2f} ({found.purity:.2f})" for k in ks}
     row |= {"vectors, s": "-", "clusters, s": "-"}
     print(" | ".join(row.values()), flush=True)
     return row
+
+
+class Way(NamedTuple):
+    """A way to make vectors, for `mechanism`; several representations stand side by side."""
+
+    representations: tuple[Representation, ...]
+    kinds: tuple[str, ...] = ("embed", "attn", "mlp", "resid")
+    equal: bool = False
+    n_last: int = 1
+    last_layer: bool = True
+
+    @property
+    def submodules(self) -> str:
+        """In words."""
+        kinds = ", ".join(self.kinds) if len(self.kinds) < 4 else "all"
+        return kinds if self.last_layer else f"{kinds}, without the last layer's"
+
+    def vectors(
+        self, model: LanguageModel, dictionaries: Mapping[str, Dictionary], samples: Any
+    ) -> Any:
+        """One for each sample; of several representations each has length 1."""
+        from scipy import sparse
+
+        last = f"_{model.n_layers - 1}"
+        names = [
+            name
+            for name in model.submodules
+            if name.split("_")[0] in self.kinds and (self.last_layer or not name.endswith(last))
+        ]
+        parts = [
+            represent(
+                model,
+                dictionaries,
+                samples,
+                representation=representation,
+                submodules=names,
+                equal_submodules=self.equal,
+                n_last=self.n_last,
+            )
+            for representation in self.representations
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        return sparse.hstack([sparse.csr_array(unit_rows(part)) for part in parts], format="csr")
+
+
+_WRITERS = ("attn", "mlp")
+WAYS = [
+    Way(("activations",)),
+    Way(("activations",), equal=True),
+    Way(("mlp_neurons",), kinds=("mlp",)),
+    Way(("mlp_neurons",), kinds=("mlp",), equal=True),
+    Way(("features",)),
+    Way(("features",), equal=True),
+    Way(("features",), kinds=_WRITERS, equal=True),
+    Way(("feature_effects",), equal=True),
+    Way(("active_features", "feature_effects"), equal=True),
+    Way(("active_features",)),
+    Way(("active_features",), equal=True),
+    Way(("active_features",), n_last=2),
+    Way(("active_features",), last_layer=False),
+    Way(("active_features",), last_layer=False, n_last=2),
+    Way(("active_features",), kinds=_WRITERS),
+    Way(("active_features",), kinds=_WRITERS, equal=True),
+    Way(("active_features",), kinds=_WRITERS, n_last=2),
+]
+
+
+def mechanism(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
+    """Agreement within answers of each way, mean and range over seeds of text and clustering."""
+    dictionaries = get_dictionaries(model, options.dictionaries)
+    drawn = [get_samples(model, options.samples, options, 10 + seed) for seed in options.seeds]
+    rows = []
+    for way in WAYS if options.ways is None else [WAYS[i] for i in options.ways]:
+        scores: dict[tuple[Algorithm, int], list[Recovery]] = {}
+        for seed, (samples, truth) in zip(options.seeds, drawn, strict=True):
+            vectors = way.vectors(model, dictionaries, samples)
+            answers = [sample.answer for sample in samples]
+            for algorithm in options.algorithms:
+                for k in options.k:
+                    labels = cluster(vectors, algorithm=algorithm, k=k, seed=seed).labels
+                    found = compare_with_truth(labels, truth, answers)
+                    scores.setdefault((algorithm, k), []).append(found)
+        for (algorithm, k), found in scores.items():
+            within = [one.ami_within_answers for one in found]
+            row = {
+                "input": " + ".join(way.representations),
+                "submodules": way.submodules,
+                "equal": "yes" if way.equal else "no",
+                "positions": str(way.n_last),
+                "algorithm": algorithm,
+                "k": str(k),
+                "within answers": f"{np.mean(within):.2f} ({min(within):.2f} to {max(within):.2f})",
+                "AMI": f"{np.mean([one.ami for one in found]):.2f}",
+                "with answer": f"{np.mean([one.ami_with_answer for one in found]):.2f}",
+                "purity": f"{np.mean([one.purity for one in found]):.2f}",
+            }
+            print(" | ".join(row.values()), flush=True)
+            rows.append(row)
+    return rows
 
 
 def growth(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
@@ -331,12 +435,14 @@ def clustering(_model: LanguageModel, options: argparse.Namespace) -> list[dict[
 
 COMMANDS = {
     "recovery": recovery,
+    "mechanism": mechanism,
     "growth": growth,
     "projection": projection,
     "clustering": clustering,
 }
 TITLES = {
     "recovery": "Discovery: adjusted mutual information (purity) with the test bed's behaviours",
+    "mechanism": "Discovery: agreement with the behaviours within answers",
     "growth": "Discovery: samples per second of each representation",
     "projection": "Discovery: projected gradients",
     "clustering": "Discovery: clustering many samples",
@@ -355,6 +461,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--representations", nargs="+", choices=REPRESENTATIONS, default=REPRESENTATIONS
     )
     parser.add_argument("--k", type=int, nargs="+", default=[20, 40, 80])
+    parser.add_argument("--algorithms", nargs="+", choices=ALGORITHMS, default=["kmeans"])
+    parser.add_argument("--ways", type=int, nargs="+", help="places in WAYS; all if not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--n-last", type=int, default=1)
     parser.add_argument("--max-loss", type=float, default=0.3)
     parser.add_argument("--min-context", type=int, default=8)

@@ -18,7 +18,13 @@ Ablation = Literal["mean", "zero", "resample"]
 ErrorNodes = Literal["circuit", "drop", "drop_but_resid", "remove", "keep"]
 DictionaryKind = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
 Representation = Literal[
-    "activations", "features", "linear_effects", "feature_effects", "gradients"
+    "activations",
+    "mlp_neurons",
+    "features",
+    "active_features",
+    "linear_effects",
+    "feature_effects",
+    "gradients",
 ]
 Reduction = Literal["last", "sum"]
 Algorithm = Literal["spectral", "kmeans"]
@@ -48,7 +54,9 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 TOKENIZER_READINGS: tuple[TokenizerReading, ...] = get_args(TokenizerReading)
 
-WITH_DICTIONARIES: frozenset[Representation] = frozenset({"features", "feature_effects"})
+WITH_DICTIONARIES: frozenset[Representation] = frozenset(
+    {"features", "active_features", "feature_effects"}
+)
 """The representations that read dictionaries."""
 
 

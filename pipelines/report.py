@@ -27,7 +27,7 @@ _WIDTH = 100
 _N_CLUSTERS = 8
 _N_CIRCUITS = 3
 _SHARES = ("nodes_half", "nodes_nine_tenths")
-_TRUTH = {"ami": "AMI with truth", "purity": "purity"}
+_TRUTH = {"ami": "AMI with truth", "ami_within_answers": "within answers", "purity": "purity"}
 
 
 def report(experiment: Experiment, store: ArtifactStore) -> str:
@@ -62,17 +62,22 @@ def _rows(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]
 def _dictionaries(store: ArtifactStore) -> list[str]:
     table = frame(store.read(DICTIONARY_SET))
     columns = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
+    columns += ["error_norm", "in_series"]
     rows = table[["submodule", *columns]].to_dict("records")
     lines = [_metrics_row(row["submodule"], row, columns) for row in rows]
-    lines.append(_metrics_row("mean", table[columns].mean().to_dict(), columns))
+    # Of the last column, what stands in the last row is of all dictionaries.
+    means = {**table[columns].mean().to_dict(), "in_series": table["in_series"].iloc[-1]}
+    lines.append(_metrics_row("mean, all in series", means, columns))
     names = ("submodule", "var. explained", "L0", "alive", "CE diff.", "CE recovered")
+    names += ("|error|/|x|", "in series")
     kind = f"{table['n_features'][0]:,} features ({table['activation'][0]})"
     return [*_heading(f"{len(rows)} dictionaries of {kind}"), *_rows(names, lines)]
 
 
 def _metrics_row(name: str, row: Mapping[str, float], columns: Sequence[str]) -> list[str]:
     shown = {"variance_explained": "{:.1%}", "l0": "{:.1f}", "alive": "{:.1%}"}
-    return [name, *(shown.get(column, "{:.3f}").format(row[column]) for column in columns)]
+    cells = (shown.get(column, "{:.3f}").format(row[column]) for column in columns)
+    return [name, *("-" if cell == "nan" else cell for cell in cells)]
 
 
 def _clusters(store: ArtifactStore) -> list[str]:
@@ -87,10 +92,11 @@ def _clusters(store: ArtifactStore) -> list[str]:
         lines.append(_fit(f"{begin}  {_end(row['example'], 58)}{behaviour}"))
     notes = store.notes(clusters())
     if "ami" in notes:
-        lines.append(
-            f"Against the behaviour that generated each token: adjusted mutual information "
-            f"{notes['ami']:.2f}, purity {notes['purity']:.2f}."
-        )
+        words = "Against the behaviour that generated each token: adjusted mutual information "
+        words += f"{_score(notes['ami'])}, with pairs of behaviour and answer "
+        words += f"{_score(notes['ami_with_answer'])}, within answers that behaviours share "
+        words += f"{_score(notes['ami_within_answers'])}; purity {_score(notes['purity'])}."
+        lines += textwrap.wrap(words, _WIDTH)
     return lines
 
 
@@ -99,12 +105,12 @@ def _comparisons(experiment: Experiment, store: ArtifactStore) -> Iterator[str]:
     if not experiment.settings.comparisons:
         return
     rows = store.read(CLUSTERING_COMPARISON).to_pylist()
-    known = [name for name in ("ami", "purity") if rows[0][name] is not None]
+    known = [name for name in _TRUTH if rows[0][name] is not None]
     table = [
         [
             row["name"],
             str(row["n_clusters"]),
-            *(f"{row[n]:.2f}" for n in ("ami_with_chosen", *known)),
+            *(_score(row[n]) for n in ("ami_with_chosen", *known)),
         ]
         for row in rows
     ]
@@ -112,6 +118,10 @@ def _comparisons(experiment: Experiment, store: ArtifactStore) -> Iterator[str]:
     yield from _rows(
         ("compared", "clusters", "AMI with first", *(_TRUTH[name] for name in known)), table
     )
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _end(text: str, width: int) -> str:

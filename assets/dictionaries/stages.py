@@ -58,6 +58,8 @@ METRICS = (
     "ce_zero",
     "ce_difference",
     "ce_recovered",
+    "error_norm",
+    "in_series",
 )
 _WEIGHTS = ".safetensors"
 
@@ -79,7 +81,7 @@ class Training:
     """How dictionaries are trained; see `assets.settings.TrainSettings`.
 
     What the kind of dictionary makes no use of is None. `submodules` are all that train together:
-    the memory of the shuffling buffer is shared out among them.
+    the memory of the shuffling buffer is shared out among them. Tuning trains them on together.
     """
 
     activations: str
@@ -98,6 +100,9 @@ class Training:
     sparsity_warmup: int | None
     resample_every: int
     dead_after: int | None
+    tuning_steps: int
+    tuning_lr: float | None
+    tuning_dropped: float | None
     seed: int
     buffer_mb: float
     checkpoint_every: int = aside(1)
@@ -108,10 +113,10 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
     chosen_k = settings.kind in ("topk", "batchtopk")
-    from_model = settings.activations == "model"
+    reads_contexts = settings.activations == "model" or settings.tuning_steps > 0
     return Training(
         activations=settings.activations,
-        n_held_out=experiment.settings.corpus.n_held_out if from_model else None,
+        n_held_out=experiment.settings.corpus.n_held_out if reads_contexts else None,
         submodules=tuple(experiment.submodules),
         kind=settings.kind,
         n_features=settings.n_features,
@@ -127,6 +132,9 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         resample_every=settings.resample_every,
         # The top-k kinds revive dead features in their loss; the others only by resampling.
         dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
+        tuning_steps=settings.tuning_steps,
+        tuning_lr=settings.tuning_lr if settings.tuning_steps else None,
+        tuning_dropped=settings.tuning_dropped if settings.tuning_steps else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
         checkpoint_every=settings.checkpoint_every,
@@ -134,9 +142,14 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
 
 
 def _dictionary_deps(settings: Training | Imported) -> Sequence[str]:
-    if isinstance(settings, Imported):
-        return ()
-    return ("activation_cache",) if settings.activations == "cache" else ("contexts",)
+    return () if isinstance(settings, Imported) else [key.stage for key in _read_by(settings)]
+
+
+def _read_by(settings: Training) -> list[Key]:
+    """The tables that a training reads."""
+    cached = settings.activations == "cache"
+    keys = [ACTIVATION_CACHE] if cached else [CONTEXTS]
+    return [CONTEXTS, *keys] if cached and settings.tuning_steps else keys
 
 
 def _dictionary_needs(_settings: Training | Imported) -> Sequence[Need]:
@@ -152,8 +165,7 @@ def _dictionary_inputs(
 def _one_input(work: Work, settings: Training | Imported) -> Mapping[str, str]:
     if isinstance(settings, Imported):
         return import_inputs(work, settings)
-    key = ACTIVATION_CACHE if settings.activations == "cache" else CONTEXTS
-    return {key.path: work.store.content(key)}
+    return {key.path: work.store.content(key) for key in _read_by(settings)}
 
 
 def make_saes(work: Work, jobs: Sequence[Job[Training | Imported]]) -> Iterator[tuple[str, Made]]:
@@ -170,23 +182,34 @@ def make_saes(work: Work, jobs: Sequence[Job[Training | Imported]]) -> Iterator[
 
 
 def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Made]]:
-    """All of these together, from one read of the activations; a killed training goes on."""
+    """All of these together, from one read of the activations; a killed training goes on.
+
+    Where they are tuned, every dictionary of the experiment is trained, whichever are asked for:
+    what one becomes then depends on all.
+    """
     from core.training import train_dictionaries
 
     # One recipe for all: what a dictionary becomes does not depend on which train with it.
     model, settings, recipe = work.load.model(), jobs[0].settings, jobs[0].recipe
     state = work.store.path(Key(f"saes/training-{recipe.fingerprint}", "saes", "saes"), "")
+    wanted = [job.key for job in jobs]
+    names = list(settings.submodules) if settings.tuning_steps else wanted
     trained = train_dictionaries(
-        _activations(work, settings, [job.key for job in jobs]),
+        _activations(work, settings, names),
         _training_settings(settings, model.d_model),
         all_widths={name: model.width(name) for name in settings.submodules},
         checkpoint=state,
         device=model.device,
         progress=work.say,
     )
-    for name, result in trained.items():
-        notes = {"l0": result.l0, "wanted_l0": result.wanted_l0, "curve": result.curve}
-        yield name, _written(work, name, result.dictionary, recipe.fingerprint, notes)
+    dictionaries = {name: result.dictionary for name, result in trained.items()}
+    if settings.tuning_steps:
+        dictionaries = _tuned(work, dictionaries, settings)
+    for name in wanted:
+        # Tuning moves L0, which dictionary_set measures.
+        l0 = {} if settings.tuning_steps else {"l0": trained[name].l0}
+        notes = {**l0, "wanted_l0": trained[name].wanted_l0, "curve": trained[name].curve}
+        yield name, _written(work, name, dictionaries[name], recipe.fingerprint, notes)
     # States of what is written, now or before, and of trainings by other settings are of no use.
     for file in state.glob(f"*{_WEIGHTS}"):
         if work.store.is_current(sae(file.stem), recipe):
@@ -194,6 +217,27 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
     for left in state.parent.glob("training-*"):
         if left != state or not any(left.glob(f"*{_WEIGHTS}")):
             shutil.rmtree(left)
+
+
+def _tuned(
+    work: Work, dictionaries: Mapping[str, Dictionary], settings: Training
+) -> dict[str, Dictionary]:
+    """The set trained on in series, on the contexts it was trained on."""
+    from core.training import TuningSettings, tune_in_series
+
+    assert settings.tuning_lr is not None
+    assert settings.tuning_dropped is not None
+    how = TuningSettings(
+        n_steps=settings.tuning_steps,
+        learning_rate=settings.tuning_lr,
+        dropped=settings.tuning_dropped,
+        sparsity=settings.sparsity or 0.0,
+        seed=settings.seed,
+    )
+    contexts = training_contexts(work.store, settings.n_held_out or 0).tokens
+    return tune_in_series(
+        work.load.model(), dictionaries, [c for c in contexts if len(c)], how, progress=work.say
+    )
 
 
 def _activations(work: Work, settings: Training, submodules: list[str]) -> RowSource:
@@ -365,6 +409,7 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
             "width": dictionary.d,
             "weights": work.store.notes(sae(name))["weights"],
             "n_tokens": metrics[name].n_tokens,
+            "n_confident": metrics[name].n_confident,
             **{metric: getattr(metrics[name], metric) for metric in METRICS},
         }
         for name, dictionary in dictionaries.items()
@@ -383,13 +428,14 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
 
 def show_dictionary_set(work: Work, _measured: Measured) -> Metadata:
     """The metrics as a table, and two of them as a picture."""
-    shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered"]
-    metrics = frame(work.store.read(DICTIONARY_SET, ["submodule", *shown]))
+    shown = ["variance_explained", "l0", "alive", "ce_difference", "ce_recovered", "error_norm"]
+    metrics = frame(work.store.read(DICTIONARY_SET, ["submodule", *shown, "in_series"]))
     figures = {name: metrics[name].tolist() for name in shown[:2]}
     densities = work.store.read(FEATURE_DENSITIES, ["density"])["density"].to_numpy()
     return {
         "metrics": records(metrics.to_dict("records")),
         **{f"mean {name}": value for name, value in metrics[shown].mean().items()},
+        "all in series": float(metrics["in_series"].iloc[-1]),
         "plot": picture(bars(metrics["submodule"].tolist(), figures)),
         "densities": picture(density_histogram(densities)),
     }

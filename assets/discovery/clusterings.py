@@ -6,6 +6,7 @@ and for those compared with it (`assets.discovery.comparisons`).
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +36,10 @@ from assets.tables.schemas import TABLES
 from core.options import WITH_DICTIONARIES, Algorithm, Reduction, Representation
 
 if TYPE_CHECKING:
-    from core.discovery import Clustering
+    from core.discovery import Clustering, Recovery
 
+RECOVERY = ("ami", "ami_with_answer", "ami_within_answers", "purity")
+"""Columns that say how well clusters agree with known behaviours: `core.discovery.Recovery`."""
 _SUMMARY = ("cluster", "size", "n_documents", "n_answers", "answer_entropy", "coherence")
 
 
@@ -49,6 +52,7 @@ class Representing:
 
     representation: Representation
     submodules: tuple[str, ...] | None
+    equal_submodules: bool | None
     reduction: Reduction | None
     n_last: int | None
     n_projected: int | None
@@ -63,10 +67,12 @@ class Representing:
 def representing(experiment: Experiment, how: GroupingSettings) -> Representing:
     """What of the settings of a clustering shapes its vectors."""
     if how.representation == "gradients":
-        return Representing("gradients", None, None, None, how.n_projected, how.seed)
+        return Representing("gradients", None, None, None, None, how.n_projected, how.seed)
+    every = experiment.mlps if how.representation == "mlp_neurons" else experiment.submodules
     return Representing(
         representation=how.representation,
-        submodules=tuple(how.submodules or experiment.submodules),
+        submodules=tuple(how.submodules or every),
+        equal_submodules=how.equal_submodules,
         reduction=how.reduction,
         n_last=how.n_last if how.reduction == "last" else None,
         n_projected=None,
@@ -95,6 +101,7 @@ def represent_samples(work: Work, how: Representing) -> Made:
     from core.discovery import represent
 
     needed: dict[str, Any] = {
+        "equal_submodules": how.equal_submodules,
         "reduction": how.reduction,
         "n_last": how.n_last,
         "n_projected": how.n_projected,
@@ -238,7 +245,7 @@ def summarize_clusters(work: Work, clustering: Clustering, name: str) -> Made:
     """Summarise each cluster and write a page for it."""
     from assets.corpus.vocabulary import token_text
     from assets.discovery.pages import write_cluster_pages
-    from core.discovery import summarize
+    from core.discovery import compare_with_truth, summarize
 
     filtered = work.store.read(FILTERED_TOKENS)
     samples, truth = read_samples(filtered), filtered["label"].to_pylist()
@@ -274,7 +281,10 @@ def summarize_clusters(work: Work, clustering: Clustering, name: str) -> Made:
         plots=_plots(work.store, clustering, name),
         truth=known,
     )
-    scores = {} if known is None else _recovery(clustering, known)
+    scores = {}
+    if known is not None:
+        answers = [sample.answer for sample in samples]
+        scores = recovery(compare_with_truth(clustering.labels, known, answers))
     pages = sorted(index.parent.glob("*.html"))
     return Made(TABLES["clusters"].build(rows), scores, files=pages)
 
@@ -293,11 +303,12 @@ def _plots(store: ArtifactStore, clustering: Clustering, name: str) -> dict[str,
     return plots
 
 
-def _recovery(clustering: Clustering, truth: Sequence[str]) -> dict[str, float]:
-    from core.discovery import compare_with_truth
-
-    recovery = compare_with_truth(clustering.labels, truth)
-    return {"ami": recovery.ami, "purity": recovery.purity}
+def recovery(found: Recovery | None) -> dict[str, float | None]:
+    """The scores in `RECOVERY`; None where the truth is not known or a score is not defined."""
+    if found is None:
+        return dict.fromkeys(RECOVERY)
+    scores: dict[str, float] = {name: getattr(found, name) for name in RECOVERY}
+    return {name: None if math.isnan(score) else score for name, score in scores.items()}
 
 
 def show_clusters(work: Work, clustering: str) -> Metadata:
@@ -305,7 +316,7 @@ def show_clusters(work: Work, clustering: str) -> Metadata:
     table, notes = work.store.read(clusters(clustering)), work.store.notes(clusters(clustering))
     shown = ["cluster", "size", "n_answers", "example", "behaviour", "share"]
     rows = table.select(shown).slice(0, 25).to_pylist()
-    scores = {f"truth: {name}": notes[name] for name in ("ami", "purity") if name in notes}
+    scores = {f"truth: {n}": notes[n] for n in RECOVERY if notes.get(n) is not None}
     return {
         "largest": records(rows),
         "pages": dg.MetadataValue.path(work.store.path(cluster_pages(clustering), "/index.html")),

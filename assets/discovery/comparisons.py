@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from assets.discovery.clusterings import (
+    RECOVERY,
     Grouping,
     Representing,
     assignments_made,
     group_samples,
     grouping,
     load_clustering,
+    recovery,
     represent_samples,
     representing,
     show_clusters,
@@ -123,18 +125,19 @@ def make_clustering_comparison(work: Work, names: Sequence[str]) -> Made:
 
     from core.discovery import compare_with_truth
 
-    truth = work.store.read(FILTERED_TOKENS, ["label"])["label"].to_pylist()
+    samples = work.store.read(FILTERED_TOKENS, ["label", "answer"])
+    truth, answers = samples["label"].to_pylist(), samples["answer"].to_pylist()
     scores, behaviours = [], []
     clusterings = list(_clusterings(work.store, names))
     for one in clusterings:
         alike = float(adjusted_mutual_info_score(clusterings[0].labels, one.labels))
         # Without labels there is nothing to recover.
-        recovery = None if None in truth else compare_with_truth(one.labels, truth)
-        known = {name: recovery and getattr(recovery, name) for name in ("ami", "purity")}
-        scores.append({"name": one.name, **one.score, **known, "ami_with_chosen": alike})
-        for behaviour, shares in ({} if recovery is None else recovery.behaviours).items():
-            row = {"name": one.name, "behaviour": behaviour}
-            behaviours += [{**row, **share._asdict()} for share in shares]
+        found = None if None in truth else compare_with_truth(one.labels, truth, answers)
+        row = {"name": one.name, **one.score, **recovery(found), "ami_with_chosen": alike}
+        scores.append(row)
+        for behaviour, shares in ({} if found is None else found.behaviours).items():
+            of_one = {"name": one.name, "behaviour": behaviour}
+            behaviours += [{**of_one, **share._asdict()} for share in shares]
     return Made(
         TABLES["clustering_comparison"].build(scores),
         beside={CLUSTERING_BEHAVIOURS: TABLES["clustering_behaviours"].build(behaviours)},
@@ -172,7 +175,7 @@ def show_clustering_comparison(work: Work, _names: Sequence[str]) -> Metadata:
     return {"clusterings": records(work.store.read(CLUSTERING_COMPARISON, _SHOWN).to_pylist())}
 
 
-_SHOWN = ["name", "n_clusters", "n_shared", "ami_with_chosen", "ami", "purity"]
+_SHOWN = ["name", "n_clusters", "n_shared", "ami_with_chosen", *RECOVERY]
 
 
 def _comparison_inputs(work: Work, names: Sequence[str]) -> Mapping[str, str]:

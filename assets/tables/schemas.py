@@ -171,7 +171,17 @@ _ALL = (
                 _column("ce_zero", _DOUBLE, "with the submodule replaced by zero"),
                 _column("ce_difference", _DOUBLE, "ce_hat - ce"),
                 _column("ce_recovered", _DOUBLE, "(ce_hat - ce_zero) / (ce - ce_zero)"),
+                _column("error_norm", _DOUBLE, "mean |x - x_hat| / |x| at confident tokens"),
+                _column(
+                    "in_series",
+                    _DOUBLE,
+                    "faithfulness at confident tokens with this and every earlier dictionary in "
+                    "place and no errors: of all features, in the last row; NaN for embed",
+                ),
                 _column("n_tokens", _LONG, "tokens measured"),
+                _column(
+                    "n_confident", _LONG, "of which the model predicts the next within .1 nats"
+                ),
             ]
         ),
     ),
@@ -288,6 +298,14 @@ _ALL = (
                 _column("name", _TEXT, "chosen, the name of a comparison, or answer token"),
                 *_CLUSTERING,
                 _column("ami", _DOUBLE, "adjusted mutual information with the labels", null=True),
+                _column("ami_with_answer", _DOUBLE, "with pairs of label and answer", null=True),
+                _column(
+                    "ami_within_answers",
+                    _DOUBLE,
+                    "with the labels, among samples of one answer that several labels share; "
+                    "null where none does",
+                    null=True,
+                ),
                 _column("purity", _DOUBLE, "share of samples of their cluster's label", null=True),
                 _column("ami_with_chosen", _DOUBLE, "the same with the chosen clustering"),
             ]

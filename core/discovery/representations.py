@@ -1,7 +1,9 @@
-"""What a sample is represented by before clustering: the five inputs of App. H.2.
+"""What a sample is represented by before clustering: the inputs of App. H.2, and one more.
 
     activations       x                          of each submodule's output
+    mlp_neurons       x                          of each MLP's hidden neurons
     features          f                          of each dictionary
+    active_features   1 where f > 0              which are active, not how much (not in the paper)
     linear_effects    -x . dm/dx                 of each of its neurons, elementwise
     feature_effects   -f_i <W_d[i], dm/dx>       of each feature, and -<eps, dm/dx> of the error
     gradients         R^T dm/dparameters         see `core.discovery.projection`
@@ -10,6 +12,9 @@ with m = -log P(answer). Linear effects estimate what setting the neuron or feat
 to m (attribution patching, eq. 3, to the zero patch): positive where the answer needs it. All but
 the gradients are taken at the last n positions, concatenated, or summed over the context: a
 function each, in `READINGS`, of what stands at the tokens of one submodule.
+
+Submodules differ in the length of what they give by up to two orders of magnitude, and the longest
+decide a cosine. `equal_submodules` scales what each gives to length 1.
 """
 
 from __future__ import annotations
@@ -22,10 +27,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from core.budget import Passes
 from core.dictionaries.dictionary import Dictionary, check_widths
 from core.discovery.batches import Batch, batches, check_contexts
+from core.discovery.clustering import unit_rows
 from core.discovery.filter import Sample
 from core.discovery.projection import Projection, gradient_modules, projected_gradients
 from core.effects import clean_gradients, feature_dots
@@ -59,10 +66,12 @@ class Reading:
             with x ``(token, d)``, then dm/dx of the same shape if `with_gradient`, then the
             submodule's dictionary if `core.options.WITH_DICTIONARIES` names the representation.
         with_gradient: whether it needs a backward pass.
+        of_neurons: whether x is an MLP's hidden neurons, not the submodule's output.
     """
 
     of: Callable[..., Tensor | SparseFeatures]
     with_gradient: bool = False
+    of_neurons: bool = False
 
 
 def _activations(x: Tensor) -> Tensor:
@@ -71,6 +80,11 @@ def _activations(x: Tensor) -> Tensor:
 
 def _features(x: Tensor, dictionary: Dictionary) -> SparseFeatures:
     return dictionary.encode_sparse(x[:, None])
+
+
+def _active_features(x: Tensor, dictionary: Dictionary) -> SparseFeatures:
+    features = _features(x, dictionary)
+    return replace(features, value=torch.ones_like(features.value))
 
 
 def _linear_effects(x: Tensor, gradient: Tensor) -> Tensor:
@@ -108,7 +122,9 @@ def _feature_and_error_effects(
 
 READINGS: dict[str, Reading] = {
     "activations": Reading(_activations),
+    "mlp_neurons": Reading(_activations, of_neurons=True),
     "features": Reading(_features),
+    "active_features": Reading(_active_features),
     "linear_effects": Reading(_linear_effects, with_gradient=True),
     "feature_effects": Reading(_feature_effects, with_gradient=True),
 }
@@ -127,6 +143,7 @@ def represent(
     reduction: Reduction = "last",
     n_last: int = 1,
     submodules: Sequence[str] | None = None,
+    equal_submodules: bool = False,
     error_effects: bool = False,
     n_projected: int = 30_000,
     seed: int = 0,
@@ -137,12 +154,13 @@ def represent(
     """One vector per sample, for clustering (App. H.2).
 
     Args:
-        dictionaries: by submodule; read by ``features`` and ``feature_effects`` only.
+        dictionaries: by submodule; read by the representations in `WITH_DICTIONARIES` only.
         representation: one of `READINGS`, or ``gradients``.
         reduction: ``last``, the last `n_last` positions one after the other (zeros where the
             context is shorter), or ``sum`` over the context. Gradients have no positions.
         submodules: which to use; None for every dictionary's, or without dictionaries every
-            submodule of the model.
+            submodule of the model; of ``mlp_neurons`` every MLP.
+        equal_submodules: scale what each submodule gives to length 1 (gradients have none).
         error_effects: with ``feature_effects``, a further column per position: the error's effect.
         n_projected, seed: dimensions of projected gradients, and the seed of their projection.
         batch_tokens: tokens of one batch.
@@ -150,12 +168,13 @@ def represent(
         progress: told now and then how many samples are done.
 
     Returns:
-        ``(sample, width)`` float32; a sparse matrix for ``features`` and ``feature_effects``.
+        ``(sample, width)`` float32; a sparse matrix where dictionaries are read.
         Columns go by submodule in causal order, then position, then neuron or feature, error last.
 
     Raises:
         InputError: an unknown representation or reduction, no samples, a context that is too long.
-        MissingSubmodule: the model has no such submodule, or no dictionary sits there.
+        MissingSubmodule: the model has no such submodule, no dictionary sits there, or it is no
+            MLP whose neurons could be read.
         WidthMismatch: a dictionary does not fit its submodule.
         OutOfBudget: the result does not fit.
         NotFinite: NaN or infinity came out.
@@ -175,9 +194,12 @@ def represent(
         if error_effects:
             reading = replace(reading, of=_feature_and_error_effects)
         places = _Places(n_last if reduction == "last" else None)
-        width = places.n_slots * sum(map(model.width, names))
+        of_one = model.n_neurons if reading.of_neurons else model.width
+        width = places.n_slots * sum(map(of_one, names))
         read_with = dictionaries if representation in WITH_DICTIONARIES else {}
-        vectors = partial(_read_vectors, model, reading, names, read_with, places)
+        vectors = partial(
+            _read_vectors, model, reading, names, read_with, places, equal=equal_submodules
+        )
     if representation not in WITH_DICTIONARIES:
         _check_budget(len(samples), width, budget_bytes)
     # Sums over a context are as long as it is: a batch of those is bounded by its own tokens.
@@ -242,7 +264,10 @@ def _check(
         raise InputError(f"error_effects go with feature_effects, not with {representation}.")
     if submodules is not None:
         check_list("submodules", submodules, str)
-    names = causal_order(submodules or dictionaries or model.submodules)
+    every = submodules or dictionaries or model.submodules
+    if representation == "mlp_neurons" and submodules is None:
+        every = [name for name in model.submodules if name.startswith("mlp")]
+    names = causal_order(every)
     for name in names:
         model.width(name)
     if representation in WITH_DICTIONARIES:
@@ -300,6 +325,8 @@ def _read_vectors(
     dictionaries: Mapping[str, Dictionary],
     places: _Places,
     batch: Batch,
+    *,
+    equal: bool,
 ) -> Tensor | csr_array:
     """What is read at the chosen tokens of each submodule, ``(sample, width)``."""
     outputs, gradients = _outputs(model, reading, names, batch)
@@ -315,11 +342,13 @@ def _read_vectors(
             arguments.append(dictionaries[name])
         read = reading.of(*arguments)
         if isinstance(read, SparseFeatures):
-            blocks.append(_sparse_block(read, at, n_samples, places.n_slots))
+            block = _sparse_block(read, at, n_samples, places.n_slots)
+            blocks.append(unit_rows(block) if equal else block)
         else:
             part = read.new_zeros(n_samples * places.n_slots, read.shape[-1])
             part.index_add_(0, at.example * places.n_slots + at.slot, read)
-            dense.append(part.reshape(n_samples, -1))
+            part = part.reshape(n_samples, -1)
+            dense.append(normalize(part) if equal else part)
     if dense:
         return torch.cat(dense, 1)
     from scipy import sparse
@@ -332,6 +361,8 @@ def _outputs(
     model: LanguageModel, reading: Reading, names: Sequence[str], batch: Batch
 ) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
     """What submodules put out, ``(run, pos, d)``, and dm/dx of the same shape where it is read."""
+    if reading.of_neurons:
+        return model.neurons(batch.tokens, names), {}
     if not reading.with_gradient:
         return model.record(batch.tokens).outputs, {}
     runs = batch.record(model)

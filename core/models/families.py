@@ -41,6 +41,8 @@ class Family:
         pre_attn, attn, out_proj: from a layer, from a layer, and from the attention module.
         post_attn: norm applied to the attention's output before it is added, or None.
         pre_mlp, mlp, post_mlp: likewise.
+        down_proj: what reads the hidden neurons, from the MLP; None where it has none. Only the
+            ``mlp_neurons`` of discovery need it.
         parallel: whether MLP and attention read the same stream, given the configuration.
         when: which configurations of these types this describes; the first that does counts.
         in_place: the layer adds to the MLP's output in place, so that a copy is recorded.
@@ -54,6 +56,7 @@ class Family:
     out_proj: str
     pre_mlp: str
     mlp: str = "mlp"
+    down_proj: str | None = None
     position: str | None = None
     post_attn: str | None = None
     post_mlp: str | None = None
@@ -73,6 +76,7 @@ _LLAMA = Family(
     attn="self_attn",
     out_proj="o_proj",
     pre_mlp="post_attention_layernorm",
+    down_proj="down_proj",
 )
 _GPT2 = Family(
     model_types=("gpt2",),
@@ -83,6 +87,7 @@ _GPT2 = Family(
     attn="attn",
     out_proj="c_proj",
     pre_mlp="ln_2",
+    down_proj="c_proj",
 )
 _FALCON = Family(
     model_types=("falcon",),
@@ -92,6 +97,7 @@ _FALCON = Family(
     attn="self_attention",
     out_proj="dense",
     pre_mlp="post_attention_layernorm",
+    down_proj="dense_4h_to_h",
     in_place=True,
 )
 
@@ -104,6 +110,7 @@ FAMILIES: list[Family] = [
         attn="attention",
         out_proj="dense",
         pre_mlp="post_attention_layernorm",
+        down_proj="dense_4h_to_h",
         parallel=lambda config: bool(config.use_parallel_residual),
     ),
     _GPT2,
@@ -115,6 +122,7 @@ FAMILIES: list[Family] = [
         position=None,
         out_proj="out_proj",
         pre_mlp="ln_1",
+        down_proj="fc_out",
         parallel=_always,
     ),
     _LLAMA,
@@ -132,6 +140,7 @@ FAMILIES: list[Family] = [
         final_norm="model.final_layernorm",
         out_proj="dense",
         pre_mlp="input_layernorm",
+        down_proj="fc2",
         parallel=_always,
     ),
     # Of 40B: a norm for each. Of 7B, and 11B: one for both. Of RW: one after the other.
@@ -158,6 +167,7 @@ FAMILIES: list[Family] = [
         out_proj="o_proj",
         post_attn="post_attention_layernorm",
         pre_mlp="pre_feedforward_layernorm",
+        down_proj="down_proj",
         post_mlp="post_feedforward_layernorm",
     ),
 ]

@@ -322,6 +322,51 @@ class LanguageModel:
                 add(layer.register_forward_hook(keep(f"resid_{i}")))
             yield
 
+    @torch.no_grad()
+    def neurons(self, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """The hidden neurons of some MLPs, as the down projection reads them.
+
+        Args:
+            tokens: ``(batch, pos)``; padding on the right, where real tokens cannot see it.
+            names: ``mlp_l``, the MLPs.
+
+        Returns:
+            By name, ``(batch, pos, neuron)``, after the nonlinearity (times the gate, if gated).
+
+        Raises:
+            MissingSubmodule: one is no MLP, or has no hidden neurons that are known.
+        """
+        values: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Any:
+            def hook(_module: Any, args: Any) -> None:
+                values[name] = args[0].view(*tokens.shape, -1)
+
+            return hook
+
+        with ExitStack() as stack:
+            for name in names:
+                handle = self._down_proj(name).register_forward_pre_hook(keep(name))
+                stack.callback(handle.remove)
+            self.hf.base_model(tokens.to(self.device), use_cache=False)
+        return values
+
+    def n_neurons(self, name: str) -> int:
+        """Hidden neurons of the MLP `name`; raises like `neurons`."""
+        return self._down_proj(name).weight.numel() // self.d_model
+
+    def _down_proj(self, name: str) -> Any:
+        kind, layer = Submodule.parse(name)
+        try:
+            if kind != "mlp" or layer >= self.n_layers or self.family.down_proj is None:
+                raise AttributeError
+            return attrgetter(self.family.down_proj)(self._part(layer, self.family.mlp))
+        except AttributeError:
+            raise MissingSubmodule(
+                f"'{name}' has no hidden neurons that are known here: name MLPs (mlp_0 to "
+                f"mlp_{self.n_layers - 1}) of a model without experts, whose family says down_proj."
+            ) from None
+
     def attn(self, layer: int, stream: Tensor, context: Mapping[str, Any]) -> Tensor:
         """Value of ``attn_layer`` for the stream entering the layer, ``(batch, pos, d)``."""
         attention = self._attention(layer)

@@ -1,6 +1,7 @@
 """Metrics against sums written out by hand, and against the model's own forward pass."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -87,10 +88,58 @@ def test_metrics_are_the_sums_of_appendix_b3():
         assert m.ce_difference == pytest.approx(ce_hat - ce, abs=1e-5)
 
 
-def test_a_perfect_dictionary_explains_everything():
+@pytest.mark.parametrize("family", ["gpt_neox", "llama"])  # parallel, and one after the other
+def test_in_series_is_a_run_through_every_dictionary_so_far(family, monkeypatch):
+    monkeypatch.setattr("core.dictionaries.quality.CONFIDENT", 3.0)
+    model = make_model(family)
+    dictionaries = random_dictionaries(model)
+    found = measure_dictionaries(model, dictionaries, TOKENS, MASK, batch_contexts=4)
+    recording = model.record(TOKENS, MASK)
+
+    def losses(change):
+        stream = recording.stream_before(0)
+        for layer in range(model.n_layers):
+            stream = model.layer(layer, stream, recording.context[layer], change)
+        logits = model.logits(stream).float()
+        return F.cross_entropy(logits[:, :-1].mT, TOKENS[:, 1:], reduction="none")
+
+    clean = losses(lambda _name, x: x)
+    at = MASK[:, :-1] & MASK[:, 1:] & (clean < 3)
+    empty = losses(lambda name, x: dictionaries[name].bias.expand_as(x))[at].mean()
+    assert 0 < at.sum() == found["embed"].n_confident < 30
+    assert math.isnan(found["embed"].in_series)
+    names = model.submodules[1:]
+    for name, m in found.items():
+        x, dictionary = recording.outputs[name][:, :-1][at], dictionaries[name]
+        norms = dictionary.split(x[None]).error[0].norm(dim=1) / x.norm(dim=1)
+        assert m.error_norm == pytest.approx(float(norms.mean()))
+        if name == "embed":
+            continue
+        placed = names[: names.index(name) + 1]
+
+        def reconstructed(name, x, placed=placed):
+            return dictionaries[name].decode(dictionaries[name].encode(x)) if name in placed else x
+
+        series = losses(reconstructed)[at].mean()
+        expected = (series - empty) / (clean[at].mean() - empty)
+        assert m.in_series == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_without_a_confident_token_their_metrics_are_not_defined(monkeypatch):
+    monkeypatch.setattr("core.dictionaries.quality.CONFIDENT", 0.0)
+    model = make_model("gpt_neox")
+    m = measure_dictionary(model, "resid_1", identity_dictionary(D, dtype=torch.float64), TOKENS)
+    assert m.n_confident == 0
+    assert math.isnan(m.error_norm)
+    assert math.isnan(m.in_series)
+
+
+def test_a_perfect_dictionary_explains_everything(monkeypatch):
+    monkeypatch.setattr("core.dictionaries.quality.CONFIDENT", 3.0)
     model = make_model("gpt_neox")
     identity = identity_dictionary(D, dtype=torch.float64)
     m = measure_dictionary(model, "resid_1", identity, TOKENS)
+    assert (m.error_norm, m.in_series) == (pytest.approx(0), pytest.approx(1))
     assert m.variance_explained == pytest.approx(1.0)
     assert m.ce_recovered == pytest.approx(1.0)
     assert m.alive == 1.0

@@ -1,6 +1,7 @@
 """Models: what is recorded, layers run again, adapters that are checked."""
 
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from core.errors import AdapterMismatch, InputError, MissingSubmodule, ModelError, UnknownFamily
 from core.models import FAMILIES, LanguageModel, load_model, pick_device
 from core.models.families import family_of
+from core.types import Submodule
 from tests.core.reference import Reference
 from tests.core.tiny import (
     FAMILY_NAMES,
+    MIXTURES,
     N_VOCAB,
     VARIANTS,
     make_hf,
@@ -142,6 +145,21 @@ def test_tokens_are_checked_before_the_model_runs(monkeypatch: pytest.MonkeyPatc
     ):
         with pytest.raises(InputError, match=message):
             model.record(tokens)
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILY_NAMES if f not in MIXTURES])
+def test_every_family_says_where_its_neurons_are(family: str) -> None:
+    model = make_model(family)
+    tokens = random_tokens(2, 6, 1)
+    names = [f"mlp_{layer}" for layer in range(model.n_layers)]
+    for name, neurons in model.neurons(tokens, names).items():
+        assert neurons.shape == (2, 6, model.n_neurons(name))
+        layer = model.layers[Submodule.parse(name).layer]
+        down = attrgetter(f"{model.family.mlp}.{model.family.down_proj}")(layer)
+        written = down(neurons)
+        if model.family.post_mlp is not None:
+            written = getattr(layer, model.family.post_mlp)(written)
+        torch.testing.assert_close(written, model.record(tokens).outputs[name])
 
 
 # -- adapters ------------------------------------------------------------------------------------

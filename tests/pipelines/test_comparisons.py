@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import numpy as np
 import pytest
 
+from assets.discovery.clusterings import load_vectors
 from assets.engine.store import ArtifactStore
 from assets.settings import CHOSEN, Experiment
 from assets.tables.places import (
@@ -22,7 +24,7 @@ from assets.tables.places import (
 from pipelines.experiment import read_experiment
 from pipelines.run import run_experiment
 from pipelines.stages import stages_of
-from tests.tiny_experiment import WIDTH, tiny_experiment, write_experiment
+from tests.tiny_experiment import N_LAYERS, WIDTH, tiny_experiment, write_experiment
 
 COMPARISONS = {
     "dense": {
@@ -32,6 +34,8 @@ COMPARISONS = {
         "k": 4,
     },
     "effects": {"representation": "feature_effects", "reduction": "sum", "k": 2},
+    # Of every MLP, though dictionaries sit at none.
+    "neurons": {"representation": "mlp_neurons", "equal_submodules": True, "k": 2},
 }
 
 
@@ -56,11 +60,14 @@ def rows(experiment: Experiment, key: Key) -> list[dict[str, Any]]:
 
 def test_all_clusterings_stand_in_one_table(finished: Experiment) -> None:
     table = {row["name"]: row for row in rows(finished, CLUSTERING_COMPARISON)}
-    assert list(table) == [CHOSEN, "dense", "effects", "answer token"]
+    assert list(table) == [CHOSEN, *COMPARISONS, "answer token"]
     assert table[CHOSEN]["ami_with_chosen"] == pytest.approx(1.0)
     assert (table["dense"]["representation"], table["dense"]["n_clusters"]) == ("activations", 4)
     assert table["answer token"]["answer_entropy"] == 0.0
     assert all(0 < row["purity"] <= 1 for row in table.values())
+    # Each word of this language is always labelled alike: no answer has two behaviours.
+    assert all(row["ami_within_answers"] is None for row in table.values())
+    assert table["neurons"]["representation"] == "mlp_neurons"
 
 
 def test_scores_are_those_of_the_assignments_beside_them(finished: Experiment) -> None:
@@ -86,6 +93,10 @@ def test_each_has_tables_and_pages_of_its_own(finished: Experiment) -> None:
     assert (folder / "effects" / "pages" / "index.html").is_file()
     dense = ArtifactStore(finished.artifacts).notes(vectors("dense"))
     assert dense["width"] == WIDTH  # of the one submodule it reads
+    store = ArtifactStore(finished.artifacts)
+    assert store.notes(vectors("neurons"))["width"] == N_LAYERS * 4 * WIDTH
+    lengths = np.square(load_vectors(store, "neurons")).sum(1)
+    assert lengths == pytest.approx(np.full(24, N_LAYERS), rel=1e-4)
     chosen = (folder / CHOSEN / "vectors.parquet").read_bytes()
     assert (folder / "effects" / "vectors.parquet").read_bytes() != chosen
 

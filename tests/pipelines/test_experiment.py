@@ -68,6 +68,18 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             {"comparisons": {"b": {"representation": "activations", "submodules": ["mlp_2"]}}},
             "a model of 2 layers has no 'mlp_2'",
         ),
+        (
+            {"comparisons": {"b": {"representation": "mlp_neurons", "submodules": ["attn_0"]}}},
+            "comparisons.b.submodules[0]: no hidden neurons are at 'attn_0'",
+        ),
+        (
+            {"dictionaries": {"kind": "topk", "k": 4, "tuning_steps": 9}},
+            "dictionaries.tuning_steps: only relu dictionaries are tuned, not topk",
+        ),
+        (
+            {"clustering": {"representation": "active_features", "submodules": ["mlp_0"]}},
+            "no dictionary sits at 'mlp_0'",
+        ),
         ({"comparisons": {"a b": {}}}, "comparisons.a b: a name is made of letters"),
         ({"comparisons": {CHOSEN: {}}}, f"and is not {CHOSEN}"),
         ({"comparisons": {"b": {"k": 99}}}, "comparisons.b.k: 99 clusters cannot be made of 24"),

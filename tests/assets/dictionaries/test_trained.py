@@ -94,6 +94,23 @@ def test_a_training_killed_while_dictionaries_are_written_goes_on(
     assert not list((cut.artifacts / "saes").glob("training-*"))
 
 
+def test_tuned_alone_they_become_what_all_together_become(tmp_path: Path) -> None:
+    tiny_experiment(tmp_path)
+    tuning = {"tuning_steps": 4, "tuning_lr": 0.01}
+    plain = trained(tmp_path, "plain")
+    together, alone = (trained(tmp_path, name, **tuning) for name in ("together", "alone"))
+    SAES.run(plain, plain.submodules)
+    said: list[str] = []
+    assert SAES.run(together, together.submodules, said.append) == 4
+    assert any(text.startswith("tuning: step 4 of 4") for text in said)
+    assert [SAES.run(alone, [name]) for name in ("resid_1", "attn_0")] == [1, 1]
+    changed = weights(together)
+    for name in ("resid_1", "attn_0"):
+        assert ArtifactStore(alone.artifacts).notes(sae(name))["weights"] == changed[name]
+    same = [name for name, was in weights(plain).items() if was == changed[name]]
+    assert same == ["embed"]
+
+
 def test_the_state_of_a_dictionary_that_is_still_wanted_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

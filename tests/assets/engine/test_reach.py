@@ -41,6 +41,8 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     # What must hold beside a leaf for it to mean anything.
     "dictionaries.expansion": {"dictionaries": {"n_features": None}},
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
+    "dictionaries.tuning_lr": {"dictionaries": {"tuning_steps": 5}},
+    "dictionaries.tuning_dropped": {"dictionaries": {"tuning_steps": 5}},
     "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "circuits.tolerance": {"circuits": {"rule": "adaptive"}},
@@ -62,6 +64,7 @@ OTHER: Mapping[str, Any] = {
     "submodules": ["embed", "resid_0"],
     "dictionaries.warmup": 11,
     "dictionaries.k": 16,
+    "dictionaries.tuning_dropped": 0.5,
     "clustering.submodules": ["resid_1"],
     "comparisons.other.submodules": ["resid_1"],
     "clustering.k": 5,
@@ -243,7 +246,9 @@ def _watched(stage: Any, seen: set[str]) -> Any:
 def reads(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[set[str], set[str]]]:
     """Names read by each stage's function, and names that it declares."""
     compared = {"other": {"representation": "gradients", "k": 2, "n_projected": 32}}
-    experiment = tiny_experiment(tmp_path_factory.mktemp("reads"), comparisons=compared)
+    experiment = tiny_experiment(
+        tmp_path_factory.mktemp("reads"), comparisons=compared, dictionaries={"tuning_steps": 2}
+    )
     found: dict[str, tuple[set[str], set[str]]] = {}
     for stage in stages_of(experiment):
         seen: set[str] = set()

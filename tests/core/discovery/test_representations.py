@@ -15,7 +15,7 @@ from core.discovery.batches import batches
 from core.discovery.filter import Sample
 from core.errors import InputError, MissingSubmodule, NotFinite, OutOfBudget, WidthMismatch
 from core.models import LanguageModel, load_model, load_tokenizer
-from core.options import REPRESENTATIONS
+from core.options import REPRESENTATIONS, WITH_DICTIONARIES
 from tests.core.tiny import D, make_hf, make_model, random_dictionaries, random_tokens
 
 NAMES = ["embed", "attn_0", "resid_0", "mlp_1"]
@@ -69,7 +69,12 @@ def per_token(
     effects = -features * (gradient @ dictionary.decoder.T)
     if errors:
         effects = torch.cat([effects, -(gradient * error).sum(1, keepdim=True)], 1)
-    whole = {"activations": x, "features": features, "linear_effects": -x * gradient}
+    whole = {
+        "activations": x,
+        "features": features,
+        "active_features": (features > 0).to(features),
+        "linear_effects": -x * gradient,
+    }
     return whole.get(representation, effects)
 
 
@@ -86,7 +91,7 @@ def dense(vectors: np.ndarray | sparse.csr_array) -> np.ndarray:
 
 @pytest.mark.parametrize(("reduction", "n_last"), [("last", 1), ("last", 3), ("sum", 1)])
 @pytest.mark.parametrize(
-    "representation", [name for name in REPRESENTATIONS if name != "gradients"]
+    "representation", [r for r in REPRESENTATIONS if r not in ("gradients", "mlp_neurons")]
 )
 def test_vectors_are_what_each_sample_gives_alone(
     representation: str, reduction: str, n_last: int
@@ -103,7 +108,7 @@ def test_vectors_are_what_each_sample_gives_alone(
         n_last=n_last,
         error_effects=errors,
     )
-    assert sparse.issparse(found) == representation.startswith("feature")
+    assert sparse.issparse(found) == (representation in WITH_DICTIONARIES)
     for row, sample in zip(dense(found), samples, strict=True):
         outputs, gradients = alone(model, sample)
         expected = [
@@ -115,6 +120,45 @@ def test_vectors_are_what_each_sample_gives_alone(
             for n in NAMES
         ]
         assert row == pytest.approx(torch.cat(expected).numpy(), abs=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["last", "sum"])
+def test_neurons_are_what_the_down_projection_makes_the_output_of(reduction: str) -> None:
+    model, samples = make_model("gpt_neox"), some_samples()
+    found = dense(represent(model, {}, samples, representation="mlp_neurons", reduction=reduction))
+    written = represent(
+        model, {}, samples, representation="activations", reduction=reduction, submodules=["mlp_1"]
+    )
+    down = model.hf.gpt_neox.layers[1].mlp.dense_4h_to_h
+    neurons = found[:, found.shape[1] // 2 :]
+    n_summed = 1 if reduction == "last" else np.array([[len(s.context)] for s in samples])
+    expected = neurons @ down.weight.numpy().T + n_summed * down.bias.numpy()
+    assert dense(written) == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("representation", ["activations", "features"])
+def test_equal_submodules_all_have_length_one(representation: str) -> None:
+    model, samples = make_model("gpt_neox"), some_samples()
+    dictionaries = random_dictionaries(model, names=NAMES)
+    settings = {"representation": representation, "n_last": 2, "submodules": NAMES}
+    plain = dense(represent(model, dictionaries, samples, **settings))
+    equal = dense(represent(model, dictionaries, samples, **settings, equal_submodules=True))
+    for one, other in zip(np.split(plain, 4, 1), np.split(equal, 4, 1), strict=True):
+        length = np.linalg.norm(one, axis=1, keepdims=True)
+        assert other == pytest.approx(one / np.where(length > 0, length, 1), abs=1e-5)
+    assert np.linalg.norm(equal, axis=1).max() <= 2 + 1e-5
+
+
+def test_neurons_of_what_is_no_mlp_are_refused() -> None:
+    for family, names in (("gpt_neox", ["attn_0"]), ("mixtral", None)):
+        with pytest.raises(MissingSubmodule, match="no hidden neurons that are known here"):
+            represent(
+                make_model(family),
+                {},
+                some_samples(),
+                representation="mlp_neurons",
+                submodules=names,
+            )
 
 
 def test_identity_dictionaries_give_the_dense_representations() -> None:
