@@ -90,7 +90,8 @@ def test_a_training_killed_while_dictionaries_are_written_goes_on(
     assert SAES.run(cut, cut.submodules, said.append) == 4 - n_written
     assert weights(cut) == weights(whole)
     # Nothing was trained again: what is said is what is written.
-    assert [text.split(":")[0] for text in said] == ["saes", *cut.submodules[n_written:]]
+    of_dictionaries = [text.split(":")[0] for text in said if not text.startswith("saes:")]
+    assert of_dictionaries == cut.submodules[n_written:]
     assert not list((cut.artifacts / "saes").glob("training-*"))
 
 
