@@ -230,7 +230,7 @@ def _by_task(summary: Frame) -> list[str]:
 
 def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]:
     """How well features are described, where they are."""
-    if experiment.settings.cards is None:
+    if experiment.settings.cards is None or store.footer(RULE_LABELS) is None:
         return
     notes = store.notes(RULE_LABELS)
     lines = _heading(f"Labels of {store.n_rows(LABELS):,} features and neurons")

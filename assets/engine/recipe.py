@@ -38,7 +38,9 @@ def _file_hash(path: Path, _size: int, _changed: int) -> str:
 
 
 def hash_place(source: str) -> str:
-    """Hash of the contents of a file, or of the files directly in a folder; `source` if neither.
+    """Hash of the contents of a file, or of the files directly in a folder.
+
+    An id of the hub stands for itself, and nothing for a path that leads nowhere.
 
     A file is read once in a process as long as its size and time of change stay.
     """
@@ -47,7 +49,7 @@ def hash_place(source: str) -> str:
         files = sorted(p for p in place.iterdir() if p.is_file() and not p.name.startswith("."))
         return digest([(p.name, hash_place(str(p))) for p in files])
     if not place.is_file():
-        return source
+        return "" if place.is_absolute() else source
     status = place.stat()
     return _file_hash(place, status.st_size, status.st_mtime_ns)
 

@@ -16,7 +16,7 @@ from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
 from assets.engine.recipe import digest
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Work, always
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, Content
 from assets.plots import records
 from assets.settings import CardSettings, Experiment
 from assets.tables.places import (
@@ -102,8 +102,10 @@ def _inputs(work: Work, settings: Mapping[str, Carding]) -> Mapping[str, Mapping
     return {
         submodule: {
             CONTEXTS.path: texts,
-            "weights": weights[submodule],
-            FEATURE_CIRCUITS.path: digest(of_circuits.get(submodule, [])),
+            "weights": Content(weights[submodule], store.origin(DICTIONARY_SET)),
+            "features of circuits": Content(
+                digest(of_circuits.get(submodule, [])), store.origin(FEATURE_CIRCUITS)
+            ),
         }
         for submodule in settings
     }

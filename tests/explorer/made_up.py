@@ -93,7 +93,7 @@ class MadeUp:
     def dictionaries(self, weights: str = WEIGHTS) -> None:
         """The dictionary set."""
         figures = {"variance_explained", "l1", "l0", "alive", "ce", "ce_hat", "ce_zero"}
-        figures |= {"ce_difference", "ce_recovered"}
+        figures |= {"ce_difference", "ce_recovered", "error_norm", "in_series", "n_confident"}
         self.write(
             DICTIONARY_SET,
             [

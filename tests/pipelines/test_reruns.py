@@ -29,8 +29,14 @@ FROM_SET = [
     *("dictionary_set", "import_checks", "cluster_vectors", "cluster_assignments", "clusters"),
     *("cluster_behaviours", "circuits", "circuit_evaluations", "task_circuits"),
     *("task_evaluations", "evaluation_summary"),
+    *("feature_circuits", "cards", "rule_labels", "labels"),
 ]
 """What follows from another dictionary, in order."""
+FROM_CIRCUITS = [
+    ["circuits", "circuit_evaluations", "evaluation_summary", "feature_circuits"],
+    ["cards", "rule_labels"],
+]
+"""What follows from other circuits of clusters, run by run."""
 _QUIET = {"telemetry": {"enabled": False}}
 
 
@@ -91,8 +97,7 @@ def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished experiment with imported dictionaries, and what Dagster knows of it."""
     folder = tmp_path_factory.mktemp("made")
     trained = tiny_experiment(folder)
-    for stage in stages_of(trained)[:3]:
-        stage.run(trained, *([trained.submodules] if stage.name == "saes" else []))
+    brought_up_to_date(trained, "saes")
     (folder / "set").mkdir()
     for file in (trained.artifacts / "saes").glob("*.safetensors"):
         shutil.copy(file, folder / "set" / file.stem)
@@ -162,7 +167,7 @@ def test_a_changed_dictionary_file_is_one_pass_in_order(daemon: Daemon) -> None:
     assert daemon.told == "Files changed since the last look: waits until they rest."
     runs = daemon.rest()
     assert [stage for run in runs for stage in run] == ["saes", *FROM_SET]
-    assert len(runs) == 3  # a range of submodules, of clusters, of tasks
+    assert len(runs) == 4  # a range of submodules, of clusters, of tasks, and of cards
     assert daemon.observed == ["dictionary_files"]
     assert _weights(daemon, "attn_0") != before[0]
     assert _weights(daemon, "embed") == before[1]
@@ -216,21 +221,21 @@ def test_an_appended_document_runs_all_that_reads_the_corpus(daemon: Daemon) -> 
     assert "circuits" in stages
     assert "saes" not in stages
     assert daemon.observed == ["corpus_files"]
-    assert len(runs) <= 3
+    assert len(runs) <= 4
 
 
 def test_a_changed_setting_runs_what_depends_on_it(daemon: Daemon) -> None:
     text = daemon.path.read_text()
     daemon.path.write_text(text.replace("node_threshold: 0.01", "node_threshold: 0.02"))
     runs = daemon.rest()
-    assert runs == [["circuits", "circuit_evaluations", "evaluation_summary"]]
+    assert runs == FROM_CIRCUITS
 
 
 def test_a_setting_changed_back_is_run_again(daemon: Daemon) -> None:
     text = daemon.path.read_text()
     for threshold in ("0.02", "0.01"):
         daemon.path.write_text(text.replace("threshold: 0.01", f"threshold: {threshold}"))
-        assert daemon.rest() == [["circuits", "circuit_evaluations", "evaluation_summary"]]
+        assert daemon.rest() == FROM_CIRCUITS
 
 
 def test_a_cancelled_half_is_left_to_whoever_cancelled_it(daemon: Daemon) -> None:

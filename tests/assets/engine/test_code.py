@@ -61,8 +61,8 @@ def stale(experiment: Experiment, copied: Path) -> Callable[[str, str, str], set
 
 
 ALGORITHMS = [
-    ("core/edges.py", "nothing = up_nodes.keys[:0]", "nothing = up_nodes.keys[0:0]", CIRCUITS),
-    ("core/circuit.py", "(weight.abs() > threshold)", "(weight.abs() >= threshold)", CIRCUITS),
+    ("core/edges.py", "none = up_nodes.keys[:0]", "none = up_nodes.keys[0:0]", CIRCUITS),
+    ("core/circuit.py", "flatten().abs() > threshold", "flatten().abs() >= threshold", CIRCUITS),
     ("core/effects.py", "value != 0", "value != 0.0", CIRCUITS),
     ("core/evaluate.py", "> 1e-6 * scale", "> 1e-7 * scale", EVALUATIONS),
     ("core/discovery/filter.py", "if not self.max_loss > 0", "if not self.max_loss >= 0",
