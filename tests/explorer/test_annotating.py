@@ -24,7 +24,7 @@ from explorer.annotations import AnnotationFile, NotSaved
 from explorer.pictures import ALIKE, merged, suggested
 from explorer.reader import Reader
 from tests.explorer.made_up import WEIGHTS, MadeUp
-from tests.explorer.test_pages import opened
+from tests.explorer.test_explorer_pages import opened
 
 FORM = "/made_up/annotate/tasks/simple"
 ANSWER = {

@@ -175,7 +175,7 @@ def test_the_page_to_give_away_works_from_a_disk(page: Any, made: Experiment, tm
 @pytest.mark.parametrize("width", [1280, 1920])
 def test_no_page_is_wider_than_the_window(page: Any, address: str, width: int):
     page.set_viewport_size({"width": width, "height": 900})
-    from tests.explorer.test_pages import PAGES
+    from tests.explorer.test_explorer_pages import PAGES
 
     for path in PAGES:
         page.goto(address + path)

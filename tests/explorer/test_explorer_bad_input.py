@@ -16,7 +16,7 @@ from explorer.app import Explorer
 from explorer.reader import Reader
 from tests.explorer.conftest import ADDRESS
 from tests.explorer.made_up import HOSTILE, MadeUp
-from tests.explorer.test_pages import PAGES, Page, opened
+from tests.explorer.test_explorer_pages import PAGES, Page, opened
 
 
 @pytest.mark.parametrize("address", PAGES)

@@ -21,7 +21,7 @@ from explorer import exchange, export
 from explorer.annotations import AnnotationFile
 from explorer.circuits import View
 from explorer.reader import BehaviourSource, Reader
-from tests.explorer.test_pages import Page
+from tests.explorer.test_explorer_pages import Page
 
 FORMATS = Path(__file__).parents[3] / "shared" / "formats"
 # What circuit-tracer's own model of a feature asks for; the schema asks for less.
