@@ -276,9 +276,10 @@ def measure_dictionaries(
     metrics = {name: sums[name].metrics() for name in names}
     if progress is not None:
         for name, m in metrics.items():
+            series = "" if math.isnan(m.in_series) else f", in series {m.in_series:.1%}"
             progress(
                 f"{name}: variance explained {m.variance_explained:.1%}, L0 {m.l0:.1f}, "
-                f"CE recovered {m.ce_recovered:.1%}, in series {m.in_series:.1%}"
+                f"CE recovered {m.ce_recovered:.1%}{series}"
             )
     return metrics
 
