@@ -68,6 +68,12 @@ class Content(str):
         return content
 
 
+def together(contents: Iterable[Content]) -> Content:
+    """One hash that stands for several tables."""
+    every = list(contents)
+    return Content(digest(every), *(origin for one in every for origin in one.origins))
+
+
 class Why(NamedTuple):
     """Why a table has to be made.
 

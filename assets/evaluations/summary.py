@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from assets.circuits.pairs import task_settings
-from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
-from assets.engine.store import ArtifactStore, Content
+from assets.engine.store import ArtifactStore, together
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
@@ -139,12 +138,9 @@ def _inputs(work: Work, names: Names) -> Mapping[str, str]:
     inputs = {DICTIONARY_SET.path: content(DICTIONARY_SET)}
     for source, of_source in names.items():
         inputs[behaviours(source).path] = content(behaviours(source))
-        made_from = [
-            (content(circuit(source, name)), content(evaluation(source, name)))
-            for name in of_source
-        ]
-        origins = [one.origins[0] for pair in made_from for one in pair]
-        inputs[circuit(source, "").stage] = Content(digest(made_from), *origins)
+        inputs[circuit(source, "").stage] = together(
+            content(key(source, name)) for name in of_source for key in (circuit, evaluation)
+        )
     return inputs
 
 

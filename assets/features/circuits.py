@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from assets.circuits.stages import load_circuit
-from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work
+from assets.engine.store import together
 from assets.evaluations.summary import Names, names_of
 from assets.plots import records
 from assets.settings import Experiment
@@ -81,11 +81,8 @@ def _rows(
 def _inputs(work: Work, index: Index) -> Mapping[str, str]:
     content = work.store.content
     return {
-        circuit(source, "").stage: digest(
-            [
-                [content(circuit(source, name, part)) for part in ("nodes", "edges")]
-                for name in names
-            ]
+        circuit(source, "").stage: together(
+            content(circuit(source, name, part)) for name in names for part in ("nodes", "edges")
         )
         for source, names in index.names.items()
     }

@@ -17,9 +17,9 @@ from typing import Any
 
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.recipe import aside, digest
+from assets.engine.recipe import aside
 from assets.engine.stage import Made, Metadata, TableStage, Work, always
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, together
 from assets.plots import records
 from assets.settings import Experiment, ExperimentError
 from assets.tables.conversions import frame
@@ -194,9 +194,9 @@ def _description(answer: bytes) -> str:
 
 def _inputs(work: Work, asking: Asking) -> Mapping[str, str]:
     content = work.store.content
-    every = [[content(cards(s)), content(card_contexts(s))] for s in asking.submodules]
+    every = (content(key(s)) for s in asking.submodules for key in (cards, card_contexts))
     fixed = {key.path: content(key) for key in (VOCABULARY, FEATURE_CIRCUITS)}
-    return {**fixed, "cards": digest(every)}
+    return {**fixed, "cards": together(every)}
 
 
 def show_endpoint_labels(work: Work, _asking: Asking) -> Metadata:

@@ -12,9 +12,9 @@ import numpy as np
 
 from assets.corpus.text import harmless
 from assets.corpus.vocabulary import read_texts
-from assets.engine.recipe import Source, digest
+from assets.engine.recipe import Source
 from assets.engine.stage import Made, Metadata, Stage, TableStage, Work, always, contents
-from assets.engine.store import ArtifactStore
+from assets.engine.store import ArtifactStore, together
 from assets.features.annotations import Annotation, read_annotations
 from assets.features.cards import (
     BASES,
@@ -86,8 +86,8 @@ def _inputs(work: Work, how: Labelling) -> Mapping[str, str]:
     content = work.store.content
     return {
         **{key.path: content(key) for key in (CONTEXTS, VOCABULARY, DICTIONARY_SET)},
-        "cards": digest(
-            [[content(cards(name)), content(card_contexts(name))] for name in how.submodules]
+        "cards": together(
+            content(key(name)) for name in how.submodules for key in (cards, card_contexts)
         ),
     }
 

@@ -52,7 +52,7 @@ def _truncate(file: Path) -> None:
 
 def test_a_finished_experiment_is_finished_in_another_folder_too(copied: Experiment) -> None:
     before = contents(copied.artifacts)
-    assert brought_up_to_date(copied) == {}
+    assert brought_up_to_date(copied, "labels") == {}
     assert contents(copied.artifacts) == before
 
 
@@ -63,7 +63,7 @@ def test_a_part_that_is_not_whole_is_made_again_by_its_stage_alone(
 ) -> None:
     before = contents(copied.artifacts)
     damage(copied.artifacts / file)
-    assert brought_up_to_date(copied) == {owner: 1}
+    assert brought_up_to_date(copied, "labels") == {owner: 1}
     assert contents(copied.artifacts) == before
 
 
@@ -72,8 +72,8 @@ def test_everything_beside_the_tables_may_go_and_comes_back_the_same(copied: Exp
     assert set(OWNERS) < listed
     for file in listed:
         (copied.artifacts / file).unlink()
-    made = brought_up_to_date(copied)
-    assert made.keys() == set(OWNERS.values())
+    made = brought_up_to_date(copied, "labels")
+    assert made.keys() == {*OWNERS.values(), "cards"}
     assert (made["saes"], made["circuits"]) == (4, 3)
     assert contents(copied.artifacts) == before
 
@@ -95,5 +95,5 @@ def test_a_table_that_is_gone_is_made_again_and_nothing_else(
     before = contents(copied.artifacts)
     _truncate(copied.artifacts / f"{table}.parquet")
     owner = {"behaviours/clusters": "cluster_behaviours", "saes/embed": "saes"}.get(table, table)
-    assert brought_up_to_date(copied) == {owner: 1}
+    assert brought_up_to_date(copied, "labels") == {owner: 1}
     assert contents(copied.artifacts) == before
