@@ -116,15 +116,18 @@ def _look(experiment: Experiment, stage: Stage, *, by_itself: bool) -> Todo | st
         blocked = [b for dep in stage.upstream(experiment) for b in broken_checks(experiment, dep)]
         if blocked:
             return f"blocked by {blocked[0]}"
-    whys = stage.why_stale(experiment)
+    state = stage.state(experiment)
+    whys = [one.why for one in state.values() if one.why]
     if not whys:
         return None
-    if by_itself and all(why.never_made for why in whys.values()):
+    if by_itself and all(why.never_made for why in whys):
         return f"{len(whys)} never made: start them by hand once"
-    reasons = list(dict.fromkeys(why.says for why in whys.values()))
+    reasons = list(dict.fromkeys(why.says for why in whys))
     n = f"{len(whys)} partition{'s' * (len(whys) > 1)}: "
     many = n if isinstance(stage, PartitionedStage) else ""
-    return Todo(stage, many + "; ".join(reasons[:_SHOWN]), digest(stage.wanted(experiment)))
+    return Todo(
+        stage, many + "; ".join(reasons[:_SHOWN]), digest([one.wanted for one in state.values()])
+    )
 
 
 def runs_of(experiment: Experiment, stages: Sequence[Stage]) -> Iterator[Run]:

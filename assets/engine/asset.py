@@ -6,7 +6,7 @@ partitions at the end of the step, with one version for all.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import dagster as dg
@@ -173,8 +173,3 @@ def stage_asset(stage: Stage, experiment: Experiment) -> dg.AssetsDefinition:
     if isinstance(stage, TableStage):
         return table_asset(stage, experiment)
     return partitioned_asset(stage, experiment)
-
-
-def stage_assets(stages: Sequence[Stage], experiment: Experiment) -> list[dg.AssetsDefinition]:
-    """The assets of these stages."""
-    return [stage_asset(stage, experiment) for stage in stages]

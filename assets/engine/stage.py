@@ -117,6 +117,18 @@ class Made:
     files: Sequence[Path] = ()
 
 
+class State(NamedTuple):
+    """How a table stands.
+
+    Attributes:
+        wanted: fingerprint of what it would be made from now.
+        why: why it has to be made; None if it is current.
+    """
+
+    wanted: str
+    why: Why | None
+
+
 class Job(NamedTuple, Generic[S]):
     """One partition to make: its key, its settings, and the recipe it is made by."""
 
@@ -379,14 +391,10 @@ class TableStage(_Stage[S]):
         settings = self.reads(experiment)
         return self.inputs(self._work(Work.on(experiment), settings), settings)
 
-    def why_stale(self, experiment: Experiment) -> Mapping[str, Why]:
-        """Why its table has to be made, under its name; empty if it is current."""
-        why = ArtifactStore(experiment.artifacts).why_stale(self.key, self.recipe(experiment))
-        return {self.name: why} if why else {}
-
-    def wanted(self, experiment: Experiment) -> list[str]:
-        """Fingerprint of what it would make now."""
-        return [self.recipe(experiment).fingerprint]
+    def state(self, experiment: Experiment) -> Mapping[str, State]:
+        """How its table stands, under its name; raises where an input is missing."""
+        recipe, store = self.recipe(experiment), ArtifactStore(experiment.artifacts)
+        return {self.name: State(recipe.fingerprint, store.why_stale(self.key, recipe))}
 
     def run(self, experiment: Experiment, say: Say = _quiet, *, force: bool = False) -> bool:
         """Bring the table up to date, or make it again; whether there was anything to do."""
@@ -477,17 +485,13 @@ class PartitionedStage(_Stage[S]):
         settings = {key: self.reads(experiment, key) for key in self.partitions(experiment)}
         return self.inputs(self._open(Work.on(experiment), settings.values()), settings)
 
-    def why_stale(self, experiment: Experiment) -> Mapping[str, Why]:
-        """Why partitions have to be made, by key; those that are current are not there."""
+    def state(self, experiment: Experiment) -> Mapping[str, State]:
+        """How each partition stands; raises where an input is missing."""
         store = ArtifactStore(experiment.artifacts)
-        recipes = self.recipes(experiment, self.partitions(experiment))
-        whys = {key: store.why_stale(self.key(key), recipe) for key, recipe in recipes.items()}
-        return {key: why for key, why in whys.items() if why}
-
-    def wanted(self, experiment: Experiment) -> list[str]:
-        """Fingerprints of what all its partitions would be now."""
-        recipes = self.recipes(experiment, self.partitions(experiment))
-        return [recipe.fingerprint for recipe in recipes.values()]
+        return {
+            key: State(recipe.fingerprint, store.why_stale(self.key(key), recipe))
+            for key, recipe in self.recipes(experiment, self.partitions(experiment)).items()
+        }
 
     def run(
         self,
