@@ -268,7 +268,11 @@ WRONG_EVALUATIONS: dict[str, tuple[dict[str, Any], type[CircuitError], str]] = {
         InputError,
         r"error_nodes 'none' is not one of circuit, drop",
     ),
-    "a start layer too late": ({"start_layer": 2}, InputError, r"the last layer that the metric reads is 1"),
+    "a start layer too late": (
+        {"start_layer": 2},
+        InputError,
+        r"that the metric reads is 1",
+    ),
     "resampling one example": (
         {"inputs": make_pairs(1), "ablation": "resample"},
         InputError,
