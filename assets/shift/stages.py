@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from assets.engine.stage import Stage
 from assets.settings import Experiment
+from assets.shift.judgements import JUDGEMENTS_STAGE
 from assets.shift.texts import LABELLED_TEXTS_STAGE
 
 
@@ -11,4 +12,4 @@ def classifier_stages(experiment: Experiment) -> list[Stage]:
     """From labelled texts to what ablating the judged features does."""
     if experiment.settings.classifier is None:
         return []
-    return [LABELLED_TEXTS_STAGE]
+    return [LABELLED_TEXTS_STAGE, JUDGEMENTS_STAGE]
