@@ -51,8 +51,10 @@ _LONGS, _DOUBLES = pa.list_(_LONG), pa.list_(_DOUBLE)
 
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
-_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
-_METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
+_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it; probe")
+_METRIC = _column(
+    "metric", _TEXT, "circuits.metric, logit_difference of pairs, probe_margin of classifiers"
+)
 _START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
 _FEATURE = _column("feature", _INT, "number of the feature or neuron, from 0")
@@ -329,14 +331,14 @@ _ALL = (
     ),
     Table(
         "behaviours",
-        "behaviours/SOURCE.parquet; SOURCE is clusters or tasks",
+        "behaviours/SOURCE.parquet; SOURCE is clusters, tasks or classifiers",
         "one behaviour: what a circuit explains",
         pa.schema(
             [
                 _NAME,
                 _METRIC,
                 _column("by_position", _BOOL, "each position of a node is a node of its own"),
-                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("size", _INT, "samples of the cluster, pairs or texts used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
                 _column("n_evaluated", _INT, "examples it is judged on"),
                 _column("n_dropped", _INT, "samples that repeat, or pairs left out: dropped_pairs"),
@@ -344,7 +346,11 @@ _ALL = (
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
                 _column("tokens", _TEXTS, "column labels, by position only", null=True),
-                _column("digest", _TEXT, "hash of metric, positions and examples"),
+                _column("site", _TEXT, "submodule that a probe reads, else null", null=True),
+                _column("pooling", _TEXT, "mean over tokens, or the last", null=True),
+                _column("weight", _DOUBLES, "the probe's weights", null=True),
+                _column("bias", _DOUBLE, "and its bias", null=True),
+                _column("digest", _TEXT, "hash of metric, positions, examples and probe"),
             ]
         ),
     ),
@@ -355,11 +361,13 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column("number", _INT, "number of the sample, or of the pair in its file"),
+                _column(
+                    "number", _INT, "number of the sample, of the pair in its file, or of the text"
+                ),
                 _column("found", _BOOL, "the circuit is found from it"),
                 _column("evaluated", _BOOL, "the circuit is judged on it"),
                 _column("clean", _INTS, "token ids before the answer, as used"),
-                _column("answer", _INT, "token id of the answer"),
+                _column("answer", _INT, "token id of the answer, or the class of a text"),
                 _column("patch", _INTS, "the other side of a pair", null=True),
                 _column("patch_answer", _INT, "and its answer", null=True),
             ]
@@ -460,7 +468,7 @@ _ALL = (
             [
                 _column("source", _TEXT, "clusters or tasks"),
                 _NAME,
-                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("size", _INT, "samples of the cluster, pairs or texts used"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
                 _METRIC,
