@@ -13,7 +13,7 @@ from assets.engine.store import together
 from assets.evaluations.summary import Names, names_of
 from assets.plots import records
 from assets.settings import Experiment
-from assets.tables.places import CLASSIFIER, FEATURE_CIRCUITS, BehaviourSource, circuit
+from assets.tables.places import FEATURE_CIRCUITS, BehaviourSource, circuit
 from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
@@ -32,10 +32,7 @@ class Index:
 
 
 def _reads(experiment: Experiment) -> Index:
-    names = dict(names_of(experiment))
-    if experiment.settings.classifier is not None:
-        names["classifiers"] = (CLASSIFIER,)
-    return Index(names, _N_EDGES)
+    return Index(names_of(experiment), _N_EDGES)
 
 
 def make_feature_circuits(work: Work, index: Index) -> Made:
