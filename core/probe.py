@@ -6,18 +6,23 @@ its metric makes it a behaviour that a circuit explains (section 4). Training is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from core.errors import InputError, NotFinite
-from core.inputs import Inputs
-from core.readout import Readout
+from core.inputs import Inputs, pad
+from core.options import check_list
+from core.readout import LOGITS, Readout
 from core.shapes import Float, Int
 from core.types import token_mask
+
+if TYPE_CHECKING:
+    from core.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,46 @@ class Probe:
         """
         metric = ProbeMargin(self.weight, self.bias, label)
         return Inputs(tokens, token_mask(tokens, mask), metric, readout=readout)
+
+
+@torch.no_grad()
+def pooled_vectors(
+    model: LanguageModel,
+    texts: Sequence[Sequence[int]],
+    readout: Readout,
+    *,
+    batch_tokens: int = 8192,
+) -> Float[Tensor, "n d"]:
+    """What a readout gives of each text, in batches of texts of like length.
+
+    Inside of `core.ablate.ablated`, that of the ablated run.
+
+    Args:
+        texts: token ids of each.
+        batch_tokens: tokens run at a time, padding included.
+
+    Raises:
+        InputError: no text, one without tokens, or one longer than the model's positions; or a
+            readout of logits, which are no stream.
+        MissingSubmodule: the model has no such site.
+    """
+    check_list("texts", texts)
+    if readout.site == LOGITS:
+        raise InputError("a probe reads a stream: name its submodule, such as resid_4.")
+    width, end = model.width(readout.site), readout.end(model.n_layers)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    vectors = torch.empty(len(texts), width, device=model.device)
+    start = 0
+    while start < len(order):
+        # The longest of a batch comes last; a first guess by the next one's length is enough.
+        rows = order[start : start + max(1, batch_tokens // max(1, len(texts[order[start]])))]
+        while len(rows) > 1 and len(rows) * len(texts[rows[-1]]) > batch_tokens:
+            rows = rows[:-1]
+        recording = model.record(*pad([texts[i] for i in rows]), until=max(0, end.layer))
+        pooled = readout.pool(recording.outputs[readout.site], recording.mask)
+        vectors[rows] = pooled.to(vectors.dtype)
+        start += len(rows)
+    return vectors
 
 
 def _check_labels(label: Tensor, n: int) -> None:
