@@ -214,4 +214,4 @@ def train_probe(
             logits = pooled[rows] @ weight + bias
             binary_cross_entropy_with_logits(logits, label[rows].to(logits)).backward()
             optimiser.step()
-    return Probe(weight.detach(), float(bias), (before, loss()))
+    return Probe(weight.detach(), float(bias.detach()), (before, loss()))

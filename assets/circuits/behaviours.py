@@ -19,7 +19,7 @@ from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore, Content
 from assets.plots import records
-from assets.settings import Experiment, ExperimentError
+from assets.settings import ClassifierSettings, Experiment, ExperimentError
 from assets.tables.conversions import read_samples
 from assets.tables.places import (
     FILTERED_TOKENS,
@@ -370,6 +370,13 @@ CLUSTER_BEHAVIOURS_STAGE = TableStage(
     make=make_cluster_behaviours,
     show=lambda work, _drawing: show_behaviours("clusters", work.store),
 )
+
+
+def classifier_settings(experiment: Experiment) -> ClassifierSettings:
+    """The experiment's classifier, which stages of a classifier have."""
+    classifier = experiment.settings.classifier
+    assert classifier is not None, "stages of a classifier exist only with one"
+    return classifier
 
 
 def example_lines(behaviour: Behaviour, tokenizer: object, n: int = 5) -> str:
