@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, normalize
 
 from core.errors import InputError, NotFinite
 from core.inputs import Inputs, pad
@@ -152,6 +152,14 @@ def pooled_vectors(
         vectors[rows] = pooled.to(vectors.dtype)
         start += len(rows)
     return vectors
+
+
+def similarities(
+    pooled: Float[Tensor, "n d"], concepts: Float[Tensor, "concept d"]
+) -> Float[Tensor, "n concept"]:
+    """Cosine of each text's vector with that of each concept, for concept bottleneck probing
+    (App. E.2): a probe of these can tell no more of a text than how near it is to each."""
+    return normalize(pooled, dim=1) @ normalize(concepts, dim=1).T
 
 
 def _check_labels(label: Tensor, n: int) -> None:

@@ -361,9 +361,7 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column(
-                    "number", _INT, "number of the sample, pair of its file, or text"
-                ),
+                _column("number", _INT, "number of the sample, pair of its file, or text"),
                 _column("found", _BOOL, "the circuit is found from it"),
                 _column("evaluated", _BOOL, "the circuit is judged on it"),
                 _column("clean", _INTS, "token ids before the answer, as used"),
