@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from assets.engine.stage import Stage
 from assets.settings import Experiment
+from assets.shift.judgements import JUDGEMENTS_STAGE
 from assets.shift.probe import CLASSIFIER_BEHAVIOURS_STAGE, PROBE_STAGE
+from assets.shift.shift import SHIFT_STAGE
 from assets.shift.texts import LABELLED_TEXTS_STAGE
 
 
@@ -19,4 +21,4 @@ def shift_stages(experiment: Experiment) -> list[Stage]:
     """From the circuit and cards of its features to what ablating the judged ones does."""
     if experiment.settings.classifier is None:
         return []
-    return []
+    return [JUDGEMENTS_STAGE, SHIFT_STAGE]

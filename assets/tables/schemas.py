@@ -743,6 +743,25 @@ _ALL = (
             ]
         ),
     ),
+    Table(
+        "judgements",
+        "classifier/judgements.parquet",
+        "what one judge says of one feature of the classifier's circuit",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature, from 0"),
+                _column("judge", _TEXT, "truth, words, rule, person or endpoint"),
+                _column("used", _BOOL, "it is the judge that the experiment names"),
+                _column(
+                    "irrelevant",
+                    _BOOL,
+                    "the feature is about the attribute and not about the label",
+                ),
+                _column("reason", _TEXT, "what the judge goes by"),
+            ]
+        ),
+    ),
 )
 
 TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
