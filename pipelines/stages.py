@@ -11,17 +11,18 @@ from assets.engine.stage import Stage
 from assets.evaluations.stages import evaluation_stages
 from assets.features.labels import feature_stages
 from assets.settings import Experiment
-from assets.shift.stages import classifier_stages
+from assets.shift.stages import classifier_stages, shift_stages
 
 _STEPS = (
     corpus_stages,
     dictionary_stages,
     discovery_stages,
     comparison_stages,
+    classifier_stages,
     circuit_stages,
     evaluation_stages,
     feature_stages,
-    classifier_stages,
+    shift_stages,
 )
 
 

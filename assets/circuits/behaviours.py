@@ -19,7 +19,7 @@ from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore, Content
 from assets.plots import records
-from assets.settings import Experiment, ExperimentError
+from assets.settings import ClassifierSettings, Experiment, ExperimentError
 from assets.tables.conversions import read_samples
 from assets.tables.places import (
     FILTERED_TOKENS,
@@ -33,6 +33,8 @@ from assets.tables.schemas import TABLES
 from core.options import SINGLE_METRICS, Pooling, SingleMetric
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from core.discovery import Sample
     from core.inputs import Inputs
 
@@ -52,6 +54,16 @@ class ReadBy:
     pooling: Pooling
     weight: tuple[float, ...]
     bias: float
+
+    def inputs(self, tokens: Tensor, label: Tensor, mask: Tensor) -> Inputs:
+        """Texts with the probe's margin of these labels as their metric."""
+        import torch
+
+        from core.probe import Probe
+        from core.readout import Readout
+
+        probe = Probe(torch.tensor(self.weight), self.bias)
+        return probe.inputs(tokens, label, Readout(self.site, self.pooling), mask)
 
 
 @dataclass(frozen=True)
@@ -126,16 +138,12 @@ class Behaviour:
         import torch
 
         from core.inputs import Inputs, pad
-        from core.probe import Probe
-        from core.readout import Readout
 
         chosen = self.chosen(side)
         clean, mask = pad([e.clean for e in chosen])
         answer = torch.tensor([e.answer for e in chosen])
         if self.probe is not None:
-            probe = Probe(torch.tensor(self.probe.weight), self.probe.bias)
-            readout = Readout(self.probe.site, self.probe.pooling)
-            return probe.inputs(clean, answer, readout, mask)
+            return self.probe.inputs(clean, answer, mask)
         if self.metric in SINGLE_METRICS:
             return Inputs.single(clean, answer, mask, self.metric)
         patch, _ = pad([e.patch or () for e in chosen])
@@ -370,6 +378,13 @@ CLUSTER_BEHAVIOURS_STAGE = TableStage(
     make=make_cluster_behaviours,
     show=lambda work, _drawing: show_behaviours("clusters", work.store),
 )
+
+
+def classifier_settings(experiment: Experiment) -> ClassifierSettings:
+    """The experiment's classifier, which stages of a classifier have."""
+    classifier = experiment.settings.classifier
+    assert classifier is not None, "stages of a classifier exist only with one"
+    return classifier
 
 
 def example_lines(behaviour: Behaviour, tokenizer: object, n: int = 5) -> str:

@@ -53,7 +53,7 @@ _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
 _NAME = _column("name", _TEXT, "cluster or task, as the experiment names it; probe")
 _METRIC = _column(
-    "metric", _TEXT, "circuits.metric, logit_difference of pairs, probe_margin of classifiers"
+    "metric", _TEXT, "circuits.metric, logit_difference (pairs) or probe_margin (classifiers)"
 )
 _START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
@@ -361,9 +361,7 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column(
-                    "number", _INT, "number of the sample, of the pair in its file, or of the text"
-                ),
+                _column("number", _INT, "number of the sample, pair of its file, or text"),
                 _column("found", _BOOL, "the circuit is found from it"),
                 _column("evaluated", _BOOL, "the circuit is judged on it"),
                 _column("clean", _INTS, "token ids before the answer, as used"),
@@ -632,6 +630,94 @@ _ALL = (
                     "half of the tokens that the rule picks, or more, are of that behaviour",
                     null=True,
                 ),
+            ]
+        ),
+    ),
+    Table(
+        "probe",
+        "classifier/probe.parquet; the weights also in classifier/probe.safetensors",
+        "the probe that classifies",
+        pa.schema(
+            [
+                _column("site", _TEXT, "the submodule it reads"),
+                _column("pooling", _TEXT, "mean over tokens, or the last"),
+                _column("weight", _DOUBLES, "its logit of class 1 is weight . pooled + bias"),
+                _column("bias", _DOUBLE, "see weight"),
+                _column("loss_before", _DOUBLE, "cross-entropy before the last epoch, nats"),
+                _column("loss", _DOUBLE, "cross-entropy of the trained probe, nats"),
+            ]
+        ),
+    ),
+    Table(
+        "probe_groups",
+        "classifier/probe_groups.parquet",
+        "one group of one set of texts",
+        pa.schema(
+            [
+                _column("set", _TEXT, "set of labelled_texts"),
+                _column("label", _BYTE, "0 or 1"),
+                _column("attribute", _BYTE, "0 or 1"),
+                _column("n", _INT, "texts"),
+                _column("accuracy", _DOUBLE, "share of them that the probe gives their label"),
+            ]
+        ),
+    ),
+    Table(
+        "shift",
+        "classifier/shift.parquet",
+        "one way to train or edit the classifier, over all seeds",
+        pa.schema(
+            [
+                _column("method", _TEXT, "what is ablated, or what the probe is trained on"),
+                _column(
+                    "probe",
+                    _TEXT,
+                    "trained: before anything is ablated; centred: then its bias moved so that the "
+                    "mean logit of the ambiguous texts is zero; retrained: on ablated ones",
+                ),
+                _column("is_control", _BOOL, "what should not do as well as shift"),
+                _column("label_accuracy", _DOUBLE, "of the balanced texts to judge on, mean"),
+                _column("label_accuracy_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("attribute_accuracy", _DOUBLE, "share predicted as their attribute, mean"),
+                _column("attribute_accuracy_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("worst_group", _DOUBLE, "accuracy of the worst of the four groups, mean"),
+                _column("worst_group_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("n_seeds", _INT, "probes, or draws, that this is over"),
+                _column("n_circuit", _INT, "features of the circuit"),
+                _column("n_judged", _INT, "of these, those judged"),
+                _column("n_ablated", _DOUBLE, "units ablated, or tokens deleted of a text, mean"),
+                _column("judge", _TEXT, "whose judgements were used"),
+            ]
+        ),
+    ),
+    Table(
+        "shift_seeds",
+        "classifier/shift_seeds.parquet",
+        "one seed of one way",
+        pa.schema(
+            [
+                _column("method", _TEXT, "as in shift"),
+                _column("probe", _TEXT, "as in shift"),
+                _column("seed", _INT, "from 0"),
+                _column("label_accuracy", _DOUBLE, "of the balanced texts to judge on"),
+                _column("attribute_accuracy", _DOUBLE, "share predicted as their attribute"),
+                _column("worst_group", _DOUBLE, "accuracy of the worst of the four groups"),
+                _column("groups", _DOUBLES, "of groups 00, 01, 10, 11 (label, attribute)"),
+                _column("n_ablated", _DOUBLE, "units ablated, or tokens deleted of a text"),
+            ]
+        ),
+    ),
+    Table(
+        "ablated_features",
+        "classifier/ablated_features.parquet",
+        "one unit that shift or a skyline ablates",
+        pa.schema(
+            [
+                _column("method", _TEXT, "as in shift"),
+                _SUBMODULE,
+                _BASIS,
+                _FEATURE,
+                _column("effect", _DOUBLE, "on the label's margin; of skylines, the attribute's"),
             ]
         ),
     ),
