@@ -32,8 +32,8 @@ from assets.shift.judges import (
     by_rule,
     by_truth,
     by_words,
+    excerpts_of,
     question,
-    strongest_excerpts,
 )
 from assets.shift.texts import TRAIN
 from assets.tables.conversions import Frame, frame
@@ -151,7 +151,7 @@ def _from_people(
     said: list[Annotation] = []
     notes = {"other_dictionaries": 0, "not_in_circuit": 0}
     for source in how.annotations:
-        for one in read_annotations(Path(source.place)).latest():
+        for one in read_annotations(Path(source.place)).rows:
             if one.relevant is None or one.circuit not in (None, CIRCUIT):
                 continue
             if one.weights not in (None, weights.get(one.submodule)):
@@ -174,7 +174,7 @@ def _from_cards(
 ) -> dict[Judge, Verdicts]:
     """What is said by those who look at cards."""
     texts = read_texts(work.store)
-    excerpts = strongest_excerpts(work.store, texts, features)
+    excerpts = excerpts_of(work.store, texts, features)
     given: dict[Judge, Verdicts] = {}
     if all(how.words):
         given = {"words": by_words(excerpts, how.words), "rule": by_rule(excerpts, how.words)}

@@ -29,9 +29,9 @@ STANDARD_ERRORS = 3.0
 """A difference between groups is one where it is this many standard errors from zero."""
 LEAST_SHARE = 0.5
 """`words`: the share of a feature's activation that must lie on words of the attribute."""
-LEAST_KNOWN, LEAST_AGREEING = 0.6, 0.9
-"""`rule`: the share of contexts with a word of the attribute, and of those the share with words of
-the same one."""
+LEAST_KNOWN, LEAST_AGREEING = 0.6, 0.85
+"""`rule`: the share of contexts that must tell an attribute, and of those the share that must tell
+the same one, contexts weighed by their largest activation."""
 PATIENCE = 3
 """Answers that may be missing in turn before the first one."""
 
@@ -108,7 +108,7 @@ def differences(pooled: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Excerpt:
-    """One of the strongest contexts on a card.
+    """One of the contexts on a card.
 
     Attributes:
         words: the word that each token is part of, in lower case; empty for punctuation.
@@ -119,10 +119,10 @@ class Excerpt:
     activations: np.ndarray
 
 
-def strongest_excerpts(
+def excerpts_of(
     store: ArtifactStore, texts: Sequence[str], features: Iterable[Feature]
 ) -> dict[Feature, list[Excerpt]]:
-    """The strongest contexts of features that have a card.
+    """The contexts on the cards of features, those of every strength.
 
     Args:
         store: with the cards.
@@ -134,7 +134,7 @@ def strongest_excerpts(
     for submodule in dict.fromkeys(submodule for submodule, _ in wanted):
         for row in store.read(card_contexts(submodule)).to_pylist():
             feature = submodule, row["feature"]
-            if feature not in wanted or row["basis"] != "features" or row["quantile"] is not None:
+            if feature not in wanted or row["basis"] != "features":
                 continue
             words = words_of([texts[token] for token in row["tokens"]])
             found.setdefault(feature, []).append(Excerpt(words, np.array(row["activations"])))
@@ -153,7 +153,7 @@ def words_of(pieces: Sequence[str]) -> list[str]:
 def by_words(
     excerpts: Mapping[Feature, Sequence[Excerpt]], words: tuple[Sequence[str], Sequence[str]]
 ) -> Verdicts:
-    """Whether half of a feature's activation, on its strongest contexts, lies on listed words."""
+    """Whether half of a feature's activation, in the contexts on its card, lies on listed words."""
     listed = {word.lower() for of_one in words for word in of_one}
     found: Verdicts = {}
     for feature, own in excerpts.items():
@@ -166,7 +166,7 @@ def by_words(
         )
         share = on_listed / whole if whole else 0.0
         found[feature] = Verdict(
-            share >= LEAST_SHARE, f"{share:.0%} of its activation on cards lies on listed words"
+            share >= LEAST_SHARE, f"{share:.0%} of its activation on its card lies on listed words"
         )
     return found
 
@@ -174,28 +174,29 @@ def by_words(
 def by_rule(
     excerpts: Mapping[Feature, Sequence[Excerpt]], words: tuple[Sequence[str], Sequence[str]]
 ) -> Verdicts:
-    """Whether nearly all of a feature's strongest contexts tell the same attribute.
+    """Whether nearly all contexts on a feature's card tell the same attribute.
 
-    A context tells that of the listed word nearest to the strongest activation, at or before it.
+    A context tells that of the listed word nearest to its largest activation, at or before it.
     What is active for another reason is so in contexts of both attributes.
     """
     tells = {word.lower(): i for i, of_one in enumerate(words) for word in of_one}
     found: Verdicts = {}
     for feature, own in excerpts.items():
-        told = [_told(one, tells) for one in own]
-        known = [one for one in told if one is not None]
-        most = max(known.count(0), known.count(1))
+        weights = {0: 0.0, 1: 0.0, None: 0.0}
+        for one in own:
+            weights[_told(one, tells)] += float(one.activations.max())
+        known = weights[0] + weights[1]
+        share = known / (known + weights[None]) if own else 0.0
+        agreeing = max(weights[0], weights[1]) / known if known else 0.0
         found[feature] = Verdict(
-            bool(known)
-            and len(known) >= LEAST_KNOWN * len(own)
-            and most >= LEAST_AGREEING * len(known),
-            f"of {len(own)} contexts {len(known)} tell the attribute, {most} of them the same one",
+            share >= LEAST_KNOWN and agreeing >= LEAST_AGREEING,
+            f"{share:.0%} of its card tells the attribute, {agreeing:.0%} of that the same one",
         )
     return found
 
 
 def _told(excerpt: Excerpt, tells: Mapping[str, int]) -> int | None:
-    """Which attribute the nearest listed word up to the strongest activation tells."""
+    """Which attribute the nearest listed word up to the largest activation tells."""
     peak = int(excerpt.activations.argmax())
     before = reversed(excerpt.words[: peak + 1])
     return next((tells[word] for word in before if word in tells), None)
@@ -205,7 +206,12 @@ def _told(excerpt: Excerpt, tells: Mapping[str, int]) -> int | None:
 
 
 def by_people(said: Iterable[Annotation], circuit: str) -> Verdicts:
-    """What most people say whose word is about this circuit; where they are even, it is kept."""
+    """What most people say of features of this circuit; where they are even, it is kept.
+
+    Args:
+        said: in the order in which it was; the last word of a person on a feature counts.
+        circuit: what annotations call it.
+    """
     of_feature: dict[Feature, dict[str, bool]] = {}
     for one in said:
         if one.relevant is not None and one.circuit in (None, circuit):
