@@ -27,6 +27,8 @@ from assets.tables.places import (
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    JUDGEMENTS,
+    LABELLED_TEXTS,
     LABELS,
     RULE_LABELS,
     BehaviourSource,
@@ -40,6 +42,7 @@ from assets.tables.places import (
 
 _SHOWN = 10
 _MOST_UNMET = 0.05
+_LEAST_AGREEMENT = 0.75
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -427,6 +430,50 @@ def annotations_are_used(_experiment: Experiment, store: ArtifactStore) -> Outco
     )
 
 
+def sets_are_balanced(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """In each set of labelled texts the groups are equally large, and no text is in two sets."""
+    table = frame(store.read(LABELLED_TEXTS, ["id", "set", "label", "attribute"]))
+    sizes = table.groupby(["set", "label", "attribute"]).size()
+    uneven = sorted({name for name, own in sizes.groupby("set") if own.nunique() > 1})
+    n_twice = int(table["id"].duplicated().sum())
+    return Outcome(
+        not uneven and not n_twice,
+        f"Sets with groups of different sizes: {', '.join(uneven) or 'none'}; {n_twice} texts are "
+        "there twice.",
+        {"texts": len(table), "twice": n_twice},
+    )
+
+
+def texts_are_read_whole(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """At most half of the labelled texts are cut."""
+    notes, n = store.notes(LABELLED_TEXTS), store.n_rows(LABELLED_TEXTS)
+    n_cut, most = notes["n_cut"], notes["n_positions"]
+    return Outcome(
+        n_cut <= n / 2,
+        f"{n_cut} of {n} labelled texts are longer than the {most} tokens that are read of each.",
+        {"cut": n_cut, "texts": n},
+    )
+
+
+def features_are_judged(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The judge that counts has judged every feature, not all alike, and much as the truth has."""
+    how = experiment.settings.classifier
+    judge = how.judgements.judge if how else ""
+    table = frame(store.read(JUDGEMENTS, ["submodule", "feature", "judge", "irrelevant"]))
+    own, truth = (
+        table[table["judge"] == one].set_index(["submodule", "feature"])["irrelevant"]
+        for one in (judge, "truth")
+    )
+    n, n_irrelevant = store.notes(JUDGEMENTS)["n_features"], int(own.sum())
+    agrees = float((own == truth.loc[own.index]).mean()) if len(own) else math.nan
+    return Outcome(
+        len(own) == n and 0 < n_irrelevant < n and agrees >= _LEAST_AGREEMENT,
+        f"{judge} has judged {len(own)} of {n} features, {n_irrelevant} of them irrelevant"
+        + (f", and agrees with the truth on {agrees:.0%}." if len(own) else "."),
+        {"features": n, "judged": len(own), "irrelevant": n_irrelevant},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -476,6 +523,12 @@ _CHECKS = (
           summary_is_current, warns=True),
     Check("annotations_are_used", "labels", "People's labels are of these dictionaries.",
           annotations_are_used, warns=True),
+    Check("sets_are_balanced", "labelled_texts", "Groups are equal, and no text is there twice.",
+          sets_are_balanced, blocking=True),
+    Check("texts_are_read_whole", "labelled_texts", "Most labelled texts are not cut.",
+          texts_are_read_whole, warns=True),
+    Check("features_are_judged", "judgements", "The judge has judged, much as the truth has.",
+          features_are_judged, warns=True),
 )  # fmt: skip
 
 

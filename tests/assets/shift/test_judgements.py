@@ -12,6 +12,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 
+from assets.checks import features_are_judged
 from assets.engine.recipe import Recipe
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
@@ -223,6 +224,21 @@ def test_judgements_of_other_dictionaries_and_of_no_feature_are_left_out_and_sai
     assert "1 judgements of features of other dictionaries, 2 of features" in " ".join(heard)
     of_people = [r for r in made.table.to_pylist() if r["judge"] == "person"]  # pyright: ignore
     assert [(r["feature"], r["reason"]) for r in of_people] == [(feature, "irrelevant: bob")]
+
+
+def test_a_judge_who_has_not_judged_or_finds_all_alike_is_warned_of(judged: Experiment) -> None:
+    JUDGEMENTS_STAGE.run(judged)
+    store = ArtifactStore(judged.artifacts)
+    nobody = features_are_judged(judged, store)
+    assert not nobody.passed
+    assert nobody.says.startswith("person has judged 0 of")
+    classifier = judged.settings.classifier
+    assert classifier is not None
+    how = classifier.model_copy(update={"judgements": JudgementSettings(judge="truth")})
+    changed = judged.settings.model_copy(update={"classifier": how})
+    truth = features_are_judged(replace(judged, settings=changed), store)
+    assert truth.passed
+    assert truth.says.endswith("and agrees with the truth on 100%.")
 
 
 def test_another_judgement_is_taken_up_by_the_next_run(judged: Experiment) -> None:

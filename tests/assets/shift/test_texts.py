@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
+from assets.checks import sets_are_balanced, texts_are_read_whole
+from assets.engine.recipe import Recipe
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError, LabelledTextSettings
 from assets.shift.texts import AMBIGUOUS, GROUPS, LABELLED_TEXTS_STAGE, TEST, TRAIN
@@ -165,6 +167,20 @@ def test_long_texts_are_cut_to_the_models_positions_and_it_is_said(tmp_path: Pat
     assert {len(row["tokens"]) for row in table} == {32}
     assert table[0]["text"].endswith("run run")
     assert any("100 of 100 labelled texts are cut to their first 32 tokens" in s for s in said)
+
+
+def test_sets_that_are_not_balanced_are_noticed(tmp_path: Path) -> None:
+    one = experiment(tmp_path, rows(40))
+    LABELLED_TEXTS_STAGE.run(one)
+    store = ArtifactStore(one.artifacts)
+    assert sets_are_balanced(one, store).passed
+    assert texts_are_read_whole(one, store).passed
+    table = store.read(LABELLED_TEXTS)
+    damaged = pa.concat_tables([table.slice(1), table.slice(5, 1)])
+    store.write(LABELLED_TEXTS, damaged, Recipe("labelled_texts", {}, {}, ""))
+    found = sets_are_balanced(one, store)
+    assert not found.passed
+    assert found.says == "Sets with groups of different sizes: ambiguous; 1 texts are there twice."
 
 
 def without(data: Rows, **group: Any) -> Rows:
