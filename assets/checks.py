@@ -30,7 +30,9 @@ from assets.tables.places import (
     JUDGEMENTS,
     LABELLED_TEXTS,
     LABELS,
+    PROBE,
     RULE_LABELS,
+    SHIFT,
     BehaviourSource,
     assignments,
     cards,
@@ -43,6 +45,7 @@ from assets.tables.places import (
 _SHOWN = 10
 _MOST_UNMET = 0.05
 _LEAST_AGREEMENT = 0.75
+_MOST_MOVED = 0.01
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -474,6 +477,34 @@ def features_are_judged(experiment: Experiment, store: ArtifactStore) -> Outcome
     )
 
 
+def probe_has_settled(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The probe's last epoch hardly moved its loss, and it is better than no probe."""
+    (row,) = store.read(PROBE, ["loss_before", "loss"]).to_pylist()
+    moved = abs(row["loss_before"] - row["loss"])
+    return Outcome(
+        moved <= _MOST_MOVED and row["loss"] < math.log(2),
+        f"Loss {row['loss']:.3f} nats, {row['loss_before']:.3f} before the last epoch; it should "
+        f"move by no more than {_MOST_MOVED} (classifier.probe.epochs) and be below that of "
+        "guessing, 0.693.",
+        {"loss": row["loss"], "moved": moved},
+    )
+
+
+def judging_matters(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Retrained on the model without the judged features, the probe beats every control."""
+    columns = ["method", "probe", "is_control", "worst_group"]
+    rows = [r for r in store.read(SHIFT, columns).to_pylist() if r["probe"] == "retrained"]
+    (own,) = (row["worst_group"] for row in rows if row["method"] == "shift")
+    controls = {row["method"]: row["worst_group"] for row in rows if row["is_control"]}
+    best = max(controls, key=lambda name: controls[name])
+    return Outcome(
+        own > controls[best],
+        f"Worst group {own:.1%} with the judged features ablated and the probe retrained; of the "
+        f"controls {best} comes nearest, {controls[best]:.1%}.",
+        {"worst group": own, "best control": controls[best]},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -527,6 +558,16 @@ _CHECKS = (
           sets_are_balanced, blocking=True),
     Check("texts_are_read_whole", "labelled_texts", "Most labelled texts are not cut.",
           texts_are_read_whole, warns=True),
+    Check("probe_has_settled", "probe", "Training went on long enough.",
+          probe_has_settled, warns=True),
+    Check("circuits_have_nodes", "classifier_circuits", "The circuit has nodes.",
+          partial(_circuits_have_nodes, "classifiers"), warns=True),
+    Check("integrals_converged", "classifier_circuits", "Effects sum to what they should.",
+          partial(_integrals_converged, "classifiers"), warns=True),
+    Check("evaluations_are_numbers", "classifier_evaluations", "It can be judged.",
+          partial(_evaluations_are_numbers, "classifiers"), warns=True),
+    Check("judging_matters", "shift", "Judged features do better than controls.",
+          judging_matters, warns=True),
     Check("features_are_judged", "judgements", "The judge has judged, much as the truth has.",
           features_are_judged, warns=True),
 )  # fmt: skip

@@ -128,7 +128,7 @@ def write_cluster_pages(
 
 
 def templates_in(*folders: Path) -> jinja2.Environment:
-    """Templates of these folders, and of the one beside this file, whose `base.html` they extend."""
+    """Templates of these folders, and of the one beside this file with what pages share."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
         autoescape=True,

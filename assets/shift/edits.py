@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -156,17 +156,21 @@ def without_attribute(
     if not words:
         return None
     text = token_text(work.load.tokenizer())
+    words = [word.lower() for word in words]
     pattern = re.compile(rf"\b({'|'.join(map(re.escape, words))})\b", re.IGNORECASE)
-    return [_without(tokens, [text(t) for t in tokens], pattern) for tokens in texts.tokens]
+    return [_without(tokens, [text(t) for t in tokens], words, pattern) for tokens in texts.tokens]
 
 
-def _without(tokens: Sequence[int], pieces: Sequence[str], pattern: re.Pattern[str]) -> list[int]:
-    """Tokens that are no part of a match in the text that they make."""
+def _without(
+    tokens: Sequence[int], pieces: Sequence[str], words: Collection[str], pattern: re.Pattern[str]
+) -> list[int]:
+    """Tokens that are neither one of the words nor part of one in the text that they make."""
     found = [match.span() for match in pattern.finditer("".join(pieces))]
     left, start = [], 0
     for token, piece in zip(tokens, pieces, strict=True):
         stop = start + len(piece)
-        if not any(first < stop and start < last for first, last in found):
+        is_word = piece.strip().lower() in words
+        if not is_word and not any(first < stop and start < last for first, last in found):
             left.append(token)
         start = stop
     return left or list(tokens[:1])

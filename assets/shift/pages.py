@@ -16,7 +16,7 @@ from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
 from assets.plots import BLUE, GRID, RED, figure_of, png_of
 from assets.tables.conversions import label_texts
-from assets.tables.places import LABELS, SHIFT, card_contexts, cards
+from assets.tables.places import LABELS, SHIFT, Key, card_contexts, cards
 
 _N_CONTEXTS = 5
 _N_TOKENS = 8
@@ -76,13 +76,9 @@ def _cards(work: Work, chosen: Sequence[Row]) -> dict[tuple[str, int], dict[str,
     return found
 
 
-def _of(store: ArtifactStore, key: Any, features: Sequence[int]) -> list[Row]:
-    table = store.read(key)
-    chosen = pc.and_(  # pyright: ignore[reportAttributeAccessIssue]
-        pc.equal(table["basis"], "features"),  # pyright: ignore[reportAttributeAccessIssue]
-        pc.is_in(table["feature"], pc.SetLookupOptions(features)),  # pyright: ignore
-    )
-    return table.filter(chosen).to_pylist()
+def _of(store: ArtifactStore, key: Key, features: Sequence[int]) -> list[Row]:
+    of_features = (pc.field("basis") == "features") & pc.field("feature").isin(features)
+    return store.read(key).filter(of_features).to_pylist()
 
 
 def _shaded(row: Row, text: TokenText, largest: float) -> Iterator[tuple[str, float]]:
