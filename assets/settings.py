@@ -726,8 +726,16 @@ class ShiftSettings(Section):
     """Words about the label for concept bottleneck probing (App. E.2), left out where none is
     given."""
     n_seeds: Annotated[Count, Field(ge=2, le=1_000)] = 5
-    """How often probes are trained anew, each on texts drawn with replacement, and controls drawn:
-    the spread in the table."""
+    """How often probes are trained anew, each on texts drawn with replacement: the spread in the
+    table."""
+    n_draws: Annotated[Count, Field(le=1_000)] = 5
+    """How often features are drawn for controls by chance; seeds take the draws in turn. The model
+    reads the texts anew for each draw of each of three controls."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """Draws that no seed takes."""
+        if self.n_draws > self.n_seeds:
+            yield ("n_draws",), f"{self.n_seeds} seeds (n_seeds) take no more draws than that."
 
 
 class ClassifierSettings(Section):

@@ -67,13 +67,19 @@ class Units:
 
 
 def edits_of(
-    units: Units, skylines: Mapping[Basis, Sequence[Unit]], seeds: Sequence[int], *, errors: bool
+    units: Units,
+    skylines: Mapping[Basis, Sequence[Unit]],
+    seeds: Sequence[int],
+    *,
+    n_draws: int,
+    errors: bool,
 ) -> Iterator[Edit]:
-    """Shift, both skylines, and the controls.
+    """Shift, both skylines, deleting what tells the attribute, and the controls.
 
     Args:
         skylines: the units most responsible for the attribute.
-        seeds: controls by chance are drawn for each.
+        seeds: all of them.
+        n_draws: how often controls by chance are drawn; seeds take the draws in turn.
         errors: shift ablates the circuit's error nodes too, and so do its controls.
     """
     judged, n = units.irrelevant, len(units.irrelevant)
@@ -81,10 +87,11 @@ def edits_of(
     for basis, chosen in skylines.items():
         yield Edit(f"{basis.removesuffix('s')}_skyline", False, chosen, basis, seeds=seeds)
     embedded = [unit for unit in judged if unit[0] == "embed"]
+    # Where the data say which tokens tell the attribute, no edit of the model could do better.
+    yield Edit("tokens_deleted", False, deletes_tokens=True, seeds=seeds)
     yield Edit("embedding_only", True, embedded, with_errors=errors, seeds=seeds)
-    yield Edit("tokens_deleted", True, deletes_tokens=True, seeds=seeds)
-    for seed in seeds:
-        rng = random.Random(seed)
+    for draw in range(n_draws):
+        rng = random.Random(draw)
         others = [unit for unit in units.active if unit not in set(units.circuit)]
         drawn = {
             "random_active": rng.sample(others, min(n, len(others))),
@@ -92,7 +99,7 @@ def edits_of(
             "permuted_judgements": list(_permuted(units, rng)),
         }
         for method, chosen in drawn.items():
-            yield Edit(method, True, chosen, with_errors=errors, seeds=[seed])
+            yield Edit(method, True, chosen, with_errors=errors, seeds=seeds[draw::n_draws])
 
 
 def _permuted(units: Units, rng: random.Random) -> Iterator[Unit]:

@@ -87,6 +87,7 @@ class Shifting:
     keywords: tuple[str, ...]
     words: tuple[str, ...]
     n_seeds: int
+    n_draws: int
     bos: bool
     cards: bool
 
@@ -104,6 +105,7 @@ def _reads(experiment: Experiment) -> Shifting:
         keywords=shift.keywords,
         words=tuple(word for of_value in judgements.words for word in of_value),
         n_seeds=shift.n_seeds,
+        n_draws=shift.n_draws,
         bos=experiment.settings.corpus.bos,
         cards=experiment.settings.cards is not None,
     )
@@ -240,7 +242,7 @@ def make_shift(work: Work, how: Shifting) -> Made:
     editing = _editing(work, how, sets)
     skylines = _skylines(work, editing, sets[TRAIN], how, len(units.irrelevant))
     chosen = {basis: [unit for unit, _ in of_basis] for basis, of_basis in skylines.items()}
-    edits = list(edits_of(units, chosen, seeds, errors=how.error_nodes))
+    edits = list(edits_of(units, chosen, seeds, n_draws=how.n_draws, errors=how.error_nodes))
     for n, edit in enumerate(edits, start=1):
         texts, n_ablated = _texts(work, edit, sets, how.words)
         if texts is None:

@@ -33,7 +33,7 @@ SKYLINES: dict[Any, Any] = {"neurons": [("mlp_0", 11)], "features": [("mlp_0", 4
 
 
 def test_controls_take_as_many_units_as_are_judged() -> None:
-    edits = list(edits_of(UNITS, SKYLINES, range(3), errors=False))
+    edits = list(edits_of(UNITS, SKYLINES, range(3), n_draws=3, errors=False))
     of = {(edit.method, *edit.seeds): edit for edit in edits}
     assert of["shift", 0, 1, 2].units == UNITS.irrelevant
     assert of["embedding_only", 0, 1, 2].units == [("embed", 1), ("embed", 3)]
@@ -53,8 +53,14 @@ def test_controls_take_as_many_units_as_are_judged() -> None:
     assert len(edits) == 5 + 3 * 3
 
 
+def test_seeds_take_the_draws_of_controls_in_turn() -> None:
+    edits = edits_of(UNITS, SKYLINES, range(5), n_draws=2, errors=False)
+    drawn = [tuple(edit.seeds) for edit in edits if edit.method == "random_of_circuit"]
+    assert drawn == [(0, 2, 4), (1, 3)]
+
+
 def test_error_nodes_go_with_the_features_and_with_their_controls_alone() -> None:
-    for edit in edits_of(UNITS, SKYLINES, range(2), errors=True):
+    for edit in edits_of(UNITS, SKYLINES, range(2), n_draws=2, errors=True):
         alone = edit.method.endswith("skyline") or edit.deletes_tokens
         assert edit.with_errors != alone
 

@@ -49,7 +49,7 @@ CLASSIFIER_SECTION: dict[str, Any] = {
     "probe": {"epochs": 100, "lr": 0.1, "site": "resid_0"},
     "circuit": {"n_examples": 8, "n_evaluated": 4, "steps": 2, "node_threshold": 0.001},
     "judgements": {"words": [["old"], ["runs"]]},
-    "shift": {"n_seeds": 2, "keywords": ["cat", "dog", "bird"]},
+    "shift": {"n_seeds": 2, "n_draws": 2, "keywords": ["cat", "dog", "bird"]},
 }
 
 
