@@ -663,9 +663,8 @@ class JudgementSettings(Section):
     """Which features of the classifier's circuit are about the attribute alone (section 4)."""
 
     judge: Judge = "person"
-    """Whose word counts: people's (annotations, in the explorer), of what the text is known to tell
-    (truth), the words or a rule on cards, or the model of labels.endpoint. All are asked that can
-    be."""
+    """Whose word counts: people's (annotations, in the explorer), what balanced texts show (truth),
+    words or a rule on cards, or the model of labels.endpoint. All are asked that can be."""
     words: tuple[tuple[Text, ...], tuple[Text, ...]] = ((), ())
     """Words that tell attribute 0, and words that tell attribute 1, for words and rule."""
 
