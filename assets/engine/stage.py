@@ -41,6 +41,7 @@ GROUPS = (
     "circuits",
     "evaluations",
     "features",
+    "classifier",
 )
 """What is read, and then the steps of the method, in order."""
 
