@@ -228,6 +228,9 @@ class ModelSettings(Section):
     """Put attn_L at the input of the attention's output projection, as Gemma Scope does."""
     memory_gb: Positive = 2.0
     """Memory for what one step of the work holds besides the model, in GB."""
+    workers: Count | None = None
+    """Circuits that are worked on at once, each by a process with its share of memory_gb: one for
+    each core where not given, and always one on a GPU."""
 
 
 class CorpusSettings(Section):
