@@ -607,11 +607,8 @@ class LabelSettings(Section):
 
 
 class LabelledTextSettings(Section):
-    """Texts with a label, and an attribute that goes with it where a classifier learns (section 4).
-
-    Ambiguous texts are of class 0 with attribute 0, and of class 1 with attribute 1. In balanced
-    ones the four groups are equally large. No text is in two sets.
-    """
+    """Texts with a label, and an attribute that goes with it in the ambiguous ones (class 0 with
+    attribute 0, class 1 with attribute 1) and not in the balanced ones (four equal groups)."""
 
     source: Text
     """A .jsonl, .jsonl.zst or .parquet file, a hub data set, or a folder laid out like one."""
