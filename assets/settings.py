@@ -633,9 +633,9 @@ class LabelledTextSettings(Section):
     """What the column of attributes has for attribute 0 and 1."""
     n_ambiguous: Count = 2_000
     """Most ambiguous texts, half of each class."""
-    n_train: Count = 2_000
+    n_balanced_train: Count = 2_000
     """Most balanced texts to train on, a quarter of each group."""
-    n_test: Count = 2_000
+    n_balanced_test: Count = 2_000
     """Most balanced texts to judge on. Sizes shrink together where a group has too few texts."""
     n_positions: Annotated[Count, Field(ge=2, le=1_000_000)] = 128
     """Tokens kept of each text, from its beginning; no more than the model has positions."""
@@ -648,7 +648,7 @@ class LabelledTextSettings(Section):
             one, other = getattr(self, key)
             if one == other:
                 yield (key,), f"both are {one}: name two values, so that there are two groups."
-        for key, n_groups in (("n_ambiguous", 2), ("n_train", 4), ("n_test", 4)):
+        for key, n_groups in (("n_ambiguous", 2), ("n_balanced_train", 4), ("n_balanced_test", 4)):
             if getattr(self, key) < n_groups:
                 yield (key,), f"leaves one of {n_groups} groups without a text."
         if self.label_column == self.attribute_column:
