@@ -51,8 +51,8 @@ class Texts:
     labels: tuple[Any, Any]
     attributes: tuple[Any, Any]
     n_ambiguous: int
-    n_train: int
-    n_test: int
+    n_balanced_train: int
+    n_balanced_test: int
     n_positions: int
     seed: int
     bos: bool
@@ -248,11 +248,12 @@ def chosen(
     rng = Random(texts.seed)
     of_group = _grouped(pool, rng)
     sizes = ", ".join(f"{len(of_group[g])} of {_named(texts, g)}" for g in GROUPS)
-    n_train, n_test = texts.n_train // 4, 0 if judged else texts.n_test // 4
     agreeing = texts.n_ambiguous // 2
-    shares = (len(of_group[g]) / (n_train + n_test + agreeing * (g[0] == g[1])) for g in GROUPS)
-    share = min(1.0, *shares)
-    train, test = int(n_train * share), int(n_test * share)
+    train, test = texts.n_balanced_train // 4, 0 if judged else texts.n_balanced_test // 4
+    share = min(
+        1.0, *(len(of_group[g]) / (train + test + agreeing * (g[0] == g[1])) for g in GROUPS)
+    )
+    train, test = int(train * share), int(test * share)
     left = min(len(of_group[g]) for g in GROUPS if g[0] == g[1]) - train - test
     sets = {
         TEST: _take(of_group, GROUPS, test),
@@ -262,7 +263,7 @@ def chosen(
     if judged:
         of_judged = _grouped(judged, rng)
         most = min(len(of_judged[g]) for g in GROUPS)
-        sets[TEST] = _take(of_judged, GROUPS, min(texts.n_test // 4, most))
+        sets[TEST] = _take(of_judged, GROUPS, min(texts.n_balanced_test // 4, most))
     empty = [name for name, members in sets.items() if not members]
     if empty:
         raise ExperimentError(
@@ -302,7 +303,11 @@ def make_labelled_texts(work: Work, texts: Texts) -> Made:
     pool = read_labelled(texts, texts.split, reading)
     judged = _of_test_split(texts, pool, reading)
     sets = chosen(texts, pool, judged)
-    wanted = {AMBIGUOUS: texts.n_ambiguous, TRAIN: texts.n_train, TEST: texts.n_test}
+    wanted = {
+        AMBIGUOUS: texts.n_ambiguous,
+        TRAIN: texts.n_balanced_train,
+        TEST: texts.n_balanced_test,
+    }
     work.say(
         "labelled texts: "
         + ", ".join(f"{len(sets[name])} {name} (of {n} asked for)" for name, n in wanted.items())

@@ -52,8 +52,8 @@ def experiment(folder: Path, data: Rows | None, **changed: Any) -> Experiment:
         "attribute_column": "many",
         "labels": list(ANIMALS),
         "n_ambiguous": 20,
-        "n_train": 40,
-        "n_test": 40,
+        "n_balanced_train": 40,
+        "n_balanced_test": 40,
         **changed,
     }
     return tiny_experiment(folder, classifier={"data": section})
@@ -221,7 +221,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("changed", "told"),
     [
         ({"labels": (1, 1)}, "both are 1"),
-        ({"n_test": 3}, "one of 4 groups without a text"),
+        ({"n_balanced_test": 3}, "one of 4 groups without a text"),
         ({"attribute_column": "animal"}, "is the column of labels"),
     ],
 )
