@@ -28,6 +28,7 @@ from assets.shift.edits import (
     Units,
     edits_of,
     effects_of_zeroing,
+    skyline,
     strongest,
     without_attribute,
 )
@@ -241,8 +242,7 @@ def make_shift(work: Work, how: Shifting) -> Made:
     found = list(probes.unedited(_concepts(work, how)))
     editing = _editing(work, how, sets)
     skylines = _skylines(work, editing, sets[TRAIN], how, len(units.irrelevant))
-    chosen = {basis: [unit for unit, _ in of_basis] for basis, of_basis in skylines.items()}
-    edits = list(edits_of(units, chosen, seeds, n_draws=how.n_draws, errors=how.error_nodes))
+    edits = list(edits_of(units, skylines, seeds, n_draws=how.n_draws, errors=how.error_nodes))
     for n, edit in enumerate(edits, start=1):
         texts, n_ablated = _texts(work, edit, sets, how.words)
         if texts is None:
@@ -255,19 +255,17 @@ def make_shift(work: Work, how: Shifting) -> Made:
             work.say(f"shift: {n} of {len(edits)} edits of the model scored")
     counted = {"n_circuit": len(units.circuit), "n_judged": n_judged, "judge": how.judge}
     rows = list(_summary(found, counted))
-    ablated = [("shift", "features", unit, effects[unit]) for unit in units.irrelevant]
-    for basis, of_basis in skylines.items():
-        method = f"{basis.removesuffix('s')}_skyline"
-        ablated += [(method, basis, unit, effect) for unit, effect in of_basis]
-    seeds_rows = [_seed_row(outcome) for outcome in found]
-    ablated_rows = [_ablated_row(*one) for one in ablated]
+    shifted = [(unit, effects[unit]) for unit in units.irrelevant]
+    ablated = list(_ablated_rows("shift", "features", shifted))
+    for basis, strongest_units in skylines.items():
+        ablated += _ablated_rows(skyline(basis), basis, strongest_units)
     return Made(
         TABLES["shift"].build(rows),
         beside={
-            SHIFT_SEEDS: TABLES["shift_seeds"].build(seeds_rows),
-            ABLATED_FEATURES: TABLES["ablated_features"].build(ablated_rows),
+            SHIFT_SEEDS: TABLES["shift_seeds"].build(map(_seed_row, found)),
+            ABLATED_FEATURES: TABLES["ablated_features"].build(ablated),
         },
-        files=[_page(work, how, rows, ablated_rows)],
+        files=[_page(work, how, rows, ablated)],
     )
 
 
@@ -332,7 +330,7 @@ def _skylines(
 
 def _texts(
     work: Work, edit: Edit, sets: Mapping[str, TextSet], words: Sequence[str]
-) -> tuple[dict[str, Sequence[Sequence[int]]] | None, float]:
+) -> tuple[Mapping[str, Sequence[Sequence[int]]] | None, float]:
     """The texts that an edited model reads, and how many units, or tokens of a text, are gone."""
     whole = {name: sets[name].tokens for name in (AMBIGUOUS, TEST)}
     if not edit.deletes_tokens:
@@ -384,15 +382,12 @@ def _seed_row(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _ablated_row(method: str, basis: Basis, unit: Unit, effect: float) -> dict[str, Any]:
-    submodule, feature = unit
-    return {
-        "method": method,
-        "basis": basis,
-        "submodule": submodule,
-        "feature": feature,
-        "effect": effect,
-    }
+def _ablated_rows(
+    method: str, basis: Basis, units: Sequence[tuple[Unit, float]]
+) -> Iterator[dict[str, Any]]:
+    for (submodule, feature), effect in units:
+        unit = {"submodule": submodule, "basis": basis, "feature": feature}
+        yield {"method": method, **unit, "effect": effect}
 
 
 # -- the stage ------------------------------------------------------------------------------------
