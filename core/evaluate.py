@@ -23,6 +23,7 @@ from core.circuit import examples_per_batch
 from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, MissingSubmodule, NotFinite, ShapeMismatch
 from core.inputs import Inputs, check_answers
+from core.intervals import draw_shares, interval
 from core.models import LanguageModel
 from core.models.replay import Resumed
 from core.options import ERROR_NODES, Ablation, ErrorNodes, check_list, check_option
@@ -38,7 +39,8 @@ class Evaluation:
     ``n_nodes`` counts the circuit's nodes that could be ablated here: not those of `embed`, of
     layers before the start layer, or error nodes that are dropped.
     ``faithfulness`` and ``completeness`` are NaN where ablating everything leaves the metric as
-    it is: there is then nothing to explain.
+    it is: there is then nothing to explain. ``faithfulness_low`` and ``faithfulness_high`` are the
+    ends of its 95% interval over draws of the examples, see `core.intervals`.
     """
 
     n_nodes: int
@@ -49,6 +51,8 @@ class Evaluation:
     m_complement: float
     faithfulness: float
     completeness: float
+    faithfulness_low: float
+    faithfulness_high: float
 
 
 def _check_source(inputs: Inputs, source: Inputs, ablation: Ablation) -> None:
@@ -79,6 +83,7 @@ class Evaluator:
             ``mean`` where the inputs are pairs and ``zero`` where they are single.
         start_layer: submodules of earlier layers are left alone (2 for Pythia in the paper).
         values_from: inputs the ablation values are taken from; `inputs` where None.
+        seed: of resampling, and of the draws behind intervals.
         budget_bytes: memory for activations in flight, and for what runs begin with: kept from
             the clean runs where it fits, else recorded again for each evaluation.
 
@@ -131,9 +136,11 @@ class Evaluator:
             if ablation == "resample"
             else examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
         )
-        self._metrics: dict[tuple[frozenset[_Key], bool], float] = {}
-        self._starts, self.m_full = self._record_starts(budget_bytes // 4)
-        self.m_empty = self._run((), complement=False)
+        self._shares = draw_shares(inputs.n_examples, seed=seed)
+        self._metrics: dict[tuple[frozenset[_Key], bool], Tensor] = {}
+        self._starts, self._full = self._record_starts(budget_bytes // 4)
+        self._empty = self._run((), complement=False)
+        self.m_full, self.m_empty = float(self._full.mean()), float(self._empty.mean())
         if not (math.isfinite(self.m_full) and math.isfinite(self.m_empty)):
             raise NotFinite(
                 f"the metric is {self.m_full} for the whole model and {self.m_empty} with all "
@@ -147,8 +154,8 @@ class Evaluator:
             yield Resumed(self.model, recording, batch.metric, batch.last)
 
     @torch.no_grad()
-    def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], float]:
-        """What runs begin with, if it takes no more than `most_bytes`, and m(M)."""
+    def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], Tensor]:
+        """What runs begin with, if it takes no more than `most_bytes`, and each example's m(M)."""
         n_examples, n_pos = self.inputs.clean.shape
         each = n_pos * (3 * self.model.d_model + n_pos) * self.model.dtype.itemsize
         fits = n_examples * each <= most_bytes
@@ -161,15 +168,15 @@ class Evaluator:
             if fits:
                 first = {name: outputs[name] for name in names}
                 starts.append(replace(runs, recording=replace(runs.recording, outputs=first)))
-        return starts, _mean(metrics)
+        return starts, _joined(metrics)
 
-    def _run(self, nodes: Iterable[Node], *, complement: bool) -> float:
-        """Mean metric with `nodes` kept, or all but `nodes`; each set of them runs once."""
+    def _run(self, nodes: Iterable[Node], *, complement: bool) -> Tensor:
+        """Each example's metric with `nodes` kept, or all but `nodes`; each set runs once."""
         key = frozenset((n.submodule, n.feature, n.pos) for n in nodes), complement
         if key not in self._metrics:
             edits = self._edits(nodes, complement=complement)
             runs = self._starts or self._recordings()
-            self._metrics[key] = _mean([run_edited(batch, edits) for batch in runs])
+            self._metrics[key] = _joined([run_edited(batch, edits) for batch in runs])
         return self._metrics[key]
 
     def _edits(self, nodes: Iterable[Node], *, complement: bool) -> dict[str, Edit]:
@@ -252,11 +259,10 @@ class Evaluator:
             errors = [Node(name, ERROR, None, 0.0) for name in self.dictionaries]
             staying = features + (errors if error_nodes == "keep" else [])
             leaving = features + (errors if error_nodes == "remove" else [])
-        m_circuit = self._run(staying, complement=False)
-        m_complement = self._run(leaving, complement=True)
-        span = self.m_full - self.m_empty
-        scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
-        defined = abs(span) > 1e-6 * scale
+        circuit_metrics = self._run(staying, complement=False)
+        m_circuit = float(circuit_metrics.mean())
+        m_complement = float(self._run(leaving, complement=True).mean())
+        low, high = self._interval(circuit_metrics)
         return Evaluation(
             n_nodes=len(nodes),
             n_examples=self.inputs.n_examples,
@@ -264,9 +270,27 @@ class Evaluator:
             m_empty=self.m_empty,
             m_circuit=m_circuit,
             m_complement=m_complement,
-            faithfulness=(m_circuit - self.m_empty) / span if defined else float("nan"),
-            completeness=(m_complement - self.m_empty) / span if defined else float("nan"),
+            faithfulness=self._share_kept(m_circuit),
+            completeness=self._share_kept(m_complement),
+            faithfulness_low=low,
+            faithfulness_high=high,
         )
+
+    @property
+    def span(self) -> float:
+        """m(M) - m(empty), what there is to explain; NaN where that is nothing but rounding."""
+        span, scale = self.m_full - self.m_empty, max(abs(self.m_full), abs(self.m_empty), 1.0)
+        return span if abs(span) > 1e-6 * scale else float("nan")
+
+    def _share_kept(self, metric: float) -> float:
+        return (metric - self.m_empty) / self.span
+
+    def _interval(self, metrics: Tensor) -> tuple[float, float]:
+        """The interval of faithfulness, the ratio of means, over draws of the examples."""
+        if math.isnan(self.span):
+            return float("nan"), float("nan")
+        kept, whole = metrics - self._empty, self._full - self._empty
+        return interval(self._shares, lambda shares: (shares @ kept) / (shares @ whole))
 
     def curve(
         self,
@@ -298,8 +322,9 @@ class Evaluator:
         ]
 
 
-def _mean(metrics: Sequence[Tensor]) -> float:
-    return float(torch.cat(list(metrics)).double().mean())
+def _joined(metrics: Sequence[Tensor]) -> Tensor:
+    """Metrics of batches, ``(example,)`` in float64."""
+    return torch.cat(list(metrics)).double().cpu()
 
 
 def _is_dropped(error: Node, error_nodes: ErrorNodes) -> bool:

@@ -85,7 +85,10 @@ def _rows(
 
 _FOUND = ("n_nodes", "n_edges", "gap", "unmet", "stability")
 _BEHAVIOUR = ("name", "size", "about", "label", "metric")
-_JUDGED = ("n_examples", "held_out", "m_full", "m_empty", "faithfulness", "completeness")
+_JUDGED = (
+    *("n_examples", "held_out", "m_full", "m_empty"),
+    *("faithfulness", "faithfulness_low", "faithfulness_high", "completeness"),
+)
 
 
 def area_of(curve: Frame) -> float:

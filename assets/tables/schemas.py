@@ -61,6 +61,15 @@ _WEIGHTS = _column(
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
+_INTERVAL = (
+    _column(
+        "faithfulness_low",
+        _DOUBLE,
+        "lower end of its 95% interval over draws of the examples (bootstrap); NaN of one example",
+    ),
+    _column("faithfulness_high", _DOUBLE, "upper end"),
+)
+
 # What every evaluation of a circuit says.
 _EVALUATED = (
     _column("m_full", _DOUBLE, "mean metric of the model"),
@@ -68,6 +77,7 @@ _EVALUATED = (
     _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
     _column("m_complement", _DOUBLE, "with only the circuit ablated"),
     _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
+    *_INTERVAL,
     _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
 )
 
@@ -474,6 +484,7 @@ _ALL = (
                 _column("m_full", _DOUBLE, "mean metric of the model"),
                 _column("m_empty", _DOUBLE, "with every node ablated"),
                 _column("faithfulness", _DOUBLE, "faithfulness of the circuit"),
+                *_INTERVAL,
                 _column("completeness", _DOUBLE, "faithfulness of its complement"),
                 _column(
                     "area",
