@@ -116,14 +116,25 @@ def density_histogram(densities: Any) -> bytes:
     return png_of(figure)
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> bytes:
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Curves by name: where on the x axis, and how high."""
+
+
+def curves(lines: Lines, x: str, y: str) -> bytes:
     """Several curves over a logarithmic axis."""
-    figure, axis = figure_of(5.5, 3.2)
-    for name, (xs, ys) in lines.items():
-        axis.plot(xs, ys, marker="o", markersize=3, label=name)
-    axis.set_xscale("symlog", linthresh=1)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.axhline(1.0, color="#999999", linewidth=0.8)
-    axis.legend(fontsize=7)
+    return panels({y: lines}, x)
+
+
+def panels(by_title: Mapping[str, Lines], x: str) -> bytes:
+    """Panels of curves over one logarithmic axis, below each other; one legend for all."""
+    figure, axes = figure_of(5.5, 0.6 + 2.6 * len(by_title), len(by_title))
+    axes = [axes] if len(by_title) == 1 else list(axes)
+    for axis, (title, lines) in zip(axes, by_title.items(), strict=True):
+        for i, (name, (xs, ys)) in enumerate(lines.items()):
+            axis.plot(xs, ys, marker="o", markersize=3, label=name, color=f"C{i}")
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_ylabel(title)
+        axis.axhline(1.0, color="#999999", linewidth=0.8)
+    axes[0].legend(fontsize=7)
+    axes[-1].set_xlabel(x)
     return png_of(figure)

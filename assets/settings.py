@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core.options import (
+    VARIANTS,
     WITH_DICTIONARIES,
     Ablation,
     Algorithm,
@@ -41,6 +42,7 @@ from core.options import (
     Rule,
     SingleMetric,
     TokenizerReading,
+    Variant,
 )
 
 CHOSEN = "chosen"
@@ -499,12 +501,31 @@ class EvaluationSettings(Section):
     """The last."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
+    n_examined: CountOrZero | None = 4
+    """Clusters, from the first on, whose circuits are also held against baselines; all where
+    null. Circuits of tasks always are."""
+    variants: tuple[Variant, ...] = VARIANTS
+    """What circuits of every size are made of, to compare: features with all error nodes, with
+    none of them (no_errors) or those of the residual stream (residual_errors); neurons of the same
+    submodules; hidden neurons of MLPs (mlp_neurons); nodes drawn at random (random_nodes);
+    directions drawn at random (random_decoder). Nothing is compared where empty."""
+    n_random: Count = 3
+    """Draws of random_nodes, whose mean is taken."""
+    n_minimal: CountOrZero = 24
+    """Nodes of a circuit, the strongest first, without each of which it is judged once more."""
+    random_margin: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.1
+    """Warn where as many random nodes are nearer than this to a circuit's faithfulness."""
+    rounding: Positive = 1e-3
+    """Warn where all nodes together have a faithfulness further than this from 1, or none of them
+    from 0."""
 
     def clashes(self) -> Iterator[Problem]:
         """Thresholds that do not rise, and layers that are there twice."""
         layers = (self.start_layer, *self.other_start_layers)
         if len(set(layers)) < len(layers):
             yield ("other_start_layers",), "name a layer twice, or that of start_layer."
+        if len(set(self.variants)) < len(self.variants):
+            yield ("variants",), "name one twice."
         if not self.lowest_threshold < self.highest_threshold:
             told = f"must be above lowest_threshold, {self.lowest_threshold:g}."
             yield ("highest_threshold",), told
@@ -868,6 +889,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def examined(self) -> list[str]:
+        """Those of the clusters whose circuits are looked at more closely."""
+        return self.clusters[: self.settings.evaluations.n_examined]
 
     @property
     def annotations(self) -> Path:

@@ -204,6 +204,10 @@ class Edit:
             out += wide
         return out.to(x.dtype)
 
+    def select(self, rows: Tensor) -> Edit:
+        """The same edit for the examples `rows`, which may repeat."""
+        return replace(self, shift=self.shift[rows]) if self.shift.ndim == 3 else self
+
     def at_last(self, last: Tensor) -> Edit:
         """The same edit of each example's last token alone, ``(batch, d)``."""
         weight = None if self.weight is None else self.weight[last]
@@ -253,7 +257,7 @@ def run_edited(runs: Resumed, edits: Mapping[str, Edit]) -> Tensor:
             the first of the edits are read.
         edits: by submodule name, at least one.
     """
-    stream, layer, known = _start(runs, edits)
+    stream, layer, known = begin(runs, edits)
     last = runs.model.n_layers - 1
     at = {}
     for name, edit in edits.items():
@@ -287,7 +291,7 @@ def _everywhere(edit: Edit, runs: Resumed) -> Tensor:
     return edit.shift.to(runs.model.dtype).expand(*runs.recording.mask.shape, -1)
 
 
-def _start(runs: Resumed, edits: Mapping[str, Edit]) -> tuple[Tensor, int, dict[str, Tensor]]:
+def begin(runs: Resumed, edits: Mapping[str, Edit]) -> tuple[Tensor, int, dict[str, Tensor]]:
     """The stream to begin with, the layer that reads it, and what else is known as recorded."""
     recording, names = runs.recording, causal_order(edits)
     for name in reversed(names):

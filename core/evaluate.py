@@ -148,6 +148,10 @@ class Evaluator:
                 "and the model's dtype."
             )
 
+    def runs(self) -> Iterable[Resumed]:
+        """Each batch of examples, recorded as far as edited runs begin with it."""
+        return self._starts or self._recordings()
+
     def _recordings(self) -> Iterator[Resumed]:
         for batch in self.inputs.batches(self.batch):
             recording = self.model.record(batch.clean, batch.mask)
@@ -157,10 +161,11 @@ class Evaluator:
     def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], Tensor]:
         """What runs begin with, if it takes no more than `most_bytes`, and each example's m(M)."""
         n_examples, n_pos = self.inputs.clean.shape
-        each = n_pos * (3 * self.model.d_model + n_pos) * self.model.dtype.itemsize
+        names = start_of(self.dictionaries, self.model.parallel)
+        width = sum(self.model.width(name) for name in names)
+        each = n_pos * (width + n_pos) * self.model.dtype.itemsize
         fits = n_examples * each <= most_bytes
         last = f"resid_{self.model.n_layers - 1}"
-        names = start_of(self.dictionaries, self.model.parallel)
         starts, metrics = [], []
         for runs in self._recordings():
             outputs = runs.recording.outputs
@@ -174,12 +179,12 @@ class Evaluator:
         """Each example's metric with `nodes` kept, or all but `nodes`; each set runs once."""
         key = frozenset((n.submodule, n.feature, n.pos) for n in nodes), complement
         if key not in self._metrics:
-            edits = self._edits(nodes, complement=complement)
-            runs = self._starts or self._recordings()
-            self._metrics[key] = _joined([run_edited(batch, edits) for batch in runs])
+            edits = self.edits(nodes, complement=complement)
+            self._metrics[key] = _joined([run_edited(batch, edits) for batch in self.runs()])
         return self._metrics[key]
 
-    def _edits(self, nodes: Iterable[Node], *, complement: bool) -> dict[str, Edit]:
+    def edits(self, nodes: Iterable[Node], *, complement: bool = False) -> dict[str, Edit]:
+        """What becomes of every submodule with `nodes` kept, or all but `nodes`."""
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
         n_pos = self.inputs.clean.shape[1]
         parts = parts_of(nodes, self.dictionaries, n_pos, self.model.device, dtype)
@@ -188,8 +193,14 @@ class Evaluator:
             for name, part in parts.items()
         }
 
-    def _counted(self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes) -> list[Node]:
-        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops."""
+    def counted(
+        self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
+    ) -> list[Node]:
+        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops.
+
+        Raises:
+            MissingSubmodule, InputError, ShapeMismatch: see `evaluate`.
+        """
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
@@ -238,7 +249,11 @@ class Evaluator:
             )
 
     def evaluate(
-        self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
+        self,
+        circuit: Circuit | Sequence[Node],
+        error_nodes: ErrorNodes = "circuit",
+        *,
+        complement: bool = True,
     ) -> Evaluation:
         """Faithfulness and completeness of a circuit, or of a bare set of nodes.
 
@@ -246,13 +261,14 @@ class Evaluator:
             error_nodes: ``circuit``: as the circuit has them; ``drop``: none of them is in the
                 circuit; ``drop_but_resid``: only the residual stream's; ``remove``, ``keep``: all
                 ablated, or all kept, in the circuit's run and in its complement's.
+            complement: run it too; without that, completeness is NaN.
 
         Raises:
             MissingSubmodule, InputError, ShapeMismatch: a node is none of these dictionaries, or
                 at no position of these inputs; or an unknown choice of error nodes.
         """
         check_option("error_nodes", error_nodes, ERROR_NODES)
-        nodes = self._counted(circuit, error_nodes)
+        nodes = self.counted(circuit, error_nodes)
         staying, leaving = nodes, nodes
         if error_nodes in ("remove", "keep"):
             features = [node for node in nodes if not node.is_error]
@@ -261,7 +277,9 @@ class Evaluator:
             leaving = features + (errors if error_nodes == "remove" else [])
         circuit_metrics = self._run(staying, complement=False)
         m_circuit = float(circuit_metrics.mean())
-        m_complement = float(self._run(leaving, complement=True).mean())
+        m_complement = (
+            float(self._run(leaving, complement=True).mean()) if complement else float("nan")
+        )
         low, high = self._interval(circuit_metrics)
         return Evaluation(
             n_nodes=len(nodes),

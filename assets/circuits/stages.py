@@ -262,12 +262,17 @@ def _reads_cluster(experiment: Experiment, _name: str) -> Finding:
     return Finding(estimator_of(settings), threshold, settings.edge_threshold, enough)
 
 
-def _reads_task(experiment: Experiment, _name: str) -> Finding:
-    tasks = task_settings(experiment)
+def task_estimator(experiment: Experiment) -> Estimator:
+    """The estimator of pairs: the experiment's, with the points that tasks name."""
     estimator = estimator_of(experiment.settings.circuits)
     if isinstance(estimator, IntegratedGradients):
-        estimator = IntegratedGradients(tasks.steps)
-    return Finding(estimator, tasks.node_threshold, tasks.edge_threshold)
+        return IntegratedGradients(task_settings(experiment).steps)
+    return estimator
+
+
+def _reads_task(experiment: Experiment, _name: str) -> Finding:
+    tasks = task_settings(experiment)
+    return Finding(task_estimator(experiment), tasks.node_threshold, tasks.edge_threshold)
 
 
 CIRCUITS_STAGE = _circuit_stage(

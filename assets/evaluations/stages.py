@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
+from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
-from assets.engine.store import ArtifactStore
+from assets.evaluations.baselines import baseline_stages
+from assets.evaluations.fresh import judged_from
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.plots import curves, picture
-from assets.settings import EvaluationSettings, Experiment, ExperimentError
+from assets.settings import EvaluationSettings, Experiment
 from assets.tables.conversions import frame, read_nodes
-from assets.tables.places import (
-    DICTIONARY_SET,
-    BehaviourSource,
-    behaviours,
-    circuit,
-    evaluation,
-)
+from assets.tables.places import BehaviourSource, behaviours, circuit, evaluation
 from assets.tables.schemas import TABLES
 from core.errors import InputError
 from core.options import Ablation, ErrorNodes
@@ -130,24 +125,6 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
     return {**shown, "curve": picture(curves(lines, "nodes", "faithfulness"))} if lines else shown
 
 
-def _check_fresh(
-    store: ArtifactStore, source: BehaviourSource, wanted: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Raise if a circuit was found from other examples or dictionaries than there are now."""
-    stale = []
-    for name, inputs in wanted.items():
-        made_from = store.notes(circuit(source, name))["inputs"]
-        if any(made_from[key] != inputs[key] for key in ("behaviour", DICTIONARY_SET.path)):
-            stale.append(name)
-    if stale:
-        stage = circuit(source, stale[0]).stage
-        raise ExperimentError(
-            f"{stage}: {', '.join(stale[:8])}{' and others' if len(stale) > 8 else ''} of "
-            f"{len(wanted)} were found from earlier examples or dictionaries, so judging them now "
-            f"would mix the two. Materialize {stage} first."
-        )
-
-
 def _evaluation_stage(
     source: BehaviourSource,
     name: str,
@@ -157,22 +134,6 @@ def _evaluation_stage(
     reads: Callable[[Experiment, str], Judging],
 ) -> PartitionedStage[Judging]:
     """The stage that judges the circuits of the behaviours of one source."""
-
-    def inputs(work: Work, settings: Mapping[str, Judging]) -> Mapping[str, Mapping[str, str]]:
-        of_behaviour = behaviour_digests(work.store, source)
-        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-        # Edges do not enter: the same nodes and examples give the same numbers.
-        every = {
-            key: {
-                "behaviour": of_behaviour[key],
-                "nodes": work.store.content(circuit(source, key, "nodes")),
-                "effects": work.store.content(circuit(source, key, "effects")),
-                **dictionaries,
-            }
-            for key in settings
-        }
-        _check_fresh(work.store, source, every)
-        return every
 
     return PartitionedStage(
         name=name,
@@ -184,7 +145,7 @@ def _evaluation_stage(
         deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
         needs=always("model", "dictionaries"),
         reads=reads,
-        inputs=inputs,
+        inputs=lambda work, settings: judged_from(work, source, settings),
         make=partial(make_evaluations_of, source),
         show=partial(show_evaluation_of, source),
     )
@@ -223,8 +184,8 @@ TASK_EVALUATIONS_STAGE = _evaluation_stage(
 
 
 def evaluation_stages(experiment: Experiment) -> list[Stage]:
-    """The stages that judge circuits, and the summary over all of them."""
+    """The stages that judge circuits, those that compare them, and the summary over all."""
     stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
     if experiment.settings.tasks is not None:
         stages.append(TASK_EVALUATIONS_STAGE)
-    return [*stages, EVALUATION_SUMMARY_STAGE]
+    return [*stages, *baseline_stages(experiment), EVALUATION_SUMMARY_STAGE]

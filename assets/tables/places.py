@@ -7,6 +7,7 @@
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
+    baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
 
@@ -97,8 +98,8 @@ def _grouped(clustering: str, part: str, stage: str) -> Key:
 
 
 _STAGES = {
-    "clusters": ("cluster_behaviours", "circuits", "circuit_evaluations"),
-    "tasks": ("task_behaviours", "task_circuits", "task_evaluations"),
+    "clusters": ("cluster_behaviours", "circuits", "circuit_evaluations", "circuit_baselines"),
+    "tasks": ("task_behaviours", "task_circuits", "task_evaluations", "task_baselines"),
 }
 
 
@@ -125,6 +126,11 @@ def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
 def evaluation(source: BehaviourSource, name: str) -> Key:
     """How a circuit was judged."""
     return Key(f"evaluations/{source}/{name}", "circuit_evaluations", _STAGES[source][2])
+
+
+def baselines(source: BehaviourSource, name: str, table: str = "baselines") -> Key:
+    """A circuit's baselines: scores, losses without each node, and the points of all curves."""
+    return Key(f"baselines/{source}/{name}/{table}", table, _STAGES[source][3])
 
 
 def cards(submodule: str) -> Key:

@@ -54,12 +54,24 @@ _NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
 _METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
 _START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
+_NODE = (
+    _SUBMODULE,
+    _column("feature", _INT, "number of the feature; -1 for the error node"),
+    _column("pos", _INT, "position; null where summed over positions", null=True),
+)
 _FEATURE = _column("feature", _INT, "number of the feature or neuron, from 0")
 _WEIGHTS = _column(
     "weights", _TEXT, "hash of the dictionary's weights; null for neurons", null=True
 )
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
+
+_VARIANT = _column("variant", _TEXT, "what the nodes are, see evaluations.variants")
+_N_POSSIBLE = _column(
+    "n_possible",
+    _INT,
+    "nodes that could be kept: those that are not zero somewhere in the examples",
+)
 
 _INTERVAL = (
     _column(
@@ -415,9 +427,7 @@ _ALL = (
         pa.schema(
             [
                 _column("node", _INT, "number of the node in the circuit, from 0"),
-                _SUBMODULE,
-                _column("feature", _INT, "number of the feature; -1 for the error node"),
-                _column("pos", _INT, "position; null where summed over positions", null=True),
+                *_NODE,
                 _column("effect", _DOUBLE, "aggregated indirect effect, in the metric's units"),
                 _STDERR,
                 _INCLUSION,
@@ -462,6 +472,75 @@ _ALL = (
         ),
     ),
     Table(
+        "baselines",
+        "baselines/SOURCE/NAME/baselines.parquet",
+        "a circuit of one size, of one kind of nodes",
+        pa.schema(
+            [
+                _NAME,
+                _VARIANT,
+                _column("draw", _INT, "of random_nodes; null for others", null=True),
+                _START_LAYER,
+                _column(
+                    "fraction",
+                    _DOUBLE,
+                    "share of n_possible that was asked for (MIB); null for sizes in equal ratios",
+                    null=True,
+                ),
+                _column("of_circuit", _BOOL, "as many nodes as the circuit has"),
+                _N_POSSIBLE,
+                _column("n_nodes", _INT, "nodes left in: the strongest, or those drawn first"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _column("n_examples", _INT, "examples it is judged on"),
+                *_EVALUATED,
+            ]
+        ),
+    ),
+    Table(
+        "baseline_scores",
+        "baselines/SOURCE/NAME/baseline_scores.parquet",
+        "one kind of nodes, over all sizes",
+        pa.schema(
+            [
+                _NAME,
+                _VARIANT,
+                _START_LAYER,
+                _N_POSSIBLE,
+                *(
+                    _column(
+                        f"nodes_{words}",
+                        _DOUBLE,
+                        f"nodes for faithfulness {share}, between points of the curve; null where "
+                        "none reaches it",
+                        null=True,
+                    )
+                    for words, share in (("half", 0.5), ("eight_tenths", 0.8), ("nine_tenths", 0.9))
+                ),
+                _column("area", _DOUBLE, "area under faithfulness against the kept share"),
+                _column("cpr", _DOUBLE, "the same at MIB's fractions alone"),
+                _column("cmd", _DOUBLE, "area between that curve and 1"),
+            ]
+        ),
+    ),
+    Table(
+        "node_losses",
+        "baselines/SOURCE/NAME/node_losses.parquet",
+        "a node of the circuit, taken out by itself",
+        pa.schema(
+            [
+                _NAME,
+                _START_LAYER,
+                *_NODE,
+                _column("effect", _DOUBLE, "its effect, in the metric's units"),
+                _column(
+                    "loss",
+                    _DOUBLE,
+                    "faithfulness of the circuit less that of the circuit without the node",
+                ),
+            ]
+        ),
+    ),
+    Table(
         "evaluation_summary",
         "evaluation_summary.parquet",
         "one circuit judged from one layer on, under one policy for error nodes",
@@ -494,6 +573,15 @@ _ALL = (
                 ),
                 _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),
                 _column("nodes_nine_tenths", _INT, "fewest nodes with faithfulness .9", null=True),
+                _column(
+                    "half_by_features",
+                    _DOUBLE,
+                    "nodes for faithfulness .5, between points of the curve; null where not "
+                    "compared or never reached, as below",
+                    null=True,
+                ),
+                _column("half_by_neurons", _DOUBLE, "the same for neurons", null=True),
+                _column("neurons_per_feature", _DOUBLE, "the second over the first", null=True),
             ]
         ),
     ),

@@ -342,14 +342,19 @@ class LanguageModel:
                 else:
                     adds = self._part(i, family.post_attn) or attention
                     add(adds.register_forward_hook(keep(f"attn_{i}")))
-                if self.mlp_input:
-                    reads, hook = self._down_proj(f"mlp_{i}"), keep_input(f"mlp_{i}")
-                    add(reads.register_forward_pre_hook(hook, with_kwargs=True))
-                else:
-                    adds = self._part(i, family.post_mlp) or self._part(i, family.mlp)
-                    add(adds.register_forward_hook(keep(f"mlp_{i}", copy=family.in_place)))
+                add(self._hook_mlp(i, keep, keep_input))
                 add(layer.register_forward_hook(keep(f"resid_{i}")))
             yield
+
+    def _hook_mlp(
+        self, layer: int, keep: Callable[..., Any], keep_input: Callable[[str], Any]
+    ) -> Any:
+        name, family = f"mlp_{layer}", self.family
+        if self.mlp_input:
+            reads = self._down_proj(name)
+            return reads.register_forward_pre_hook(keep_input(name), with_kwargs=True)
+        adds = self._part(layer, family.post_mlp) or self._part(layer, family.mlp)
+        return adds.register_forward_hook(keep(name, copy=family.in_place))
 
     @torch.no_grad()
     def neurons(self, tokens: Tensor, names: Sequence[str]) -> dict[str, Tensor]:

@@ -42,12 +42,13 @@ def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metr
 
 
 def stream_with(
-    model: LanguageModel, recording: Recording, name: str, value: Tensor
+    model: LanguageModel, recording: Recording, name: str, value: Tensor, visit: Visit | None = None
 ) -> tuple[Tensor, int]:
     """The stream of a recorded run with a submodule's value replaced, and the layer reading it.
 
     Args:
         value: ``(batch, pos, d)``, what the submodule puts out instead.
+        visit: see `LanguageModel.layer`, in the submodule's own layer.
     """
     outputs = recording.outputs
     kind, layer = Submodule.parse(name)
@@ -58,10 +59,10 @@ def stream_with(
     stream, context = recording.stream_before(layer), recording.context[layer]
     if kind == "mlp":
         attn = outputs[f"attn_{layer}"]
-        return model.layer(layer, stream, context, attn=attn, mlp=value), layer + 1
+        return model.layer(layer, stream, context, visit, attn=attn, mlp=value), layer + 1
     # In parallel models the MLP does not read what attention writes.
     mlp = outputs[f"mlp_{layer}"] if model.parallel else None
-    return model.layer(layer, stream, context, attn=value, mlp=mlp), layer + 1
+    return model.layer(layer, stream, context, visit, attn=value, mlp=mlp), layer + 1
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,11 @@ class Resumed:
             self.model, self.recording.select(rows), self.metric.select(rows), self.last[rows]
         )
 
-    def stream_with(self, name: str, value: Tensor) -> tuple[Tensor, int]:
+    def stream_with(
+        self, name: str, value: Tensor, visit: Visit | None = None
+    ) -> tuple[Tensor, int]:
         """The stream with a submodule's value replaced, and the layer that reads it next."""
-        return stream_with(self.model, self.recording, name, value)
+        return stream_with(self.model, self.recording, name, value, visit)
 
     def finish(
         self,
