@@ -141,9 +141,12 @@ def parts_of(
         index = torch.tensor(features, dtype=torch.long, device=device)
         if any(node.pos is not None for node in at):
             where = torch.zeros(n_pos, len(features) + 1, dtype=dtype)
-            for node in at:
-                rows = slice(None) if node.pos is None else node.pos
-                where[rows, column.get(node.feature, -1)] = 1
+            places = [
+                (pos, column.get(node.feature, -1))
+                for node in at
+                for pos in (range(n_pos) if node.pos is None else (node.pos,))
+            ]
+            where[tuple(torch.tensor(places).T)] = 1
             where = where.to(device)
             parts[name] = Part(index, where[:, :-1], where[:, -1:])
         else:

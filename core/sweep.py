@@ -7,7 +7,8 @@ fractions of all nodes and takes, by trapezoids over the fraction itself,
     CPR = integral of f      CMD = integral of |1 - f|
 
 f being faithfulness. Which nodes could be kept is a choice: here all that are not zero at some
-token of the examples, since a feature that is never active is no part of any circuit.
+token of the examples judged, since a feature that is never active there says nothing, and those
+with an effect.
 """
 
 from __future__ import annotations
@@ -35,15 +36,14 @@ MIB_FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 def active_nodes(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
-    inputs: Iterable[Inputs],
+    inputs: Inputs,
     *,
     by_position: bool = False,
     batch_size: int = 64,
 ) -> list[Node]:
-    """Every feature and error that is not zero somewhere on either side of the examples.
+    """Every feature and error that is not zero somewhere in the examples, on either side of pairs.
 
     Args:
-        inputs: examples; both sides of pairs count.
         by_position: each position of a node is a node of its own.
         batch_size: examples that are run at once.
 
@@ -51,13 +51,11 @@ def active_nodes(
         Nodes without an effect (0), in causal order.
     """
     keys: dict[str, list[Tensor]] = {name: [] for name in causal_order(dictionaries)}
-    for examples in inputs:
-        for batch in examples.to(model.device).batches(batch_size):
-            sides = [batch.clean] if batch.patch is None else [batch.clean, batch.patch]
-            for tokens in sides:
-                outputs = model.record(tokens, batch.mask).outputs
-                for name, found in keys.items():
-                    found.append(_active(dictionaries[name], outputs[name], batch.mask))
+    for batch in inputs.to(model.device).batches(batch_size):
+        for tokens in [batch.clean] if batch.patch is None else [batch.clean, batch.patch]:
+            outputs = model.record(tokens, batch.mask).outputs
+            for name, found in keys.items():
+                found.append(_active(dictionaries[name], outputs[name], batch.mask))
     nodes = []
     for name, found in keys.items():
         width = dictionaries[name].n_features + 1
@@ -88,7 +86,7 @@ def ranked(
 
     Args:
         nodes: with their effects.
-        active: nodes that could be kept too; those not among `nodes` come last, in their order.
+        active: nodes that could be kept too; those not among `nodes` come last, in this order.
         error_nodes: which of the errors can be kept, see `Evaluator.evaluate`.
 
     Raises:
@@ -142,7 +140,6 @@ def sweep(
     error_nodes: ErrorNodes = "circuit",
     *,
     fractions: Iterable[float] = MIB_FRACTIONS,
-    complement: bool = True,
 ) -> list[Point]:
     """Evaluations of the first nodes of a ranking: so many of them, and such fractions of them.
 
@@ -150,18 +147,15 @@ def sweep(
         ranking: from `ranked` or `shuffled`.
         sizes: numbers of nodes.
         error_nodes: see `Evaluator.evaluate`.
-        fractions: of the ranking; exact cuts by rank. Their complements are not run, but that of
-            the whole ranking is.
-        complement: run the complements of circuits of named sizes.
+        fractions: of the ranking; exact cuts by rank, whose complements are not run.
 
     Raises:
         MissingSubmodule, InputError, ShapeMismatch: see `Evaluator.evaluate`.
     """
-    cuts = [(size, None, complement) for size in sizes]
-    cuts += [(size_at(f, len(ranking)), f, f == 1) for f in fractions]
+    cuts = [*((n, None) for n in sizes), *((size_at(f, len(ranking)), f) for f in fractions)]
     return [
-        Point(size, f, evaluator.evaluate(ranking[:size], error_nodes, complement=with_rest))
-        for size, f, with_rest in cuts
+        Point(n, f, evaluator.evaluate(ranking[:n], error_nodes, complement=f is None))
+        for n, f in cuts
     ]
 
 

@@ -160,7 +160,7 @@ class _Comparison:
             active = active_nodes(
                 basis.model,
                 basis.dictionaries,
-                (self.measured, self.judged),
+                self.judged,
                 by_position=self.behaviour.by_position,
             )
             for layer in self.how.start_layers:
@@ -244,9 +244,11 @@ class _Comparison:
         }
         known = [] if variant == "random_nodes" else self._judged_before(variant, start_layer)
         yield from ({**common, **row} for row in known)
-        of_circuit, complement = [row["of_circuit"] for row in known], variant != "random_nodes"
-        sizes = sizes_up_to(len(ranking), self.how.n_sizes) if all(of_circuit) else []
-        for point in sweep(evaluator, ranking, sizes, policy, complement=complement):
+        of_circuit = [row["of_circuit"] for row in known]
+        # Random nodes keep nothing until most are kept: few points tell.
+        complete = draw is not None or not all(of_circuit)
+        sizes = [] if complete else sizes_up_to(len(ranking), self.how.n_sizes)
+        for point in sweep(evaluator, ranking, [0, *sizes], policy):
             yield {
                 **common,
                 "fraction": point.fraction,
@@ -255,7 +257,7 @@ class _Comparison:
             }
         if not any(of_circuit):
             size = len(self.own[start_layer].counted(self.circuit, policy))
-            found = evaluator.evaluate(ranking[:size], policy, complement=complement)
+            found = evaluator.evaluate(ranking[:size], policy, complement=draw is None)
             yield {**common, "fraction": None, "of_circuit": True, **asdict(found)}
 
     def _judged_before(self, variant: Variant, start_layer: int) -> Rows:
