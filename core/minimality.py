@@ -6,18 +6,16 @@ submodule is as in C's own run, so runs begin there, and all nodes of a submodul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from core.ablate import AblationValues, Edit, begin
+from core.ablate import AblationValues, Edit, begin, visiting
 from core.evaluate import Evaluator
 from core.models.replay import Resumed
 from core.types import Node, Submodule
-
-Visit = Callable[[str, Tensor], Tensor]
 
 
 @torch.no_grad()
@@ -87,10 +85,10 @@ class _Inside:
             return outputs[name]
 
         model, context = runs.model, runs.recording.context
-        for i in range(first, model.n_layers):
+        for i in range(first, runs.end.layer + 1):
             attn, mlp = (known.get(f"{kind}_{i}") for kind in ("attn", "mlp"))
             stream = model.layer(i, stream, context[i], visit, attn=attn, mlp=mlp)
-        metric = runs.finish(stream, model.n_layers)
+        metric = runs.read(outputs[runs.end.name])
         own = replace(runs, recording=replace(runs.recording, outputs=outputs))
         return cls(own, edits, raw, metric, first)
 
@@ -121,25 +119,21 @@ class _Inside:
     def _metric_with(self, name: str, value: Tensor, copies: Tensor) -> Tensor:
         """The metric with a submodule putting out `value` and the circuit's edits behind it."""
         runs = self.runs.select(copies)
-        model, place = runs.model, Submodule.parse(name)
+        place, outputs = Submodule.parse(name), runs.recording.outputs
+        stream, layer, known = value, place.layer + 1, dict[str, Tensor]()
+        if place.kind != "resid":
+            stream, layer = runs.recording.stream_before(place.layer), place.layer
+            known[name] = value
+            # In parallel models the MLP does not read what attention writes.
+            if place.kind == "mlp" or runs.model.parallel:
+                other = f"{'attn' if place.kind == 'mlp' else 'mlp'}_{place.layer}"
+                known[other] = outputs[other]
         behind = {
             other: edit.select(copies)
             for other, edit in self.edits.items()
-            if Submodule.parse(other).order > place.order
-            # In parallel models the MLP does not read what attention writes: it is as it was.
-            and not (model.parallel and place.kind == "attn" and other == f"mlp_{place.layer}")
+            if Submodule.parse(other).order > place.order and other not in known
         }
-        last = model.n_layers - 1
-        at_last = {
-            other: edit.at_last(runs.last) if Submodule.parse(other).layer == last else edit
-            for other, edit in behind.items()
-        }
-        stream, layer = runs.stream_with(name, value, _visiting(behind))
-        return runs.finish(stream, layer, _visiting(at_last))
-
-
-def _visiting(edits: Mapping[str, Edit]) -> Visit:
-    return lambda name, x: edits[name](x) if name in edits else x
+        return runs.finish(stream, layer, visiting(runs, behind), known)
 
 
 def _moves(edit: Edit, values: AblationValues, x: Tensor, nodes: Sequence[Node]) -> Tensor:

@@ -66,24 +66,31 @@ def make_baselines_of(
     of_name = read_behaviours(work.store, source, [job.key for job in jobs])
     for job in jobs:
         _check_variants(work, job.settings)
-    for n, job in enumerate(jobs, start=1):
-        found = load_circuit(work.store, source, job.key)
-        points, losses = Rows(), Rows()
-        if found is not None and of_name[job.key].chosen("evaluated"):
-            comparison = _Comparison(source, work, of_name[job.key], found, job.settings)
-            try:
-                points, losses = list(comparison.points()), comparison.losses()
-            except InputError as error:
-                raise InputError(f"{job.key} cannot be compared: {error}") from error
-        table = TABLES["baselines"].build(points)
-        scores = scores_of(job.key, frame(table))
-        work.say(f"baselines {n} of {len(jobs)}: {job.key}, {_said(scores)}")
-        beside = {"baseline_scores": scores, "node_losses": losses}
-        tables = {
-            baselines(source, job.key, name): TABLES[name].build(rows)
-            for name, rows in beside.items()
-        }
-        yield job.key, Made(table, beside=tables)
+    every = work.spread(partial(_compare_one, source, of_name), jobs)
+    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
+        work.say(f"baselines {n} of {len(jobs)}: {job.key}, {said}")
+        yield job.key, made
+
+
+def _compare_one(
+    source: BehaviourSource, of_name: Mapping[str, Behaviour], work: Work, job: Job[Comparing]
+) -> tuple[Made, str]:
+    """The tables of one circuit, and what they come to in words."""
+    behaviour, found = of_name[job.key], load_circuit(work.store, source, job.key)
+    points, losses = Rows(), Rows()
+    if found is not None and behaviour.chosen("evaluated"):
+        comparison = _Comparison(source, work, behaviour, found, job.settings)
+        try:
+            points, losses = list(comparison.points()), comparison.losses()
+        except InputError as error:
+            raise InputError(f"{job.key} cannot be compared: {error}") from error
+    table = TABLES["baselines"].build(points)
+    scores = scores_of(job.key, frame(table))
+    tables = {
+        baselines(source, job.key, name): TABLES[name].build(rows)
+        for name, rows in {"baseline_scores": scores, "node_losses": losses}.items()
+    }
+    return Made(table, beside=tables), _said(scores)
 
 
 def _check_variants(work: Work, how: Comparing) -> None:

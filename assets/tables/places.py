@@ -10,9 +10,11 @@
     baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
+    labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
 
 NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
-cluster of samples or a file of pairs; NAME of a circuit is its cluster's or its task's.
+cluster of samples, a file of pairs or a classifier; NAME of a circuit is its cluster's, its task's
+or `CLASSIFIER`.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ from typing import Literal, NamedTuple
 
 from assets.settings import CHOSEN
 
-BehaviourSource = Literal["clusters", "tasks"]
-"""Where a behaviour comes from: a cluster of samples, or a file of contrastive pairs."""
+BehaviourSource = Literal["clusters", "tasks", "classifiers"]
+"""Where a behaviour comes from: a cluster of samples, a file of contrastive pairs, or a probe that
+classifies texts."""
+CLASSIFIER = "probe"
+"""What the behaviour and the circuit of an experiment's classifier are called."""
 
 
 class Key(NamedTuple):
@@ -57,6 +62,10 @@ EVALUATION_SUMMARY = _alone("evaluation_summary")
 VOCABULARY = _alone("vocabulary")
 FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")
+LABELLED_TEXTS = _alone("labelled_texts")
+PROBE = Key("classifier/probe", "probe", "probe")
+JUDGEMENTS = Key("classifier/judgements", "judgements", "judgements")
+SHIFT = Key("classifier/shift", "shift", "shift")
 RULE_LABELS = Key("labels/rules", "labels", "rule_labels")
 ENDPOINT_LABELS = Key("labels/endpoint", "labels", "endpoint_labels")
 
@@ -98,8 +107,9 @@ def _grouped(clustering: str, part: str, stage: str) -> Key:
 
 
 _STAGES = {
-    "clusters": ("cluster_behaviours", "circuits", "circuit_evaluations", "circuit_baselines"),
-    "tasks": ("task_behaviours", "task_circuits", "task_evaluations", "task_baselines"),
+    "clusters": ("cluster_behaviours", "circuits", "circuit_evaluations"),
+    "tasks": ("task_behaviours", "task_circuits", "task_evaluations"),
+    "classifiers": ("classifier_behaviours", "classifier_circuits", "classifier_evaluations"),
 }
 
 
@@ -130,7 +140,8 @@ def evaluation(source: BehaviourSource, name: str) -> Key:
 
 def baselines(source: BehaviourSource, name: str, table: str = "baselines") -> Key:
     """A circuit's baselines: scores, losses without each node, and the points of all curves."""
-    return Key(f"baselines/{source}/{name}/{table}", table, _STAGES[source][3])
+    stage = {"clusters": "circuit_baselines"}.get(source, "task_baselines")
+    return Key(f"baselines/{source}/{name}/{table}", table, stage)
 
 
 def cards(submodule: str) -> Key:
