@@ -18,9 +18,9 @@ from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
 from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
-from assets.evaluations.summary import finite, names_of
+from assets.evaluations.summary import compared_of, finite, names_of
 from assets.settings import CheckSettings, Experiment
-from assets.tables.conversions import frame
+from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
     DICTIONARY_SET,
@@ -31,12 +31,14 @@ from assets.tables.places import (
     RULE_LABELS,
     BehaviourSource,
     assignments,
+    baselines,
     cards,
     circuit,
     clusters,
     evaluation,
     sae,
 )
+from assets.tables.schemas import TABLES
 
 _SHOWN = 10
 _MOST_UNMET = 0.05
@@ -386,6 +388,66 @@ def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
     return Outcome(bool(names) and not low, f"{len(names)} tasks; not faithful: {low or 'none'}.")
 
 
+def _whole_and_empty(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """All nodes together have faithfulness 1, none has 0 and leaves 1 to its complement."""
+    most, worst, where = experiment.settings.evaluations.rounding, 0.0, ""
+    points = _points(source, experiment, store)
+    exact = points[points["variant"].isin(_EXACT)]
+    whole = (exact[exact["fraction"] == 1]["faithfulness"] - 1).abs()
+    empty = exact[(exact["n_nodes"] == 0) & exact["fraction"].isna()]
+    off = {
+        "all nodes": whole,
+        "no node": empty["faithfulness"].abs(),
+        "the complement of none": (empty["completeness"] - 1).abs(),
+    }
+    for what, distances in off.items():
+        if len(distances.dropna()) and distances.max() >= worst:
+            at = points.loc[distances.idxmax()]
+            worst, where = float(distances.max()), f"{what} of {at['name']}, {at['variant']}"
+    return Outcome(
+        len(whole) > 0 and worst <= most,
+        f"{len(whole)} curves; faithfulness is furthest from 1, or 0, for {where or 'nothing'}: "
+        f"{worst:.2g}, of {most:g} that rounding may do (evaluations.rounding).",
+        {"furthest": worst},
+    )
+
+
+_EXACT = ("features", "neurons", "mlp_neurons", "random_nodes", "random_decoder")
+"""Variants whose nodes together are the whole model."""
+
+
+def _random_below_circuit(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """As many random nodes are less faithful than the circuit, from its first start layer on."""
+    margin = experiment.settings.evaluations.random_margin
+    points = _points(source, experiment, store)
+    first = points["start_layer"] == points.groupby("name")["start_layer"].transform("first")
+    own = points[points["of_circuit"] & first]
+    table = own.groupby(["name", "variant"])["faithfulness"].mean().unstack("variant")
+    if not {"features", "random_nodes"} <= set(table):
+        return Outcome(True, "Circuits are not compared with random nodes (evaluations.variants).")
+    above = (table["features"] - table["random_nodes"]).dropna()
+    near = above[above < margin].index.tolist()
+    return Outcome(
+        len(above) > 0 and not near,
+        f"{len(above)} circuits; as many random nodes come nearer than {margin:g} "
+        f"(evaluations.random_margin) to: {', '.join(near[:_SHOWN]) or 'none'}.",
+        {"smallest margin": float(above.min())} if len(above) else {},
+    )
+
+
+def _points(source: BehaviourSource, experiment: Experiment, store: ArtifactStore) -> Frame:
+    """The points of all curves of baselines that are there."""
+    keys = [baselines(source, name) for name in compared_of(experiment).get(source, ())]
+    table = TABLES["baselines"].build(
+        row for key in keys if store.footer(key) for row in store.read(key).to_pylist()
+    )
+    return frame(table)
+
+
 def circuit_features_fire(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every feature of a circuit is active somewhere in the text that cards are made from."""
     keys = [cards(name) for name in experiment.submodules]
@@ -466,6 +528,14 @@ _CHECKS = (
           partial(_evaluations_are_numbers, "tasks"), warns=True),
     Check("curves_rise", "task_evaluations", "Large circuits are faithful.",
           curves_rise, warns=True),
+    Check("whole_and_empty", "circuit_baselines", "All nodes give 1, and none gives 0.",
+          partial(_whole_and_empty, "clusters"), warns=True),
+    Check("whole_and_empty", "task_baselines", "All nodes give 1, and none gives 0.",
+          partial(_whole_and_empty, "tasks"), warns=True),
+    Check("random_below_circuit", "circuit_baselines", "Random nodes are no circuit.",
+          partial(_random_below_circuit, "clusters"), warns=True),
+    Check("random_below_circuit", "task_baselines", "Random nodes are no circuit.",
+          partial(_random_below_circuit, "tasks"), warns=True),
     Check("circuits_are_faithful", "evaluation_summary", "The median circuit is faithful enough.",
           circuits_are_faithful, warns=True),
     Check("circuit_features_fire", "cards", "No feature of a circuit is silent.",

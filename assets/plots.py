@@ -127,7 +127,8 @@ def curves(lines: Lines, x: str, y: str) -> bytes:
 
 def panels(by_title: Mapping[str, Lines], x: str) -> bytes:
     """Panels of curves over one logarithmic axis, below each other; one legend for all."""
-    figure, axes = figure_of(5.5, 0.6 + 2.6 * len(by_title), len(by_title))
+    height = 3.2 if len(by_title) == 1 else 2.2 * len(by_title)
+    figure, axes = figure_of(5.5, height, len(by_title), dpi=80 if len(by_title) == 1 else 64)
     axes = [axes] if len(by_title) == 1 else list(axes)
     for axis, (title, lines) in zip(axes, by_title.items(), strict=True):
         for i, (name, (xs, ys)) in enumerate(lines.items()):

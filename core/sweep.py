@@ -93,9 +93,10 @@ def ranked(
         MissingSubmodule, InputError, ShapeMismatch: see `Evaluator.evaluate`.
     """
     strongest = sorted(nodes, key=lambda node: -abs(node.effect))
-    first = {node[:3]: node for node in (*strongest, *active)}
-    every = dict.fromkeys([*(node[:3] for node in strongest), *(node[:3] for node in active)])
-    return evaluator.counted([first[key] for key in every], error_nodes)
+    every: dict[tuple[str, int, int | None], Node] = {}
+    for node in (*strongest, *active):
+        every.setdefault((node.submodule, node.feature, node.pos), node)
+    return evaluator.counted(list(every.values()), error_nodes)
 
 
 def shuffled(nodes: Sequence[Node], seed: int) -> list[Node]:

@@ -70,7 +70,8 @@ def judged_circuit(experiment: Experiment, name: str) -> Circuit:
     judged = evaluation(source, name)
     if store.footer(judged) is not None:
         rows = store.read(judged).to_pylist()
-        scores = {key: rows[0][key] for key in ("faithfulness", "completeness")} if rows else {}
+        shown = ("faithfulness", "faithfulness_low", "faithfulness_high", "completeness")
+        scores = {key: rows[0][key] for key in shown} if rows else {}
         found = dataclasses.replace(found, settings={**found.settings, **scores})
     return found
 

@@ -17,6 +17,7 @@ from assets.circuits.pairs import task_settings
 from assets.circuits.stages import estimator_of, load_circuit, task_estimator
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.evaluations.fresh import judged_from
+from assets.evaluations.summary import compared_of
 from assets.plots import panels, picture, records
 from assets.settings import Experiment, ExperimentError
 from assets.tables.conversions import Frame, frame, read_nodes
@@ -469,7 +470,8 @@ TASK_BASELINES_STAGE = _baseline_stage(
 
 def baseline_stages(experiment: Experiment) -> list[Stage]:
     """The stages that compare circuits, where there is anything to compare."""
-    if not experiment.settings.evaluations.variants:
-        return []
-    stages: list[Stage] = [CIRCUIT_BASELINES_STAGE] if experiment.examined else []
-    return stages + [TASK_BASELINES_STAGE] * (experiment.settings.tasks is not None)
+    stages: dict[BehaviourSource, Stage] = {
+        "clusters": CIRCUIT_BASELINES_STAGE,
+        "tasks": TASK_BASELINES_STAGE,
+    }
+    return [stages[source] for source in compared_of(experiment)]

@@ -126,6 +126,9 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
         for column in ("faithfulness", "completeness"):
             if math.isfinite(own[column]):
                 shown[f"{column} ({of})"] = float(own[column])
+        if math.isfinite(own["faithfulness_low"]):
+            interval = f"{own['faithfulness_low']:.2f} to {own['faithfulness_high']:.2f}"
+            shown[f"95% of draws of {own['n_examples']} examples ({of})"] = interval
     lines = {
         str(error_nodes): (rows["n_nodes"].tolist(), rows["faithfulness"].tolist())
         for error_nodes, rows in table.dropna(subset="threshold").groupby("error_nodes", sort=False)

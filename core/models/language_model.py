@@ -396,7 +396,7 @@ class LanguageModel:
         """What a value of ``attn_layer`` adds to the stream, ``(..., d)``."""
         if not self.attn_input:
             return value
-        return self._after_attention(layer, self._out_proj(layer)(value))
+        return self._after_attention(layer, self._out_proj(layer)(value.contiguous()))
 
     def after_attn(self, layer: int, stream: Tensor, attn: Tensor) -> Tensor:
         """The stream between attention and MLP, which the MLP of a sequential model reads."""
@@ -421,7 +421,8 @@ class LanguageModel:
         """What a value of ``mlp_layer`` adds to the stream, ``(..., d)``."""
         if not self.mlp_input:
             return value
-        return self._after_mlp(layer, self._down_proj(f"mlp_{layer}")(value))
+        # GPT-2's projections take no expanded views.
+        return self._after_mlp(layer, self._down_proj(f"mlp_{layer}")(value.contiguous()))
 
     def layer(
         self,

@@ -210,7 +210,9 @@ def _header(circuit: Circuit) -> Iterator[str]:
         )
     for key in ("faithfulness", "completeness"):
         if key in known:
-            yield f"{key}  {plain(known[key])}"
+            ends = [known.get(f"{key}_{end}") for end in ("low", "high")]
+            between = "" if None in ends else f" (95%: {' to '.join(map(plain, ends))})"
+            yield f"{key}  {plain(known[key])}{between}"
 
 
 def _bound(settings: Mapping[str, object], key: str, what: str) -> str:
