@@ -168,9 +168,21 @@ class Evaluator:
         key = frozenset((n.submodule, n.feature, n.pos) for n in nodes), complement
         if key not in self._metrics:
             edits = self._edits(nodes, complement=complement)
-            runs = self._starts or self._recordings()
-            self._metrics[key] = _mean([run_edited(batch, edits) for batch in runs])
+            self._metrics[key] = _mean([run_edited(batch, edits) for batch in self.runs()])
         return self._metrics[key]
+
+    def runs(self) -> Iterable[Resumed]:
+        """The clean inputs in batches, with the outputs that ablated runs begin with."""
+        return self._starts or self._recordings()
+
+    def share(self, metric: float) -> float:
+        """How much of the behaviour is in a run: (m - m(empty)) / (m(M) - m(empty)).
+
+        NaN where ablating everything leaves the metric as it is.
+        """
+        span = self.m_full - self.m_empty
+        scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
+        return (metric - self.m_empty) / span if abs(span) > 1e-6 * scale else float("nan")
 
     def _edits(self, nodes: Iterable[Node], *, complement: bool) -> dict[str, Edit]:
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
@@ -181,8 +193,14 @@ class Evaluator:
             for name, part in parts.items()
         }
 
-    def _counted(self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes) -> list[Node]:
-        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops."""
+    def counted(
+        self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
+    ) -> list[Node]:
+        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops.
+
+        Raises:
+            MissingSubmodule, InputError, ShapeMismatch: see `evaluate`.
+        """
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
@@ -245,7 +263,7 @@ class Evaluator:
                 at no position of these inputs; or an unknown choice of error nodes.
         """
         check_option("error_nodes", error_nodes, ERROR_NODES)
-        nodes = self._counted(circuit, error_nodes)
+        nodes = self.counted(circuit, error_nodes)
         staying, leaving = nodes, nodes
         if error_nodes in ("remove", "keep"):
             features = [node for node in nodes if not node.is_error]
@@ -254,9 +272,6 @@ class Evaluator:
             leaving = features + (errors if error_nodes == "remove" else [])
         m_circuit = self._run(staying, complement=False)
         m_complement = self._run(leaving, complement=True)
-        span = self.m_full - self.m_empty
-        scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
-        defined = abs(span) > 1e-6 * scale
         return Evaluation(
             n_nodes=len(nodes),
             n_examples=self.inputs.n_examples,
@@ -264,8 +279,8 @@ class Evaluator:
             m_empty=self.m_empty,
             m_circuit=m_circuit,
             m_complement=m_complement,
-            faithfulness=(m_circuit - self.m_empty) / span if defined else float("nan"),
-            completeness=(m_complement - self.m_empty) / span if defined else float("nan"),
+            faithfulness=self.share(m_circuit),
+            completeness=self.share(m_complement),
         )
 
     def curve(
