@@ -55,6 +55,7 @@ class NodesAt:
 
     @classmethod
     def of(cls, numbered: Sequence[tuple[int, Node]], device: torch.device) -> NodesAt:
+        """Of the nodes of one submodule with their places in the circuit."""
         distinct = sorted({node.feature for _, node in numbered if not node.is_error})
         column = {feature: i for i, feature in enumerate(distinct)}
 
