@@ -114,15 +114,15 @@ class EdgeEvaluator:
         possible = {
             (up, down): _pairs(self.nodes[up], self.nodes[down], down) for up, down in kinds
         }
-        last = f"resid_{self.model.n_layers - 1}"
-        if last in self.nodes:
-            nodes = self.nodes[last]
+        readout = self.evaluator.inputs.readout
+        if (end := readout.end(self.model.n_layers).name) in self.nodes:
+            nodes = self.nodes[end]
             seen = torch.ones_like(nodes.number, dtype=torch.bool)
-            if nodes.pos is not None:  # then all examples are of one length
-                seen = nodes.pos == self.n_pos - 1
+            if nodes.pos is not None and readout.pooling == "last":
+                seen = nodes.pos == self.n_pos - 1  # all examples are of one length
             up = seen.nonzero().flatten()
             numbers = [(number, None) for number in nodes.number[up].tolist()]
-            possible[last, METRIC] = _Possible(up, torch.full_like(up, -1), numbers)
+            possible[end, METRIC] = _Possible(up, torch.full_like(up, -1), numbers)
         return possible
 
     def ranked(self, edges: Iterable[Edge]) -> list[Edge]:
@@ -201,7 +201,8 @@ class EdgeEvaluator:
         read = {
             name: torch.zeros_like(n.number, dtype=torch.bool) for name, n in self.nodes.items()
         }
-        for up, down in edge_kinds(self.model, dict.fromkeys(self.model.submodules)):
+        reached = self.evaluator.inputs.readout.reached_by(self.model.submodules, self.model)
+        for up, down in edge_kinds(self.model, dict.fromkeys(reached)):
             if up in read and down not in read:  # it is read by what is never ablated
                 read[up][:] = True
         seen = {}

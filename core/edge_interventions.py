@@ -14,7 +14,7 @@ the patch. Exact in the path, so it says how far a weight can be trusted.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,7 +61,9 @@ def edge_interventions(
     """
     check_widths(dictionaries, model.width)
     check_answers(inputs, model.n_vocab)
-    ends = _checked(model, dictionaries, nodes, edges)
+    reached = inputs.readout.reached_by(model.submodules, model)
+    kinds = set(edge_kinds(model, dict.fromkeys(reached)))
+    ends = _checked(kinds, dictionaries, nodes, edges)
     inputs = inputs.to(model.device)
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
     total = torch.zeros(len(edges), dtype=torch.float64)
@@ -78,7 +80,7 @@ def edge_interventions(
 
 
 def _checked(
-    model: LanguageModel,
+    kinds: set[tuple[str, str]],
     dictionaries: Mapping[str, Dictionary],
     nodes: Sequence[Node],
     edges: Sequence[Edge],
@@ -86,7 +88,6 @@ def _checked(
     """Both ends of each edge."""
     check_list("nodes", nodes, Node)
     check_list("edges", edges, Edge)
-    kinds = set(edge_kinds(model, dict.fromkeys(model.submodules)))
     ends = []
     for edge in edges:
         if edge.downstream is None:
@@ -135,21 +136,21 @@ class _Clean:
         inputs: Inputs,
         names: set[str],
     ) -> _Clean:
-        clean = model.record(inputs.clean, inputs.mask)
-        patch = None if inputs.patch is None else model.record(inputs.patch, inputs.mask).outputs
-        runs = Resumed(model, clean, inputs.metric, inputs.last)
+        runs, patch = Resumed.record(model, inputs), None
+        clean = runs.recording.outputs
+        if inputs.patch is not None:
+            other = replace(inputs, clean=inputs.patch, patch=None)
+            patch = Resumed.record(model, other).recording.outputs
         ends = {
             name: endpoints(
                 dictionaries[name],
-                clean.outputs[name],
+                clean[name],
                 None if patch is None else patch[name],
                 inputs.mask,
             )
             for name in sorted(names)
         }
-        last = f"resid_{model.n_layers - 1}"
-        metric = runs.metric_with(last, clean.outputs[last])
-        return cls(runs, dictionaries, inputs.mask, metric, ends)
+        return cls(runs, dictionaries, inputs.mask, runs.as_recorded(), ends)
 
     def intervene(self, up: Node, down: Node) -> float:
         """The change of the metric, summed over examples."""

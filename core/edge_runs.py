@@ -8,8 +8,8 @@ came out of this same run:
 
 F is the direct path of eq. (6), as in `core.edges`: the sum of the layer into the stream, norm and
 MLP, or norm and attention. What a node changes on its way through another submodule is not in x_j,
-unless that submodule's own nodes pass it on. The metric reads the last stream with those nodes in
-place that have a kept edge into it.
+unless that submodule's own nodes pass it on. What the metric reads, the last
+stream for logits, has those nodes in place that have a kept edge into it.
 
 With every possible edge kept all nodes of a submodule read the same, and the run is the one that
 `core.evaluate` makes of the nodes; with none it is the run with all nodes ablated. What is never
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from core.ablate import AblationValues, start_of
 from core.dictionaries import Dictionary
-from core.metrics import read
-from core.models.replay import Resumed, at_last
+from core.models.replay import Resumed
+from core.readout import at_last
 from core.types import Node, Submodule
 
 METRIC = "metric"
@@ -187,7 +187,6 @@ class _Run:
     ) -> None:
         self.runs, self.model, self.wiring = runs, runs.model, wiring
         self.dictionaries, self.values = dictionaries, values
-        self.last = self.model.n_layers - 1
         self.n_examples, self.n_pos = runs.recording.mask.shape
         self.at_once = max(1, copies // self.n_examples)
         # What each submodule puts out: a tensor where nothing of it is ablated.
@@ -196,23 +195,26 @@ class _Run:
     def metric(self) -> Tensor:
         """``(batch,)``."""
         model, recording = self.model, self.runs.recording
-        first = next(iter(self.wiring.nodes))
+        end, first = self.runs.end, next(iter(self.wiring.nodes))
         layer = Submodule.parse(first).layer
         self.out[_before(layer)] = recording.stream_before(layer)
         for name in start_of([first], model.parallel)[1:]:
             if name not in self.wiring.nodes:
                 self.out[name] = recording.outputs[name]
-        for i in range(layer, model.n_layers):
+        for i in range(layer, end.layer + 1):
             self._submodule(f"attn_{i}")
-            if i == self.last:  # behind the last attention only the last token is read
+            if i == self.runs.narrow_layer:
                 self.out = {name: self._at_last(out) for name, out in self.out.items()}
-            self._submodule(f"mlp_{i}")
-            self._submodule(f"resid_{i}")
-        out = self.out[f"resid_{self.last}"]
+            if (end.kind, end.layer) != ("attn", i):
+                self._submodule(f"mlp_{i}")
+            if end.layer > i or end.kind == "resid":
+                self._submodule(f"resid_{i}")
+        out = self.out[end.name]
         if isinstance(out, _Changed):
-            out = out.seen(self.wiring.seen[f"resid_{self.last}", METRIC])
-        final = out[:, 0].to(model.dtype)
-        return read(self.runs.metric, model.logits(final, self.runs.metric.tokens))
+            out = out.seen(self.wiring.seen[end.name, METRIC]).to(model.dtype)
+        if self.runs.narrow_layer is None:
+            return self.runs.read(out)
+        return self.runs.read_last(out[:, 0])
 
     def _at_last(self, out: Tensor | _Changed) -> Tensor | _Changed:
         last = self.runs.last
@@ -264,9 +266,9 @@ class _Run:
         )
 
     def _at_end(self, name: str) -> bool:
-        """Whether only the last token of a submodule is read."""
+        """Whether the last token alone is run."""
         kind, layer = Submodule.parse(name)
-        return layer == self.last and kind != "attn"
+        return layer == self.runs.narrow_layer and kind != "attn"
 
     def _inputs(self, name: str, part: NodesAt, rows: Tensor) -> Tensor:
         """What the submodule would put out for each of its nodes `rows`.

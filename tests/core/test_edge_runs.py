@@ -17,11 +17,14 @@ from core.errors import InputError
 from core.evaluate import Evaluator
 from core.inputs import Inputs
 from core.models import LanguageModel
-from core.models.replay import read_metric
+from core.models.replay import Resumed
+from core.probe import ProbeMargin
+from core.readout import Readout
 from core.types import ERROR, Edge, Node
 from tests.core.tiny import (
     KINDS,
     N_FEATURES,
+    D,
     make_model,
     make_pairs,
     make_single,
@@ -121,6 +124,17 @@ def test_a_submodule_without_a_dictionary_passes_on_what_it_reads(
     check_all_and_none(model, dictionaries, make_pairs(2, N_POS), nodes, 1e-10)
 
 
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+@pytest.mark.parametrize("site", ["attn_1", "mlp_1", "resid_0"])
+def test_all_is_all_wherever_the_metric_is_read(site: str, pooling: str) -> None:
+    model = make_model("gpt2")
+    probe = ProbeMargin(torch.linspace(-2, 3, D, dtype=torch.float64), 0.5, torch.tensor([1, 0]))
+    pairs = make_pairs(2, N_POS)
+    inputs = Inputs(pairs.clean, pairs.mask, probe, pairs.patch, Readout(site, pooling))
+    nodes = some_nodes(model, by_position=True)
+    check_all_and_none(model, random_dictionaries(model), inputs, nodes, 1e-10)
+
+
 def test_examples_of_unequal_lengths_are_read_at_their_last_tokens() -> None:
     model = make_model("gpt_neox")
     mask = torch.tensor([[True] * 4, [True, True, False, False], [True, True, True, False]])
@@ -171,7 +185,7 @@ def node_by_node(
         return own if node.pos is None else own * where[:, None]
 
     final = stream_of(f"resid_{model.n_layers - 1}", None)
-    return float(read_metric(model, final, inputs.last, inputs.metric).mean())
+    return float(Resumed.record(model, inputs).read(final).mean())
 
 
 @pytest.mark.parametrize("by_position", [True, False], ids=["by_position", "summed"])
