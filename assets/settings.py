@@ -499,6 +499,25 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
+    n_examined: CountOrZero | None = None
+    """The first so many clusters are examined closer, as every task is, such as by judging their
+    circuits on each other's behaviours; null examines all."""
+    edge_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.4,
+        0.7,
+    )
+    """Of a circuit examined closer, such shares of the possible edges between its nodes are kept,
+    the strongest or random ones, and ablated, the strongest."""
+    n_edges_measured: CountOrZero = 4
+    """Edges of each kind (between which submodules, from or into error nodes) measured by
+    intervention in each of these circuits."""
+    min_edge_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Warn where the rank correlation of weights between features with interventions is lower."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
 
@@ -957,6 +976,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def examined(self) -> list[str]:
+        """Keys of the clusters whose circuits are examined closer: the first of `clusters`."""
+        return self.clusters[: self.settings.evaluations.n_examined]
 
     @property
     def annotations(self) -> Path:

@@ -70,7 +70,7 @@ def _evaluate_one(
         rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
     except InputError as error:
         raise InputError(f"{job.key} cannot be judged: {error}") from error
-    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else _why_not(found)
+    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else why_not(found)
     return Made(TABLES["circuit_evaluations"].build(rows)), said
 
 
@@ -112,7 +112,8 @@ def _judge(
                 yield {**common, "threshold": threshold, **_columns(point)}
 
 
-def _why_not(found: Circuit | None) -> str:
+def why_not(found: Circuit | None) -> str:
+    """Why a behaviour's circuit is not judged."""
     return "empty" if found is None else "not judged: its cluster holds one distinct sample"
 
 
@@ -124,7 +125,7 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
     """Faithfulness and completeness of the circuit, and faithfulness at every size."""
     table = frame(work.store.read(evaluation(source, name)))
     if table.empty:
-        return {"not judged": _why_not(load_circuit(work.store, source, name))}
+        return {"not judged": why_not(load_circuit(work.store, source, name))}
     shown: dict[str, Any] = {}
     for own in table[table["threshold"].isna()].to_dict("records"):
         of = f"from layer {own['start_layer']}, error nodes: {own['error_nodes']}"
@@ -138,7 +139,7 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
     return {**shown, "curve": picture(curves(lines, "nodes", "faithfulness"))} if lines else shown
 
 
-def _check_fresh(
+def check_fresh(
     store: ArtifactStore, source: BehaviourSource, wanted: Mapping[str, Mapping[str, str]]
 ) -> None:
     """Raise if a circuit was found from other examples or dictionaries than there are now."""
@@ -179,7 +180,7 @@ def _evaluation_stage(
             }
             for key in settings
         }
-        _check_fresh(work.store, source, every)
+        check_fresh(work.store, source, every)
         return every
 
     return PartitionedStage(

@@ -5,8 +5,9 @@
     clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
-    circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
+    circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
+    edges/SOURCE/NAME/{evaluations, interventions}
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
     labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
@@ -127,14 +128,31 @@ DROPPED_PAIRS = Key("behaviours/dropped_pairs", "dropped_pairs", _STAGES["tasks"
 
 
 def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
-    """A circuit's tables: effects (of the nodes' columns), edges, nodes, and the circuit itself."""
-    columns = "nodes" if table == "effects" else table
+    """A circuit's tables: effects and edge_effects (of the columns of nodes and edges), edges,
+    nodes, and the circuit itself."""
+    columns = {"effects": "nodes", "edge_effects": "edges"}.get(table, table)
     return Key(f"circuits/{source}/{name}/{table}", columns, _STAGES[source][1])
 
 
 def evaluation(source: BehaviourSource, name: str) -> Key:
     """How a circuit was judged."""
     return Key(f"evaluations/{source}/{name}", "circuit_evaluations", _STAGES[source][2])
+
+
+_EDGE_STAGES = {
+    "clusters": "circuit_edge_evaluations",
+    "tasks": "task_edge_evaluations",
+    "classifiers": "classifier_edge_evaluations",
+}
+
+
+def edge_evaluation(
+    source: BehaviourSource,
+    name: str,
+    part: Literal["evaluations", "interventions"] = "evaluations",
+) -> Key:
+    """How the edges of a circuit were judged: some of them kept, and one by one."""
+    return Key(f"edges/{source}/{name}/{part}", f"edge_{part}", _EDGE_STAGES[source])
 
 
 def cards(submodule: str) -> Key:

@@ -1,0 +1,322 @@
+"""Stage 6: what the edges of circuits carry, and how far single weights can be trusted."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
+from assets.circuits.pairs import task_settings
+from assets.circuits.stages import load_circuit
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.store import ArtifactStore
+from assets.evaluations.stages import check_fresh, why_not
+from assets.plots import curves, picture, records, scatter
+from assets.settings import Experiment
+from assets.tables.conversions import Frame, frame, read_edges
+from assets.tables.places import (
+    DICTIONARY_SET,
+    BehaviourSource,
+    behaviours,
+    circuit,
+    edge_evaluation,
+)
+from assets.tables.schemas import TABLES
+from core.errors import InputError
+from core.options import Ablation
+
+if TYPE_CHECKING:
+    from core.types import Circuit, Edge
+
+
+@dataclass(frozen=True)
+class JudgingEdges:
+    """How edges are judged; see `assets.settings.EvaluationSettings`."""
+
+    ablation: Ablation
+    start_layer: int
+    shares: tuple[float, ...]
+    n_measured: int
+
+
+def make_edge_evaluations_of(
+    source: BehaviourSource, work: Work, jobs: Sequence[Job[JudgingEdges]]
+) -> Iterator[tuple[str, Made]]:
+    """Judge the edges of these behaviours' circuits on examples kept back, and one by one."""
+    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
+    every = work.spread(partial(_one_circuit, source, of_name), jobs)
+    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
+        work.say(f"edges {n} of {len(jobs)}: {job.key}, {said}")
+        yield job.key, made
+
+
+def _one_circuit(
+    source: BehaviourSource,
+    of_name: Mapping[str, Behaviour],
+    work: Work,
+    job: Job[JudgingEdges],
+) -> tuple[Made, str]:
+    """The tables of one circuit, and what they say in words."""
+    found, behaviour = load_circuit(work.store, source, job.key), of_name[job.key]
+    kept: list[dict[str, Any]] = []
+    measured: list[dict[str, Any]] = []
+    if found is None or not behaviour.chosen("evaluated"):
+        said = why_not(found)
+    elif not found.edges:
+        said = "it has no edges"
+    else:
+        try:
+            kept = list(_keep(source, work, behaviour, found, job))
+        except InputError as error:
+            raise InputError(f"the edges of {job.key} cannot be judged: {error}") from error
+        measured = _measure(work, behaviour, found, job)
+        own = {row["kept"]: row["faithfulness"] for row in kept}
+        said = f"faithfulness {own['circuit']:.2f}, with all edges {own['nodes']:.2f}"
+    beside = TABLES["edge_interventions"].build(measured)
+    return Made(
+        TABLES["edge_evaluations"].build(kept),
+        beside={edge_evaluation(source, job.key, "interventions"): beside},
+    ), said
+
+
+def _keep(
+    source: BehaviourSource,
+    work: Work,
+    behaviour: Behaviour,
+    found: Circuit,
+    job: Job[JudgingEdges],
+) -> Iterator[dict[str, Any]]:
+    """The circuit's nodes with all edges, its own, and shares of those that could be."""
+    from core.edge_evaluate import EdgeEvaluator
+    from core.evaluate import Evaluator
+
+    how = job.settings
+    evaluator = Evaluator(
+        work.load.model(),
+        work.load.dictionaries(),
+        behaviour.inputs("evaluated"),
+        ablation=how.ablation,
+        start_layer=how.start_layer,
+        budget_bytes=work.budget_bytes,
+    )
+    judge = EdgeEvaluator(evaluator, found, budget_bytes=work.budget_bytes)
+    ranked = judge.ranked(read_edges(work.store.read(circuit(source, job.key, "edge_effects"))))
+    into_metric = [edge for edge in ranked if edge.downstream is None]
+    between = [edge for edge in ranked if edge.downstream is not None]
+
+    def row(kept: str, edges: Sequence[Edge], share: float | None = None) -> dict[str, Any]:
+        weights = [abs(edge.weight) for edge in edges if edge.weight]
+        edges = [*edges, *([] if kept == "circuit" else into_metric)]
+        return {
+            "name": job.key,
+            "kept": kept,
+            "share": share,
+            "threshold": min(weights, default=None) if kept in ("strongest", "circuit") else None,
+            "ablation": how.ablation,
+            "start_layer": how.start_layer,
+            "held_out": behaviour.held_out,
+            **asdict(judge.evaluate(edges)),
+        }
+
+    whole = evaluator.evaluate(found)
+    own = {"m_edges": whole.m_circuit, "faithfulness": whole.faithfulness}
+    yield row("nodes", between) | own
+    yield row("circuit", found.edges)
+    yield row("strongest", between, 1.0)
+    for share in how.shares:
+        n = round(share * len(between))
+        yield row("strongest", between[:n], share)
+        yield row("random", random.Random(0).sample(between, n), share)
+        yield row("weakest", between[n:], share)
+
+
+def _measure(
+    work: Work, behaviour: Behaviour, found: Circuit, job: Job[JudgingEdges]
+) -> list[dict[str, Any]]:
+    """Some edges of each kind by intervention, on the examples that weights are means over."""
+    import torch
+
+    from core.edge_interventions import edge_interventions
+
+    of_kind: dict[tuple[str, bool, bool], list[Edge]] = {}
+    for edge in found.edges:
+        if edge.downstream is not None:
+            up, down = found.nodes[edge.upstream], found.nodes[edge.downstream]
+            kind = f"{up.submodule.split('_')[0]} -> {down.submodule.split('_')[0]}"
+            of_kind.setdefault((kind, up.is_error, down.is_error), []).append(edge)
+    drawn = [
+        (kind, edge)
+        for kind, edges in of_kind.items()
+        for edge in random.Random(0).sample(edges, min(job.settings.n_measured, len(edges)))
+    ]
+    inputs = behaviour.inputs("found").select(torch.arange(found.n_examples))
+    effects = edge_interventions(
+        work.load.model(),
+        work.load.dictionaries(),
+        inputs,
+        found.nodes,
+        [edge for _, edge in drawn],
+        budget_bytes=work.budget_bytes,
+    )
+    return [
+        {
+            "name": job.key,
+            "upstream": edge.upstream,
+            "downstream": edge.downstream,
+            "kind": kind,
+            "from_error": from_error,
+            "into_error": into_error,
+            "weight": edge.weight,
+            "effect": effect,
+        }
+        for ((kind, from_error, into_error), edge), effect in zip(
+            drawn, effects.tolist(), strict=True
+        )
+    ]
+
+
+def agreement(measured: Frame) -> dict[str, float]:
+    """How far weights agree with interventions.
+
+    Pearson and rank (Spearman) correlation, the slope of the line through zero that gives the
+    intervention from the weight by least squares, and the share of edges of the same sign; NaN
+    where there are fewer than three edges.
+    """
+    weight, effect = measured["weight"], measured["effect"]
+    if len(measured) < 3:
+        return {"n": len(measured), **dict.fromkeys(("pearson", "rank", "slope", "sign"), math.nan)}
+    return {
+        "n": len(measured),
+        "pearson": float(weight.corr(effect)),
+        "rank": float(weight.rank().corr(effect.rank())),
+        "slope": float((weight * effect).sum() / (weight**2).sum()),
+        "sign": float((weight * effect > 0).mean()),
+    }
+
+
+def measured_edges(store: ArtifactStore, source: BehaviourSource, names: Sequence[str]) -> Frame:
+    """The measured edges of those circuits that were examined, with a column `at_error`."""
+    import pandas as pd
+
+    keys = [edge_evaluation(source, name, "interventions") for name in names]
+    tables = [frame(store.read(key)) for key in keys if store.footer(key) is not None]
+    empty = frame(TABLES["edge_interventions"].build([]))
+    every = pd.concat([empty, *tables], ignore_index=True)
+    every["at_error"] = every["from_error"] | every["into_error"]
+    return every
+
+
+def show_edges_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
+    """The curve over shares of edges, and weights against interventions."""
+    kept = frame(work.store.read(edge_evaluation(source, name)))
+    if kept.empty:
+        found = load_circuit(work.store, source, name)
+        return {"not judged": "it has no edges" if found and not found.edges else why_not(found)}
+    own = kept.set_index("kept")
+    lines = {
+        chosen: (rows["n_edges"].tolist(), rows["faithfulness"].tolist())
+        for chosen, rows in kept.dropna(subset="share").sort_values("share").groupby("kept")
+    }
+    shown: dict[str, Any] = {
+        "faithfulness of the nodes": float(own.loc["nodes", "faithfulness"]),
+        "faithfulness with the circuit's edges": float(own.loc["circuit", "faithfulness"]),
+        "edges": f"{own.loc['circuit', 'n_edges']} of {own.loc['circuit', 'n_possible']} possible",
+        "curve": picture(curves(lines, "edges kept", "faithfulness")),
+    }
+    measured = measured_edges(work.store, source, [name])
+    if measured.empty:
+        return shown
+    measured["group"] = measured["kind"].mask(measured["at_error"], "at error nodes")
+    groups = dict(iter(measured.groupby("group")))
+    points = {group: (rows["weight"], rows["effect"]) for group, rows in groups.items()}
+    return {
+        **shown,
+        "weight and intervention": picture(scatter(points, "weight", "by intervention")),
+        "agreement": records({"edges": g, **agreement(rows)} for g, rows in groups.items()),
+    }
+
+
+def _edge_stage(
+    source: BehaviourSource,
+    description: str,
+    *,
+    partitions: Callable[[Experiment], Sequence[str]],
+    reads: Callable[[Experiment, str], JudgingEdges],
+) -> PartitionedStage[JudgingEdges]:
+    """The stage that judges the edges of the circuits of one source."""
+
+    def inputs(work: Work, settings: Mapping[str, JudgingEdges]) -> Mapping[str, Mapping[str, str]]:
+        of_behaviour = behaviour_digests(work.store, source)
+        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
+        parts = ("circuit", "nodes", "edges", "edge_effects")
+        every = {
+            key: {
+                "behaviour": of_behaviour[key],
+                **{part: work.store.content(circuit(source, key, part)) for part in parts},
+                **dictionaries,
+            }
+            for key in settings
+        }
+        check_fresh(work.store, source, every)
+        return every
+
+    return PartitionedStage(
+        name=edge_evaluation(source, "").stage,
+        group="evaluations",
+        description=description,
+        kinds=frozenset({"pytorch", "parquet"}),
+        key=lambda key: edge_evaluation(source, key),
+        beside=["edge_interventions"],
+        partitions=partitions,
+        deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
+        needs=always("model", "dictionaries"),
+        reads=reads,
+        inputs=inputs,
+        make=partial(make_edge_evaluations_of, source),
+        show=partial(show_edges_of, source),
+    )
+
+
+def _reads_cluster(experiment: Experiment, _name: str) -> JudgingEdges:
+    how = experiment.settings.evaluations
+    return JudgingEdges(how.ablation, how.start_layer, how.edge_shares, how.n_edges_measured)
+
+
+def _reads_task(experiment: Experiment, _name: str) -> JudgingEdges:
+    how = experiment.settings.evaluations
+    start_layer = task_settings(experiment).start_layer
+    return JudgingEdges("mean", start_layer, how.edge_shares, how.n_edges_measured)
+
+
+_DESCRIPTION = (
+    "What the edges of {} carry: how faithful its nodes are with some of the edges between them, "
+    "and single edges by intervention against their weights."
+)
+
+CIRCUIT_EDGE_EVALUATIONS_STAGE = _edge_stage(
+    "clusters",
+    _DESCRIPTION.format("each examined cluster's circuit"),
+    partitions=lambda experiment: experiment.examined,
+    reads=_reads_cluster,
+)
+
+TASK_EDGE_EVALUATIONS_STAGE = _edge_stage(
+    "tasks",
+    _DESCRIPTION.format("each task's circuit"),
+    partitions=lambda experiment: list(task_settings(experiment).pairs),
+    reads=_reads_task,
+)
+
+
+def edge_stages(experiment: Experiment) -> list[Stage]:
+    """The stages that judge edges; those of clusters where any is examined."""
+    stages: list[Stage] = []
+    if experiment.examined:
+        stages.append(CIRCUIT_EDGE_EVALUATIONS_STAGE)
+    if experiment.settings.tasks is not None:
+        stages.append(TASK_EDGE_EVALUATIONS_STAGE)
+    return stages
