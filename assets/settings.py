@@ -516,8 +516,11 @@ class EvaluationSettings(Section):
     n_edges_measured: CountOrZero = 4
     """Edges of each kind (between which submodules, from or into error nodes) measured by
     intervention in each of these circuits."""
+    n_edge_examples: Count = 8
+    """Examples on which they are, of those that the circuit was found from."""
     min_edge_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
-    """Warn where the rank correlation of weights between features with interventions is lower."""
+    """Warn where weights of edges between features rank them otherwise than interventions along
+    their direct paths do: where the rank correlation is lower."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
 

@@ -1,37 +1,57 @@
-"""What one edge does by intervention, to hold against the weight that stands for it (eqs 5 and 6).
+"""What single edges do by intervention, to hold against their weights (eqs 5 and 6).
 
-For an edge i -> j, at the clean input:
+For an edge i -> j node i takes its patch value in the clean run, and the direct path alone sees it:
 
-    u'  = u + change of i                   the upstream submodule's output, node i patched
-    y'  = F(u')                             the downstream one's, where only the direct path sees u'
-    m(y + node j of y' - node j of y) - m(y)     j alone takes the result, and the run goes on
+    u'     = u + change of i                                what the upstream submodule puts out
+    y'     = F(u')                                          what the downstream one would
+    path   = g_j . (node j of y' - node j of y)             the weight, but F is not made linear
+    effect = m(y + node j of y' - node j of y) - m(y)       j alone takes that, and the run goes on
 
 F is the path of `core.edges`: what lies between, the other submodules of the layer, stays clean.
-The weight is the same with both steps made linear, the second one's slope averaged on the way to
-the patch. Exact in the path, so it says how far a weight can be trusted.
+Where path and weight differ, the derivative of F at the clean input does not say what F does:
+features switch on and off. Where path and effect differ, g_j, the mean gradient, is not what j does
+alone: integrated gradients share out a joint change among all nodes of a submodule.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from core.budget import plan_passes
-from core.dictionaries import Dictionary, check_widths
-from core.edges import edge_kinds
-from core.effects import Endpoints, endpoints
-from core.errors import InputError, MissingSubmodule, NotFinite
-from core.inputs import Inputs, check_answers
+from core.circuit import examples_per_batch
+from core.dictionaries import Dictionary
+from core.edges import edge_effects, edge_kinds
+from core.effects import Effects, node_effects
+from core.errors import InputError, MissingSubmodule, NotFinite, ShapeMismatch
+from core.estimators import Estimator, IntegratedGradients, check_gradients
+from core.inputs import Inputs
 from core.models import LanguageModel
 from core.models.replay import Resumed
 from core.options import check_list
 from core.types import Edge, Node, Submodule
 
+_Kind = tuple[str, str]
 
-@torch.no_grad()
+
+@dataclass(frozen=True)
+class EdgeInterventions:
+    """Three measures of each edge, means over examples in the metric's units, in float64.
+
+    Attributes:
+        weight: ``(edge,)``, on these examples, as `core.edges.edge_effects` gives it.
+        path: ``(edge,)``, what the patched upstream node changes of the downstream one by the
+            direct path, times the downstream node's mean gradient.
+        effect: ``(edge,)``, what that change alone does to the metric.
+    """
+
+    weight: Tensor
+    path: Tensor
+    effect: Tensor
+
+
 def edge_interventions(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
@@ -39,48 +59,62 @@ def edge_interventions(
     nodes: Sequence[Node],
     edges: Sequence[Edge],
     *,
+    estimator: Estimator = IntegratedGradients(),
     budget_bytes: int = 2 << 30,
-) -> Tensor:
-    """The effect of each edge by intervention, a mean over examples.
+) -> EdgeInterventions:
+    """Weights of some edges, and the interventions that these stand for.
 
     Args:
-        dictionaries: those the weights were computed with.
-        inputs: the examples the weights are means over; pairs, or single inputs (to zero).
-        nodes: what `edges` count.
+        dictionaries: those the circuit was found with.
+        inputs: pairs, or single inputs (to zero).
+        nodes: what `edges` count: all at positions, or none.
         edges: not into the metric, where there is nothing but the node's own effect.
+        estimator: of the gradients; one that has them.
         budget_bytes: memory for activations in flight.
 
-    Returns:
-        ``(edge,)`` in the metric's units, in float64.
-
     Raises:
-        InputError: an edge that no direct path joins, or that is into the metric.
+        InputError: an edge that no direct path joins, or that is into the metric; an estimator
+            without gradients.
+        ShapeMismatch: nodes at positions, and examples of different lengths.
         MissingSubmodule, WidthMismatch: a dictionary is missing, or of another model.
-        NotFinite: a metric is NaN or infinite.
+        NotFinite: activations or a metric are NaN or infinite.
         OutOfBudget: not even one example fits the budget.
     """
-    check_widths(dictionaries, model.width)
-    check_answers(inputs, model.n_vocab)
     reached = inputs.readout.reached_by(model.submodules, model)
-    kinds = set(edge_kinds(model, dict.fromkeys(reached)))
-    ends = _checked(kinds, dictionaries, nodes, edges)
-    inputs = inputs.to(model.device)
-    passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
-    total = torch.zeros(len(edges), dtype=torch.float64)
-    for batch in inputs.batches(passes.rows):
-        clean = _Clean.of(model, dictionaries, batch, {node.submodule for e in ends for node in e})
-        for i, (up, down) in enumerate(ends):
-            total[i] += clean.intervene(up, down)
-    if not bool(total.isfinite().all()):
+    ends = _checked(set(edge_kinds(model, dict.fromkeys(reached))), dictionaries, nodes, edges)
+    check_gradients(estimator)
+    by_position = any(node.pos is not None for pair in ends for node in pair)
+    if by_position and not bool(inputs.mask.all()):
+        raise ShapeMismatch(
+            "nodes at positions need examples of one length, and these are padded: measure edges "
+            "on the inputs that the circuit was found from."
+        )
+    names = {node.submodule for pair in ends for node in pair}
+    involved = {name: dictionaries[name] for name in sorted(names)}
+    totals = torch.zeros(3, len(ends), dtype=torch.float64)
+    if not ends:
+        return EdgeInterventions(*totals)
+    size = examples_per_batch(model, involved, inputs.clean.shape[1], budget_bytes)
+    for batch in inputs.batches(size):
+        effects = node_effects(
+            model, involved, batch, estimator=estimator, budget_bytes=budget_bytes
+        )
+        batch = batch.to(model.device)
+        runs = Resumed(model, effects.clean_run, batch.metric, batch.last, batch.readout)
+        totals[0] += _weights(model, involved, effects, ends, by_position, budget_bytes)
+        clean = _Clean(runs, involved, effects)
+        for i, pair in enumerate(ends):
+            totals[1:, i] += torch.tensor(clean.intervene(*pair), dtype=torch.float64)
+    if not bool(totals.isfinite().all()):
         raise NotFinite(
             "the metric is NaN or infinite with an edge's nodes changed: check the answers and "
             "the model's dtype."
         )
-    return total / inputs.n_examples
+    return EdgeInterventions(*(totals / inputs.n_examples))
 
 
 def _checked(
-    kinds: set[tuple[str, str]],
+    kinds: set[_Kind],
     dictionaries: Mapping[str, Dictionary],
     nodes: Sequence[Node],
     edges: Sequence[Edge],
@@ -112,79 +146,90 @@ def _checked(
     return ends
 
 
+def _weights(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    effects: Effects,
+    ends: Sequence[tuple[Node, Node]],
+    by_position: bool,
+    budget_bytes: int,
+) -> Tensor:
+    """The weight of each edge, summed over examples."""
+
+    def key(node: Node) -> int:
+        n_features = dictionaries[node.submodule].n_features
+        feature = n_features if node.is_error else node.feature
+        return feature + (node.pos or 0) * (n_features + 1)  # as core.edges numbers nodes
+
+    keys = [(key(up), key(down)) for up, down in ends]
+    keep: dict[str, set[int]] = {name: set() for name in dictionaries}
+    for pair, of_pair in zip(ends, keys, strict=True):
+        for node, number in zip(pair, of_pair, strict=True):
+            keep[node.submodule].add(number)
+    found = edge_effects(
+        model,
+        dictionaries,
+        effects,
+        keep={name: torch.tensor(sorted(numbers)) for name, numbers in keep.items()},
+        by_position=by_position,
+        budget_bytes=budget_bytes,
+    )
+    weights = {
+        (kind, *of_pair): weight
+        for kind, e in found.items()
+        for *of_pair, weight in zip(
+            e.upstream.tolist(), e.downstream.tolist(), e.weight.tolist(), strict=True
+        )
+    }
+    places = [
+        ((up.submodule, down.submodule), *of_pair)
+        for (up, down), of_pair in zip(ends, keys, strict=True)
+    ]
+    return torch.tensor([weights.get(place, 0.0) for place in places], dtype=torch.float64)
+
+
 @dataclass(frozen=True)
 class _Clean:
-    """The clean run of some examples, and what patching changes of it.
-
-    Attributes:
-        runs: resumed from the clean recording.
-        metric: ``(batch,)``, clean.
-        ends: by submodule, its clean state and its change.
-    """
+    """The clean run of some examples, and what patching changes of it."""
 
     runs: Resumed
     dictionaries: Mapping[str, Dictionary]
-    mask: Tensor
-    metric: Tensor
-    ends: Mapping[str, Endpoints]
+    effects: Effects
 
-    @classmethod
-    def of(
-        cls,
-        model: LanguageModel,
-        dictionaries: Mapping[str, Dictionary],
-        inputs: Inputs,
-        names: set[str],
-    ) -> _Clean:
-        runs, patch = Resumed.record(model, inputs), None
-        clean = runs.recording.outputs
-        if inputs.patch is not None:
-            other = replace(inputs, clean=inputs.patch, patch=None)
-            patch = Resumed.record(model, other).recording.outputs
-        ends = {
-            name: endpoints(
-                dictionaries[name],
-                clean[name],
-                None if patch is None else patch[name],
-                inputs.mask,
-            )
-            for name in sorted(names)
-        }
-        return cls(runs, dictionaries, inputs.mask, runs.as_recorded(), ends)
-
-    def intervene(self, up: Node, down: Node) -> float:
-        """The change of the metric, summed over examples."""
+    @torch.no_grad()
+    def intervene(self, up: Node, down: Node) -> tuple[float, float]:
+        """Path and effect of an edge, summed over examples."""
         name, dictionary = down.submodule, self.dictionaries[down.submodule]
-        before = self.ends[name].clean
+        before = self.runs.recording.outputs[name]
         after = self._through(up.submodule, name, self._patched(up))
         wide = dictionary.decoder.dtype
         change = _part(dictionary, down, after.to(wide)) - _part(dictionary, down, before.to(wide))
         change = change * self._where(down)
         metric = self.runs.metric_with(name, before + change.to(before.dtype))
-        return float((metric - self.metric).double().sum())
+        path = (change * self.effects[name].gradient).double().sum()
+        return float(path), float((metric - self.effects.metric_clean).double().sum())
 
     def _where(self, node: Node) -> Tensor:
         """1 at tokens where a node is, ``(batch, pos, 1)``."""
-        where = self.mask.clone()
+        where = self.effects.mask.clone()
         if node.pos is not None:
             where[:, torch.arange(where.shape[1], device=where.device) != node.pos] = False
         return where[..., None]
 
     def _patched(self, node: Node) -> Tensor:
-        """The upstream submodule's output with this node at its patch value."""
-        dictionary, ends = self.dictionaries[node.submodule], self.ends[node.submodule]
-        if node.is_error:
-            change = ends.change.error
-        else:
-            features = ends.change.features
-            own = features.where(features.feature == node.feature)
-            size = own.value.new_zeros(self.mask.numel())
+        """What a node's submodule puts out with the node at its patch value."""
+        dictionary, change = self.dictionaries[node.submodule], self.effects[node.submodule].change
+        added = change.error
+        if not node.is_error:
+            own = change.features.where(change.features.feature == node.feature)
+            size = own.value.new_zeros(added.shape[:2].numel())
             size[own.token] = own.value
-            change = size.view(*self.mask.shape, 1) * dictionary.decoder[node.feature]
-        return ends.clean + (change * self._where(node)).to(ends.clean.dtype)
+            added = size.view(*added.shape[:2], 1) * dictionary.decoder[node.feature]
+        clean = self.runs.recording.outputs[node.submodule]
+        return clean + (added * self._where(node)).to(clean.dtype)
 
     def _through(self, up: str, down: str, value: Tensor) -> Tensor:
-        """The downstream output where the direct path alone sees another upstream output."""
+        """What `down` puts out where the direct path alone sees another output of `up`."""
         model, recording = self.runs.model, self.runs.recording
         kind, layer = Submodule.parse(down)
         attn, mlp, stream = f"attn_{layer}", f"mlp_{layer}", recording.stream_before(layer)
@@ -194,13 +239,12 @@ class _Clean:
             stream = value
         if kind == "attn":
             return model.attn(layer, stream, recording.context[layer])
-        middle = stream
         if kind == "resid" or not model.parallel:
             written = value if up == attn else recording.outputs[attn]
-            middle = model.after_attn(layer, stream, written)
+            stream = model.after_attn(layer, stream, written)
         if kind == "mlp":
-            return model.mlp(layer, middle)
-        return middle + (value if up == mlp else recording.outputs[mlp])
+            return model.mlp(layer, stream)
+        return stream + (value if up == mlp else recording.outputs[mlp])
 
 
 def _part(dictionary: Dictionary, node: Node, y: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
 from assets.circuits.pairs import task_settings
-from assets.circuits.stages import load_circuit
+from assets.circuits.stages import CIRCUITS_STAGE, TASK_CIRCUITS_STAGE, Finding, load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
 from assets.evaluations.stages import check_fresh, why_not
@@ -27,10 +27,16 @@ from assets.tables.places import (
 )
 from assets.tables.schemas import TABLES
 from core.errors import InputError
+from core.estimators import Estimator
 from core.options import Ablation
 
 if TYPE_CHECKING:
     from core.types import Circuit, Edge
+
+_MEASURES: dict[Literal["path", "effect"], str] = {
+    "path": "direct path",
+    "effect": "effect on the metric",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,9 @@ class JudgingEdges:
     ablation: Ablation
     start_layer: int
     shares: tuple[float, ...]
+    estimator: Estimator
     n_measured: int
+    n_examples: int
 
 
 def make_edge_evaluations_of(
@@ -137,7 +145,7 @@ def _keep(
 def _measure(
     work: Work, behaviour: Behaviour, found: Circuit, job: Job[JudgingEdges]
 ) -> list[dict[str, Any]]:
-    """Some edges of each kind by intervention, on the examples that weights are means over."""
+    """Some edges of each kind by intervention, on some of the examples they were found from."""
     import torch
 
     from core.edge_interventions import edge_interventions
@@ -153,13 +161,14 @@ def _measure(
         for kind, edges in of_kind.items()
         for edge in random.Random(0).sample(edges, min(job.settings.n_measured, len(edges)))
     ]
-    inputs = behaviour.inputs("found").select(torch.arange(found.n_examples))
-    effects = edge_interventions(
+    n_examples = min(job.settings.n_examples, found.n_examples)
+    measured = edge_interventions(
         work.load.model(),
         work.load.dictionaries(),
-        inputs,
+        behaviour.inputs("found").select(torch.arange(n_examples)),
         found.nodes,
         [edge for _, edge in drawn],
+        estimator=job.settings.estimator,
         budget_bytes=work.budget_bytes,
     )
     return [
@@ -170,32 +179,46 @@ def _measure(
             "kind": kind,
             "from_error": from_error,
             "into_error": into_error,
-            "weight": edge.weight,
-            "effect": effect,
+            "n_examples": n_examples,
+            **{name: float(values[i]) for name, values in vars(measured).items()},
         }
-        for ((kind, from_error, into_error), edge), effect in zip(
-            drawn, effects.tolist(), strict=True
-        )
+        for i, ((kind, from_error, into_error), edge) in enumerate(drawn)
     ]
 
 
-def agreement(measured: Frame) -> dict[str, float]:
-    """How far weights agree with interventions.
+def agreement(measured: Frame, by: Literal["path", "effect"] = "path") -> dict[str, float]:
+    """How far the weights of edges agree with an intervention.
 
     Pearson and rank (Spearman) correlation, the slope of the line through zero that gives the
     intervention from the weight by least squares, and the share of edges of the same sign; NaN
     where there are fewer than three edges.
+
+    Args:
+        measured: rows of `edge_interventions`.
+        by: along the direct path alone, or on the metric; see `core.edge_interventions`.
     """
-    weight, effect = measured["weight"], measured["effect"]
+    weight, moved = measured["weight"], measured[by]
     if len(measured) < 3:
         return {"n": len(measured), **dict.fromkeys(("pearson", "rank", "slope", "sign"), math.nan)}
     return {
         "n": len(measured),
-        "pearson": float(weight.corr(effect)),
-        "rank": float(weight.rank().corr(effect.rank())),
-        "slope": float((weight * effect).sum() / (weight**2).sum()),
-        "sign": float((weight * effect > 0).mean()),
+        "pearson": float(weight.corr(moved)),
+        "rank": float(weight.rank().corr(moved.rank())),
+        "slope": float((weight * moved).sum() / (weight**2).sum()),
+        "sign": float((weight * moved > 0).mean()),
     }
+
+
+def agreement_text(measured: Frame) -> str | None:
+    """How edges at error nodes compare with others, in words; None where neither was measured."""
+    at_error = measured["at_error"]
+    errors, features = (agreement(measured[rows])["rank"] for rows in (at_error, ~at_error))
+    if math.isnan(errors) or math.isnan(features):
+        return None
+    return (
+        f"rank correlation with their direct paths {errors:.2f}, of those between features "
+        f"{features:.2f} ({len(measured)} edges measured)"
+    )
 
 
 def measured_edges(store: ArtifactStore, source: BehaviourSource, names: Sequence[str]) -> Frame:
@@ -232,12 +255,13 @@ def show_edges_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         return shown
     measured["group"] = measured["kind"].mask(measured["at_error"], "at error nodes")
     groups = dict(iter(measured.groupby("group")))
-    points = {group: (rows["weight"], rows["effect"]) for group, rows in groups.items()}
-    return {
-        **shown,
-        "weight and intervention": picture(scatter(points, "weight", "by intervention")),
-        "agreement": records({"edges": g, **agreement(rows)} for g, rows in groups.items()),
-    }
+    for by, words in _MEASURES.items():
+        points = {group: (rows["weight"], rows[by]) for group, rows in groups.items()}
+        shown[f"weight and {words}"] = picture(scatter(points, "weight", words))
+        shown[f"agreement of weight and {words}"] = records(
+            {"edges": group, **agreement(rows, by)} for group, rows in groups.items()
+        )
+    return shown
 
 
 def _edge_stage(
@@ -281,15 +305,32 @@ def _edge_stage(
     )
 
 
-def _reads_cluster(experiment: Experiment, _name: str) -> JudgingEdges:
+def _reads_cluster(experiment: Experiment, name: str) -> JudgingEdges:
     how = experiment.settings.evaluations
-    return JudgingEdges(how.ablation, how.start_layer, how.edge_shares, how.n_edges_measured)
+    return _judging(experiment, how.ablation, how.start_layer, CIRCUITS_STAGE, name)
 
 
-def _reads_task(experiment: Experiment, _name: str) -> JudgingEdges:
-    how = experiment.settings.evaluations
+def _reads_task(experiment: Experiment, name: str) -> JudgingEdges:
     start_layer = task_settings(experiment).start_layer
-    return JudgingEdges("mean", start_layer, how.edge_shares, how.n_edges_measured)
+    return _judging(experiment, "mean", start_layer, TASK_CIRCUITS_STAGE, name)
+
+
+def _judging(
+    experiment: Experiment,
+    ablation: Ablation,
+    start_layer: int,
+    circuits: PartitionedStage[Finding],
+    name: str,
+) -> JudgingEdges:
+    how = experiment.settings.evaluations
+    return JudgingEdges(
+        ablation,
+        start_layer,
+        how.edge_shares,
+        circuits.reads(experiment, name).estimator,
+        how.n_edges_measured,
+        how.n_edge_examples,
+    )
 
 
 _DESCRIPTION = (

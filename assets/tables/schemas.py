@@ -502,13 +502,15 @@ _ALL = (
                 _column("kind", _TEXT, "kinds of submodules that it joins: resid -> mlp"),
                 _column("from_error", _BOOL, "it leaves an error node"),
                 _column("into_error", _BOOL, "it enters an error node"),
-                _column("weight", _DOUBLE, "its weight, in the metric's units"),
+                _column("n_examples", _INT, "the circuit's first examples, of which all are means"),
+                _column("weight", _DOUBLE, "its weight on these, in the metric's units"),
                 _column(
-                    "effect",
+                    "path",
                     _DOUBLE,
-                    "what it does by intervention, a mean over the examples that the weight is a "
-                    "mean over",
+                    "the same, but what the patched upstream node changes of the downstream one is "
+                    "computed along the direct path and not by its derivative",
                 ),
+                _column("effect", _DOUBLE, "what that change alone does to the metric"),
             ]
         ),
     ),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.circuit import attribute
-from core.edge_interventions import edge_interventions
+from core.edge_interventions import EdgeInterventions, edge_interventions
 from core.errors import InputError, MissingSubmodule
 from core.estimators import Attribution
 from core.inputs import Inputs
@@ -51,27 +51,33 @@ def test_the_intervention_is_the_weight_where_the_patch_hardly_differs(
             of_kind.setdefault((up.submodule, down.submodule, up.is_error, down.is_error), edge)
     assert len(of_kind) > 30
     chosen = list(of_kind.values())
-    measured = edge_interventions(model, dictionaries, inputs, found.nodes, chosen)
+    measured = edge_interventions(
+        model, dictionaries, inputs, found.nodes, chosen, estimator=Attribution()
+    )
     weights = torch.tensor([edge.weight for edge in chosen], dtype=torch.float64)
-    torch.testing.assert_close(measured, weights, rtol=1e-3, atol=1e-11)
+    torch.testing.assert_close(measured.weight, weights, rtol=1e-9, atol=1e-16)
+    torch.testing.assert_close(measured.path, weights, rtol=1e-3, atol=1e-11)
+    torch.testing.assert_close(measured.effect, weights, rtol=1e-3, atol=1e-11)
 
 
-# Upstream, downstream, and by how much m rises in examples 1 and 2, m = -2 VERDICT - MOVED and
-# 2 VERDICT + MOVED. The number's + feature goes from 1 to 0 in example 1, from 0 to 1 in 2.
+# Upstream, downstream: weight, path and effect. m is -2 VERDICT - MOVED in example 1, where the
+# number's + feature goes from 1 to 0, and 2 VERDICT + MOVED in example 2, where it goes from 0 to
+# 1. On the way from clean to patch dm/dMOVED is -5 and 5 on average, dm/dVERDICT -2 and 2.
 BY_HAND = {
-    # MOVED goes to 0, which only the feature that was active shows: m -7 to 0, or -3 to 0.
-    ("embed", plus(NUMBER), "attn_0", plus(MOVED)): (7, 0),
-    ("embed", plus(NUMBER), "attn_0", minus(MOVED)): (0, 3),
-    # The MLP sees MOVED 1/4, or -1/4: VERDICT 3 to 3/4, or -1 to -1/4.
-    ("resid_0", plus(MOVED), "mlp_1", plus(VERDICT)): (4.5, 0),
-    ("resid_0", plus(MOVED), "mlp_1", minus(VERDICT)): (0, 1.5),
-    # The error goes from 1/4 to -1/4: the MLP sees 1/2, VERDICT 3 to 1.5, or -1 to -1/2.
-    ("resid_0", ERROR, "mlp_1", plus(VERDICT)): (3, 0),
-    ("resid_0", ERROR, "mlp_1", minus(VERDICT)): (0, 1),
+    # MOVED goes to 0, which only the feature shows that was active: 1 less, 5 . 1 / 2. Alone it
+    # takes m from -7 to 0, and from -3 to 0.
+    ("embed", plus(NUMBER), "attn_0", plus(MOVED)): (2.5, 2.5, 7 / 2),
+    ("embed", plus(NUMBER), "attn_0", minus(MOVED)): (2.5, 2.5, 3 / 2),
+    # The MLP sees MOVED 1/4, or -1/4: VERDICT goes from 3 to 3/4, or from -1 to -1/4.
+    ("resid_0", plus(MOVED), "mlp_1", plus(VERDICT)): (2.25, 2.25, 2.25),
+    ("resid_0", plus(MOVED), "mlp_1", minus(VERDICT)): (0.75, 0.75, 0.75),
+    # The error goes from 1/4 to -1/4: the MLP sees 1/2, VERDICT 3 to 3/2, or -1 to -1/2.
+    ("resid_0", ERROR, "mlp_1", plus(VERDICT)): (1.5, 1.5, 1.5),
     # Beside the MLP.
-    ("resid_0", ERROR, "resid_1", plus(MOVED)): (0.5, 0),
-    # Where MOVED is 0 there is no error: the MLP and the metric see 1/4 less of it.
-    ("attn_0", plus(MOVED), "resid_0", ERROR): (1.75, 0.75),
+    ("resid_0", ERROR, "resid_1", plus(MOVED)): (0.25, 0.25, 0.25),
+    # The error is 1/4 wherever MOVED is above that: no derivative. But at MOVED 0 it is 0: 5 . 1/4,
+    # and the MLP and the metric see 3/4: m from -7 to -5.25, and from -3 to -2.25.
+    ("attn_0", plus(MOVED), "resid_0", ERROR): (0, 1.25, (1.75 + 0.75) / 2),
 }
 
 
@@ -81,7 +87,8 @@ def test_on_a_toy_it_is_what_was_worked_out_by_hand() -> None:
     number = {(node.submodule, node.feature): i for i, node in enumerate(nodes)}
     edges = [Edge(number[ends[:2]], number[ends[2:]], 0.0) for ends in BY_HAND]
     measured = edge_interventions(model, toy_dictionaries(model), inputs, nodes, edges)
-    assert measured.tolist() == [sum(examples) / 2 for examples in BY_HAND.values()]
+    by_hand = torch.tensor(list(BY_HAND.values()), dtype=torch.float64)
+    torch.testing.assert_close(torch.stack(list(vars(measured).values()), 1), by_hand)
 
 
 def test_the_mean_does_not_depend_on_how_many_examples_fit() -> None:
@@ -95,8 +102,10 @@ def test_the_mean_does_not_depend_on_how_many_examples_fit() -> None:
         for i in range(5)
     ]
     few = edge_interventions(model, dictionaries, inputs, nodes, edges, budget_bytes=80_000)
-    torch.testing.assert_close(whole, torch.stack(single).mean(0))
-    torch.testing.assert_close(whole, few)
+    for name, values in vars(whole).items():
+        alone = torch.stack([getattr(one, name) for one in single])
+        torch.testing.assert_close(values, alone.mean(0))
+        torch.testing.assert_close(values, getattr(few, name))
 
 
 def test_what_is_no_edge_is_refused() -> None:
@@ -108,10 +117,10 @@ def test_what_is_no_edge_is_refused() -> None:
         Node("mlp_1", 0, None, 1.0),
     ]
 
-    def measure(*edges: Edge) -> torch.Tensor:
+    def measure(*edges: Edge) -> EdgeInterventions:
         return edge_interventions(model, dictionaries, make_pairs(2, 4), nodes, edges)
 
-    assert len(measure(Edge(0, 1, 1.0))) == 1
+    assert len(measure(Edge(0, 1, 1.0)).effect) == 1
     with pytest.raises(InputError, match="the node's own effect"):
         measure(Edge(1, None, 1.0))
     with pytest.raises(InputError, match="nodes of its circuit"):
