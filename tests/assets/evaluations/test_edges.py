@@ -77,10 +77,8 @@ def test_weights_measured_on_the_circuits_own_examples_are_the_circuits(
     measured = measured_edges(store, "tasks", ["simple"])
     assert set(measured["n_examples"]) == {found.n_examples}
     weights = {edge[:2]: edge.weight for edge in found.edges}
-    ours = [
-        weights[ends]
-        for ends in measured[["upstream", "downstream"]].itertuples(index=False, name=None)
-    ]
+    ends = measured[["upstream", "downstream"]].to_numpy().tolist()
+    ours = [weights[tuple(pair)] for pair in ends]
     np.testing.assert_allclose(measured["weight"], ours, rtol=1e-4)
     at_most = finished.settings.evaluations.n_edges_measured
     assert measured.groupby(["kind", "from_error", "into_error"]).size().max() <= at_most
