@@ -18,6 +18,7 @@ from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
 from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
+from assets.evaluations.edges import agreement, measured_edges
 from assets.evaluations.summary import compared_of, finite, names_of
 from assets.settings import CheckSettings, Experiment
 from assets.tables.conversions import Frame, frame
@@ -35,6 +36,7 @@ from assets.tables.places import (
     cards,
     circuit,
     clusters,
+    edge_evaluation,
     evaluation,
     sae,
 )
@@ -42,6 +44,8 @@ from assets.tables.schemas import TABLES
 
 _SHOWN = 10
 _MOST_UNMET = 0.05
+_ROUNDING = 1e-3
+"""Faithfulness of float32 runs that take different ways to the same numbers."""
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -374,6 +378,59 @@ def pairs_are_predicted(experiment: Experiment, store: ArtifactStore) -> Outcome
     )
 
 
+def _edges_are_nodes(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """With every possible edge the nodes do what they do where no edge is ablated."""
+    off = {}
+    for name in _examined(source, experiment):
+        if store.footer(edge_evaluation(source, name)) is None:
+            continue
+        table = frame(store.read(edge_evaluation(source, name)))
+        whole = table[(table["kept"] == "strongest") & (table["share"] == 1)]["faithfulness"]
+        nodes = table[table["kept"] == "nodes"]["faithfulness"]
+        if len(nodes):
+            off[name] = abs(float(whole.iloc[0]) - float(nodes.iloc[0]))
+    # Where nothing is to be explained faithfulness is NaN either way.
+    far = [name for name, difference in off.items() if difference > _ROUNDING]
+    return Outcome(
+        not far,
+        f"{len(off)} circuits; with every edge in place the faithfulness of the nodes differs by "
+        f"at most {max(finite(list(off.values())), default=0.0):.1g}, more than rounding: "
+        f"{far or 'none'}.",
+    )
+
+
+def _weights_predict(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """Weights rank edges between features as interventions do."""
+    least = experiment.settings.evaluations.min_edge_correlation
+    table = measured_edges(store, source, _examined(source, experiment))
+    parts = {"between features": ~table["at_error"], "at error nodes": table["at_error"]}
+    rank = {
+        (of, by): agreement(table[rows], by)["rank"]
+        for of, rows in parts.items()
+        for by in ("path", "effect")
+    }
+    lowest = rank["between features", "path"]
+    says = "; ".join(
+        f"{of} {rank[of, 'path']:.2f} with the direct path and {rank[of, 'effect']:.2f} with the "
+        f"effect on the metric ({int(rows.sum())} edges)"
+        for of, rows in parts.items()
+    )
+    return Outcome(
+        not lowest < least,
+        f"Rank correlation of weights {says}. At least {least:g} is expected of the first "
+        "(evaluations.min_edge_correlation).",
+        {"rank correlation": lowest} if math.isfinite(lowest) else {},
+    )
+
+
+def _examined(source: BehaviourSource, experiment: Experiment) -> Sequence[str]:
+    return experiment.examined if source == "clusters" else names_of(experiment)[source]
+
+
 def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """With nearly every node kept, circuits of tasks are more faithful than with none."""
     first, low = experiment.settings.evaluations.error_nodes[0], []
@@ -526,6 +583,14 @@ _CHECKS = (
           partial(_evaluations_are_numbers, "clusters"), warns=True),
     Check("evaluations_are_numbers", "task_evaluations", "Most can be judged.",
           partial(_evaluations_are_numbers, "tasks"), warns=True),
+    Check("edges_are_nodes", "circuit_edge_evaluations", "All edges kept is all nodes kept.",
+          partial(_edges_are_nodes, "clusters")),
+    Check("edges_are_nodes", "task_edge_evaluations", "All edges kept is all nodes kept.",
+          partial(_edges_are_nodes, "tasks")),
+    Check("weights_predict", "circuit_edge_evaluations", "Weights rank edges as interventions do.",
+          partial(_weights_predict, "clusters"), warns=True),
+    Check("weights_predict", "task_edge_evaluations", "Weights rank edges as interventions do.",
+          partial(_weights_predict, "tasks"), warns=True),
     Check("curves_rise", "task_evaluations", "Large circuits are faithful.",
           curves_rise, warns=True),
     Check("whole_and_empty", "circuit_baselines", "All nodes give 1, and none gives 0.",

@@ -501,11 +501,30 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
+    n_examined: CountOrZero | None = None
+    """The first so many clusters are examined closer, as every task is: held against baselines,
+    edges judged, circuits judged on each other's behaviours; null examines all."""
+    edge_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.4,
+        0.7,
+    )
+    """Of a circuit examined closer, such shares of the possible edges between its nodes are kept,
+    the strongest or random ones, and ablated, the strongest."""
+    n_edges_measured: CountOrZero = 4
+    """Edges of each kind (between which submodules, from or into error nodes) measured by
+    intervention in each of these circuits."""
+    n_edge_examples: Count = 8
+    """Examples on which they are, of those that the circuit was found from."""
+    min_edge_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Warn where weights of edges between features rank them otherwise than interventions along
+    their direct paths do: where the rank correlation is lower."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
-    n_examined: CountOrZero | None = 4
-    """Clusters, from the first on, whose circuits are also held against baselines; all where
-    null. Circuits of tasks always are."""
     variants: tuple[Variant, ...] = VARIANTS
     """What circuits of every size are made of, to compare: features with all error nodes, with
     none of them (no_errors) or those of the residual stream (residual_errors); neurons of the same
@@ -981,7 +1000,7 @@ class Experiment:
 
     @property
     def examined(self) -> list[str]:
-        """Those of the clusters whose circuits are looked at more closely."""
+        """Keys of the clusters whose circuits are examined closer: the first of `clusters`."""
         return self.clusters[: self.settings.evaluations.n_examined]
 
     @property

@@ -8,6 +8,7 @@ from assets.dictionaries.stages import dictionary_stages
 from assets.discovery.clusterings import discovery_stages
 from assets.discovery.comparisons import comparison_stages
 from assets.engine.stage import Stage
+from assets.evaluations.edges import edge_stages
 from assets.evaluations.stages import evaluation_stages
 from assets.features.labels import feature_stages
 from assets.settings import Experiment
@@ -20,6 +21,7 @@ _STEPS = (
     comparison_stages,
     circuit_stages,
     evaluation_stages,
+    edge_stages,
     feature_stages,
     classifier_stages,
 )

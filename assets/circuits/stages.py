@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from core.types import Circuit
 
 FLOOR = 1e-4
-"""Effects above this are kept, so that a circuit can be cut at any threshold above it."""
+"""Effects of nodes and edges above this are kept, so that a circuit can be cut at any threshold
+above it."""
 
 TOLERANCE = 0.1
 """Of adaptive integrals where the experiment names none."""
@@ -43,7 +44,7 @@ _DRAWN_NODES = 16
 class Finding:
     """How a circuit is found; see `assets.settings.CircuitSettings`.
 
-    `lowest` is the least effect of the nodes kept for circuits of other sizes.
+    `lowest` is the least effect of the nodes and edges kept for circuits of other sizes.
     """
 
     estimator: Estimator
@@ -88,7 +89,7 @@ def _make_one(
     picture, behaviour = circuit(source, job.key), of_name[job.key]
     if not behaviour.examples:
         work.store.path(picture, ".svg").unlink(missing_ok=True)
-        return _tables(source, job.key, None, None, []), "empty"
+        return _tables(source, job.key, None, None, None, []), "empty"
     how = job.settings
     effects = attribute(
         work.load.model(),
@@ -99,18 +100,19 @@ def _make_one(
         enough=how.enough,
         budget_bytes=work.budget_bytes,
     )
-    found = effects.circuit(
+    joined = effects.circuit(
         node_threshold=how.node_threshold,
-        edge_threshold=how.edge_threshold,
+        edge_threshold=min(how.lowest, how.edge_threshold),
         edges=how.estimator.has_gradients,
         settings={**work.about, "name": job.key, "made_from": dict(job.recipe.inputs)},
         tokens=behaviour.tokens,
     )
+    found = joined.with_edges_above(how.edge_threshold)
     every = effects.circuit(node_threshold=how.lowest, edge_threshold=0.0, edges=False)
     title = f"{work.about['experiment']} {job.key}"
     drawn = work.store.write_text(picture, ".svg", draw_circuit(found, title=title))
     cut = (how.node_threshold, how.edge_threshold)
-    return _tables(source, job.key, found, every, [drawn], cut), _size(found)
+    return _tables(source, job.key, found, every, joined, [drawn], cut), _size(found)
 
 
 def _size(found: Circuit) -> str:
@@ -131,12 +133,15 @@ def _tables(
     name: str,
     found: Circuit | None,
     every: Circuit | None,
+    joined: Circuit | None,
     files: Sequence[Any],
     cut: tuple[float, float] | None = None,
 ) -> Made:
     tables = circuit_tables(name, found)
+    of_edges = circuit_tables(name, joined, included_above=cut)["edges"]
     beside = {
         circuit(source, name, "effects"): circuit_tables(name, every, included_above=cut)["nodes"],
+        circuit(source, name, "edge_effects"): of_edges,
         circuit(source, name, "edges"): tables["edges"],
         circuit(source, name, "nodes"): tables["nodes"],
     }

@@ -65,7 +65,7 @@ def _evaluate_one(
         rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
     except InputError as error:
         raise InputError(f"{job.key} cannot be judged: {error}") from error
-    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else _why_not(found)
+    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else why_not(found)
     return Made(TABLES["circuit_evaluations"].build(rows)), said
 
 
@@ -107,7 +107,8 @@ def _judge(
                 yield {**common, "threshold": threshold, **_columns(point)}
 
 
-def _why_not(found: Circuit | None) -> str:
+def why_not(found: Circuit | None) -> str:
+    """Why a behaviour's circuit is not judged."""
     return "empty" if found is None else "not judged: its cluster holds one distinct sample"
 
 
@@ -119,7 +120,7 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
     """Faithfulness and completeness of the circuit, and faithfulness at every size."""
     table = frame(work.store.read(evaluation(source, name)))
     if table.empty:
-        return {"not judged": _why_not(load_circuit(work.store, source, name))}
+        return {"not judged": why_not(load_circuit(work.store, source, name))}
     shown: dict[str, Any] = {}
     for own in table[table["threshold"].isna()].to_dict("records"):
         of = f"from layer {own['start_layer']}, error nodes: {own['error_nodes']}"

@@ -5,9 +5,10 @@
     clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
-    circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
+    circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
     baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
+    edges/SOURCE/NAME/{evaluations, interventions}
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
     labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
@@ -128,8 +129,9 @@ DROPPED_PAIRS = Key("behaviours/dropped_pairs", "dropped_pairs", _STAGES["tasks"
 
 
 def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
-    """A circuit's tables: effects (of the nodes' columns), edges, nodes, and the circuit itself."""
-    columns = "nodes" if table == "effects" else table
+    """A circuit's tables: effects and edge_effects (of the columns of nodes and edges), edges,
+    nodes, and the circuit itself."""
+    columns = {"effects": "nodes", "edge_effects": "edges"}.get(table, table)
     return Key(f"circuits/{source}/{name}/{table}", columns, _STAGES[source][1])
 
 
@@ -142,6 +144,22 @@ def baselines(source: BehaviourSource, name: str, table: str = "baselines") -> K
     """A circuit's baselines: scores, losses without each node, and the points of all curves."""
     stage = {"clusters": "circuit_baselines"}.get(source, "task_baselines")
     return Key(f"baselines/{source}/{name}/{table}", table, stage)
+
+
+_EDGE_STAGES = {
+    "clusters": "circuit_edge_evaluations",
+    "tasks": "task_edge_evaluations",
+    "classifiers": "classifier_edge_evaluations",
+}
+
+
+def edge_evaluation(
+    source: BehaviourSource,
+    name: str,
+    part: Literal["evaluations", "interventions"] = "evaluations",
+) -> Key:
+    """How the edges of a circuit were judged: some of them kept, and one by one."""
+    return Key(f"edges/{source}/{name}/{part}", f"edge_{part}", _EDGE_STAGES[source])
 
 
 def cards(submodule: str) -> Key:

@@ -437,7 +437,8 @@ _ALL = (
     ),
     Table(
         "edges",
-        "circuits/SOURCE/NAME/edges.parquet",
+        "circuits/SOURCE/NAME/edges.parquet; beside it edge_effects.parquet, the same of every "
+        "edge between its nodes with a weight above 1e-4",
         "one edge of the circuit",
         pa.schema(
             [
@@ -469,6 +470,67 @@ _ALL = (
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("n_nodes", _INT, "nodes left in"),
                 *_EVALUATED,
+            ]
+        ),
+    ),
+    Table(
+        "edge_evaluations",
+        "edges/SOURCE/NAME/evaluations.parquet",
+        "a circuit's nodes judged with some of the edges between them",
+        pa.schema(
+            [
+                _NAME,
+                _column(
+                    "kept",
+                    _TEXT,
+                    "which edges: strongest, a share of those between nodes; random, as many of "
+                    "them; weakest, all but the strongest share; circuit, those of the circuit; "
+                    "nodes, no edge is ablated, the nodes are judged as circuit_evaluations does. "
+                    "Edges into the metric are kept in all but circuit",
+                ),
+                _column("share", _DOUBLE, "that share; null for circuit and nodes", null=True),
+                _column(
+                    "threshold",
+                    _DOUBLE,
+                    "least |weight| among the strongest share, or that of the circuit's edges; "
+                    "null where there is none",
+                    null=True,
+                ),
+                _column("n_edges", _INT, "edges that are kept, of those that can be ablated"),
+                _column("n_possible", _INT, "edges that can be ablated"),
+                _column("n_nodes", _INT, "nodes that can be ablated"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _START_LAYER,
+                _column("n_examples", _INT, "examples it is judged on"),
+                _column("held_out", _BOOL, "none of them was used to find it"),
+                _column("m_full", _DOUBLE, "mean metric of the model"),
+                _column("m_empty", _DOUBLE, "with every node ablated"),
+                _column("m_edges", _DOUBLE, "with the nodes and these edges kept"),
+                _column("faithfulness", _DOUBLE, "(m_edges - m_empty) / (m_full - m_empty)"),
+            ]
+        ),
+    ),
+    Table(
+        "edge_interventions",
+        "edges/SOURCE/NAME/interventions.parquet",
+        "one edge of the circuit measured by intervention along its direct path",
+        pa.schema(
+            [
+                _NAME,
+                _column("upstream", _INT, "node it leaves"),
+                _column("downstream", _INT, "node it enters"),
+                _column("kind", _TEXT, "kinds of submodules that it joins: resid -> mlp"),
+                _column("from_error", _BOOL, "it leaves an error node"),
+                _column("into_error", _BOOL, "it enters an error node"),
+                _column("n_examples", _INT, "the circuit's first examples, of which all are means"),
+                _column("weight", _DOUBLE, "its weight on these, in the metric's units"),
+                _column(
+                    "path",
+                    _DOUBLE,
+                    "the same, but what the patched upstream node changes of the downstream one is "
+                    "computed along the direct path and not by its derivative",
+                ),
+                _column("effect", _DOUBLE, "what that change alone does to the metric"),
             ]
         ),
     ),

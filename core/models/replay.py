@@ -100,12 +100,12 @@ class Resumed:
             value: ``(batch, pos, d)``; of the last stream, before the final norm.
         """
         if self.readout.pooling == "last":
-            return self._read_last(at_last(value, self.last))
+            return self.read_last(at_last(value, self.last))
         if self.readout.site == LOGITS:
             value = self.model.logits(value, self.metric.tokens)
         return read(self.metric, self.readout.pool(value, self.recording.mask))
 
-    def _read_last(self, vector: Tensor) -> Tensor:
+    def read_last(self, vector: Tensor) -> Tensor:
         """The metric of the last token's vector, ``(batch, d)`` to ``(batch,)``."""
         if self.readout.site == LOGITS:
             vector = self.model.logits(vector, self.metric.tokens)
@@ -143,7 +143,7 @@ class Resumed:
         attn = at_last(attn, self.last)
         mlp = None if mlp is None else at_last(mlp, self.last)
         final = model.layer(last, at_last(stream, self.last), {}, visit, attn=attn, mlp=mlp)
-        return self._read_last(final)
+        return self.read_last(final)
 
     def _through(
         self, stream: Tensor, layers: range, visit: Visit | None, known: Mapping[str, Tensor]

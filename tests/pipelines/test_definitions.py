@@ -52,6 +52,16 @@ GRAPH = {
         },
         0,
     ),
+    "circuit_edge_evaluations": (
+        "evaluations",
+        {"cluster_behaviours", "circuits", "dictionary_set"},
+        3,
+    ),
+    "task_edge_evaluations": (
+        "evaluations",
+        {"task_behaviours", "task_circuits", "dictionary_set"},
+        1,
+    ),
     "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
     "cards": (
         "features",
@@ -66,6 +76,7 @@ FILES = {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        *("circuit_edge_evaluations", "task_edge_evaluations"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
@@ -105,7 +116,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 6
+    assert len(partitioned) == 8
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 
@@ -233,8 +244,11 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
         ({"evaluations": {"min_faithfulness": 0.9}}, set()),
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
-        ({"tasks": {"start_layer": 1}}, {"task_evaluations"}),
-        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations"}),
+        ({"tasks": {"start_layer": 1}}, {"task_evaluations", "task_edge_evaluations"}),
+        (
+            {"evaluations": {"start_layer": 1}},
+            {"circuit_evaluations", "circuit_edge_evaluations"},
+        ),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(

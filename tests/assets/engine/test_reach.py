@@ -76,6 +76,8 @@ OTHER: Mapping[str, Any] = {
     "evaluations.error_nodes": ["keep"],
     "circuits.stability": 0.7,
     "evaluations.start_layer": 1,
+    "evaluations.edge_shares": [0.5],
+    "evaluations.min_edge_correlation": 0.5,
     "evaluations.other_start_layers": [1],
     "tasks.start_layer": 1,
     "reruns.schedule": "0 4 * * *",
