@@ -497,8 +497,13 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
+    n_examined: CountOrZero | None = None
+    """The first so many clusters are examined closer, as every task is, such as by judging their
+    circuits on each other's behaviours; null examines all."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
+    max_overlap: Share = 0.8
+    """Warn where the circuits of two clusters share more of their effect than this."""
 
     def clashes(self) -> Iterator[Problem]:
         """Thresholds that do not rise, and layers that are there twice."""
@@ -868,6 +873,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def examined(self) -> list[str]:
+        """Keys of the clusters whose circuits are examined closer: the first of `clusters`."""
+        return self.clusters[: self.settings.evaluations.n_examined]
 
     @property
     def annotations(self) -> Path:

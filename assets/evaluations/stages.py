@@ -13,7 +13,9 @@ from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
+from assets.evaluations.overlap import CIRCUIT_OVERLAP_STAGE
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
+from assets.evaluations.transfer import CIRCUIT_TRANSFER_STAGE
 from assets.plots import curves, picture
 from assets.settings import EvaluationSettings, Experiment, ExperimentError
 from assets.tables.conversions import frame, read_nodes
@@ -223,8 +225,8 @@ TASK_EVALUATIONS_STAGE = _evaluation_stage(
 
 
 def evaluation_stages(experiment: Experiment) -> list[Stage]:
-    """The stages that judge circuits, and the summary over all of them."""
+    """The stages that judge circuits, the summary over all of them, and what they share."""
     stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
     if experiment.settings.tasks is not None:
         stages.append(TASK_EVALUATIONS_STAGE)
-    return [*stages, EVALUATION_SUMMARY_STAGE]
+    return [*stages, EVALUATION_SUMMARY_STAGE, CIRCUIT_OVERLAP_STAGE, CIRCUIT_TRANSFER_STAGE]

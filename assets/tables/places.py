@@ -6,7 +6,7 @@
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
-    evaluations/SOURCE/NAME  evaluation_summary
+    evaluations/SOURCE/NAME  evaluation_summary  circuit_overlap  circuit_transfer
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
 
@@ -53,6 +53,8 @@ CLUSTERING_BEHAVIOURS = Key(
     "clustering_behaviours", "clustering_behaviours", "clustering_comparison"
 )
 EVALUATION_SUMMARY = _alone("evaluation_summary")
+CIRCUIT_OVERLAP = _alone("circuit_overlap")
+CIRCUIT_TRANSFER = _alone("circuit_transfer")
 VOCABULARY = _alone("vocabulary")
 FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")

@@ -487,6 +487,59 @@ _ALL = (
         ),
     ),
     Table(
+        "circuit_overlap",
+        "circuit_overlap.parquet",
+        "two circuits and one kind of part: what they share of it",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where the first comes from"),
+                _NAME,
+                _column("other_source", _TEXT, "where the other comes from"),
+                _column("other", _TEXT, "its cluster or task"),
+                _column("part", _TEXT, "nodes, features (nodes that are no errors) or edges"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "positions count, for tasks of as many tokens; else parts are summed over them",
+                ),
+                _column("n", _INT, "parts of the first"),
+                _column("n_other", _INT, "parts of the other"),
+                _column("n_shared", _INT, "parts that both hold"),
+                _column("jaccard", _DOUBLE, "n_shared / (n + n_other - n_shared)"),
+                _column(
+                    "weighted",
+                    _DOUBLE,
+                    "the same of |effect| or |weight|, as shares of either circuit's sum: sum of "
+                    "the smaller / sum of the larger",
+                ),
+                _column("contained", _DOUBLE, "n_shared / n"),
+                _column("other_contained", _DOUBLE, "n_shared / n_other"),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_transfer",
+        "circuit_transfer.parquet",
+        "one behaviour and one circuit, its own or another's, judged on its examples",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where both come from"),
+                _column("name", _TEXT, "cluster or task whose examples it is judged on"),
+                _column("circuit", _TEXT, "cluster or task whose circuit it is"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "nodes are kept at their positions alone, for tasks of as many tokens; else "
+                    "everywhere",
+                ),
+                _ERROR_NODES,
+                _START_LAYER,
+                _column("n_nodes", _INT, "nodes that are kept, as far as dictionaries have them"),
+                _column("faithfulness", _DOUBLE, "as in circuit_evaluations"),
+            ]
+        ),
+    ),
+    Table(
         "vocabulary",
         "vocabulary.parquet",
         "one token of the tokenizer",

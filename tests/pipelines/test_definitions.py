@@ -52,6 +52,22 @@ GRAPH = {
         },
         0,
     ),
+    "circuit_overlap": (
+        "evaluations",
+        {
+            *("dictionary_set", "cluster_behaviours", "circuits"),
+            *("task_behaviours", "task_circuits"),
+        },
+        0,
+    ),
+    "circuit_transfer": (
+        "evaluations",
+        {
+            *("dictionary_set", "cluster_behaviours", "circuits"),
+            *("task_behaviours", "task_circuits"),
+        },
+        0,
+    ),
     "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
     "cards": (
         "features",
@@ -65,7 +81,8 @@ FILES = {
     "model_files": {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
-        *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        *("circuit_evaluations", "task_evaluations", "circuit_transfer"),
+        *("vocabulary", "cards", "rule_labels"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
@@ -233,8 +250,12 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
         ({"evaluations": {"min_faithfulness": 0.9}}, set()),
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
-        ({"tasks": {"start_layer": 1}}, {"task_evaluations"}),
-        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations"}),
+        ({"tasks": {"start_layer": 1}}, {"task_evaluations", "circuit_transfer"}),
+        (
+            {"evaluations": {"start_layer": 1}},
+            {"circuit_evaluations", "circuit_transfer"},
+        ),
+        ({"evaluations": {"n_examined": 1}}, {"circuit_transfer"}),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(
