@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore, together
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
-from assets.tables.conversions import Frame, frame
+from assets.tables.conversions import Frame, frame, read_nodes
 from assets.tables.places import (
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
@@ -62,7 +63,8 @@ def _rows(
     store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any]
 ) -> Iterator[dict[str, Any]]:
     name = behaviour["name"]
-    heads = store.read(circuit(source, name), list(_FOUND)).to_pylist()
+    heads = store.read(circuit(source, name), [*_FOUND, "settings"]).to_pylist()
+    stands = _stands(store, source, name, heads)
     table = frame(store.read(evaluation(source, name)))
     for (start_layer, error_nodes), points in table.groupby(
         ["start_layer", "error_nodes"], sort=False
@@ -73,6 +75,7 @@ def _rows(
             **{column: behaviour[column] for column in _BEHAVIOUR},
             **{column: own[column] for column in _JUDGED},
             **heads[0],  # the circuit's own nodes, also those that this policy leaves out
+            **stands,
             "source": source,
             "start_layer": start_layer,
             "error_nodes": error_nodes,
@@ -81,6 +84,17 @@ def _rows(
             "nodes_half": nodes_for(curve, 0.5),
             "nodes_nine_tenths": nodes_for(curve, 0.9),
         }
+
+
+def _stands(
+    store: ArtifactStore, source: BehaviourSource, name: str, heads: Sequence[Mapping[str, Any]]
+) -> dict[str, int | None]:
+    """How many nodes of a circuit other examples would keep, as columns."""
+    from core.stability import count_standings, standings
+
+    nodes = read_nodes(store.read(circuit(source, name, "nodes")))
+    settings = json.loads(heads[0]["settings"]) if heads else {}
+    return {f"n_{k}": n for k, n in count_standings(standings(nodes, settings)).items()}
 
 
 _FOUND = ("n_nodes", "n_edges", "gap", "unmet", "stability")
@@ -122,7 +136,7 @@ def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
                 histogram(values.tolist(), f"faithfulness, {what}", low=-0.5, high=1.5)
             )
     columns = ["source", "name", "size", "n_nodes", "n_edges", "faithfulness", "area", "gap"]
-    columns += ["stability", "about"]
+    columns += ["stability", "n_core", "n_contingent", "n_noise", "about"]
     first = table.drop_duplicates(["source", "name"])[columns].head(25)
     shown["circuits"] = records(first.to_dict("records"))
     return shown

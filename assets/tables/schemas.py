@@ -86,6 +86,16 @@ _FOUND = (
         null=True,
     ),
 )
+_STANDINGS = (
+    _column(
+        "n_core",
+        _INT,
+        "nodes that nine of ten draws of as many examples would keep; null for one example",
+        null=True,
+    ),
+    _column("n_contingent", _INT, "nodes that are kept in some draws only", null=True),
+    _column("n_noise", _INT, "nodes within two standard errors of no effect", null=True),
+)
 _STDERR = _column("stderr", _DOUBLE, "standard error over examples", null=True)
 _INCLUSION = _column(
     "inclusion",
@@ -469,6 +479,7 @@ _ALL = (
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),
                 *_FOUND,
+                *_STANDINGS,
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("m_full", _DOUBLE, "mean metric of the model"),
