@@ -6,6 +6,7 @@ Blocking checks keep everything downstream from running on something broken.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -19,7 +20,7 @@ from assets.discovery.clusterings import vector_values
 from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
 from assets.evaluations.summary import finite, names_of
-from assets.settings import CheckSettings, Experiment
+from assets.settings import CheckSettings, Experiment, ExperimentError
 from assets.tables.conversions import frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
@@ -538,6 +539,18 @@ def asset_check(check: Check, experiment: Experiment) -> dg.AssetChecksDefinitio
         )
 
     return run
+
+
+def outcomes(
+    experiment: Experiment, store: ArtifactStore, assets: Sequence[str]
+) -> list[tuple[Check, Outcome]]:
+    """What the checks of these assets find now; those whose table is not there are left out."""
+    found = []
+    for check in _CHECKS:
+        if check.asset in assets:
+            with suppress(ExperimentError):
+                found.append((check, check.look(experiment, store)))
+    return found
 
 
 def broken_checks(experiment: Experiment, asset: str) -> list[str]:

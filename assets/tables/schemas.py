@@ -713,6 +713,18 @@ _ALL = (
             ]
         ),
     ),
+    Table(
+        "report",
+        "report.parquet; the page beside it in report.html",
+        "one section of the page",
+        pa.schema(
+            [
+                _column("section", _TEXT, "its place in the page: report.html#section"),
+                _column("title", _TEXT, "its heading"),
+                _column("blocks", _INT, "tables, pictures and paragraphs in it"),
+            ]
+        ),
+    ),
 )
 
 TABLES: Mapping[str, Table] = {table.name: table for table in _ALL}
