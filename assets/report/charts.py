@@ -94,6 +94,7 @@ def lines(
         axes.plot(xs, ys, label=named, marker=None if faint else "o", markersize=2.5, **style)
     if log:
         axes.set_xscale("symlog", linthresh=1)
+        axes.xaxis.set_major_formatter(lambda value, _at: f"{value:,.0f}")
     if one:
         axes.axhline(1.0, color=COLOURS[2], linewidth=0.8, linestyle="--")
     axes.set(xlabel=x, ylabel=y)
