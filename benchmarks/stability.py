@@ -3,9 +3,9 @@
     python -m benchmarks.stability experiments/testbed.yaml --clusters 8
     ... --note     # also append a dated row to benchmarks/README.md
 
-Of each cluster two disjoint draws of as many examples are taken. Nodes of the first draw's circuit are
-core, contingent or noise (`core.stability`); the row says what share of each is above the threshold, with the
-same sign, in the second draw, and what share their mean inclusion promises.
+Of each cluster two disjoint draws of as many examples are taken. Nodes of the first draw's circuit
+are core, contingent or noise (`core.stability`); the row says what share of each is above the
+threshold, with the same sign, in the second draw, and what their mean inclusion promises.
 """
 
 from __future__ import annotations

@@ -86,7 +86,14 @@ class Found:
         return load_circuit(self.store, source, name)
 
 
+WHAT: Mapping[BehaviourSource, str] = {
+    "tasks": "tasks",
+    "clusters": "clusters",
+    "classifiers": "classifiers",
+}
+"""What behaviours of a source are called. Tasks come first: they are few and keep positions."""
+
+
 def each(found: Found) -> list[BehaviourSource]:
-    """Tasks first, which are few and whose circuits keep positions; then clusters."""
-    order: list[BehaviourSource] = ["tasks", "clusters"]
-    return [source for source in order if found.names.get(source)]
+    """The sources that the experiment has, in the order of the page."""
+    return [source for source in WHAT if found.names.get(source)]

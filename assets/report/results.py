@@ -20,7 +20,7 @@ from assets.report.blocks import (
     number,
     table,
 )
-from assets.report.found import Found, each
+from assets.report.found import WHAT, Found, each
 from assets.tables.conversions import Frame
 from assets.tables.places import (
     CIRCUIT_OVERLAP,
@@ -40,7 +40,6 @@ _DRAWN_NODES = 36
 _LISTED_NODES = 10
 _MOST_ROWS = 60
 _MOST_SQUARE = 40
-WHAT = {"tasks": "tasks", "clusters": "clusters"}
 
 
 def in_short(found: Found) -> dict[str, str]:
