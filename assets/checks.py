@@ -6,6 +6,7 @@ Blocking checks keep everything downstream from running on something broken.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -20,10 +21,12 @@ from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
 from assets.evaluations.edges import agreement, measured_edges
 from assets.evaluations.summary import compared_of, finite, names_of
-from assets.settings import CheckSettings, Experiment
+from assets.settings import CheckSettings, Experiment, ExperimentError
 from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
+    CIRCUIT_OVERLAP,
+    CIRCUIT_TRANSFER,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
@@ -505,6 +508,39 @@ def _points(source: BehaviourSource, experiment: Experiment, store: ArtifactStor
     return frame(table)
 
 
+def circuits_differ(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """No two clusters have nearly the same circuit."""
+    most = experiment.settings.evaluations.max_overlap
+    table = frame(store.read(CIRCUIT_OVERLAP))
+    of_clusters = (table["source"] == "clusters") & (table["other_source"] == "clusters")
+    pairs = table[of_clusters & (table["part"] == "nodes")]
+    alike = pairs[pairs["weighted"] > most].sort_values("weighted", ascending=False)
+    told = [f"{r['name']} and {r['other']} {r['weighted']:.2f}" for r in alike.to_dict("records")]
+    return Outcome(
+        not told,
+        f"{len(pairs)} pairs of circuits of clusters; sharing more than {most:g} of their effect "
+        f"(evaluations.max_overlap): {', '.join(told[:_SHOWN]) or 'none'}. Alike circuits are one "
+        "behaviour in two clusters: ask for fewer clusters.",
+        {"alike": len(told)},
+    )
+
+
+def own_circuits_explain_most(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Most behaviours are explained better by their own circuit than by the median other one."""
+    table = frame(store.read(CIRCUIT_TRANSFER))
+    table = table[~table["by_position"]].dropna(subset="faithfulness")
+    own = table[table["name"] == table["circuit"]].set_index(["source", "name"])["faithfulness"]
+    others = table[table["name"] != table["circuit"]].groupby(["source", "name"])["faithfulness"]
+    compared = (own - others.median()).dropna()
+    worse = [name for (_, name), ahead in compared.items() if not ahead > 0]
+    return Outcome(
+        len(worse) <= len(compared) / 2,
+        f"{len(compared)} behaviours judged with circuits of others; explained no better by their "
+        f"own than by the median other: {', '.join(worse[:_SHOWN]) or 'none'}.",
+        {"behaviours": len(compared), "no better": len(worse)},
+    )
+
+
 def circuit_features_fire(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Every feature of a circuit is active somewhere in the text that cards are made from."""
     keys = [cards(name) for name in experiment.submodules]
@@ -603,6 +639,10 @@ _CHECKS = (
           partial(_random_below_circuit, "tasks"), warns=True),
     Check("circuits_are_faithful", "evaluation_summary", "The median circuit is faithful enough.",
           circuits_are_faithful, warns=True),
+    Check("circuits_differ", "circuit_overlap", "No two clusters have the same circuit.",
+          circuits_differ, warns=True),
+    Check("own_circuits_explain_most", "circuit_transfer", "Circuits explain their own behaviour.",
+          own_circuits_explain_most, warns=True),
     Check("circuit_features_fire", "cards", "No feature of a circuit is silent.",
           circuit_features_fire, warns=True),
     Check("labels_predict", "rule_labels", "Rules predict text that they were not made from.",
@@ -634,6 +674,18 @@ def asset_check(check: Check, experiment: Experiment) -> dg.AssetChecksDefinitio
         )
 
     return run
+
+
+def outcomes(
+    experiment: Experiment, store: ArtifactStore, assets: Sequence[str]
+) -> list[tuple[Check, Outcome]]:
+    """What the checks of these assets find now; those whose table is not there are left out."""
+    found = []
+    for check in _CHECKS:
+        if check.asset in assets:
+            with suppress(ExperimentError):
+                found.append((check, check.look(experiment, store)))
+    return found
 
 
 def broken_checks(experiment: Experiment, asset: str) -> list[str]:

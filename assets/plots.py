@@ -14,6 +14,8 @@ from typing import Any
 import dagster as dg
 
 BLUE, RED, GRID = "#2b6cb0", "#c53030", "#dddddd"
+_MOST_NUMBERS = 12
+"""Columns of a heat map up to which numbers are written into it."""
 
 
 def picture(png: bytes) -> dg.MetadataValue:
@@ -154,4 +156,44 @@ def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: st
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.legend(fontsize=7)
+    return png_of(figure)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Any,
+    *,
+    axes: tuple[str, str],
+    label: str,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> bytes:
+    """A coloured square for each value, with its number where there is room.
+
+    Args:
+        rows, columns: their names.
+        values: ``(row, column)``; NaN stays white.
+        axes: what rows and what columns are.
+        low, high: ends of the colour scale.
+    """
+    import numpy as np
+
+    values = np.asarray(values, dtype=float)
+    each = 0.55 if len(columns) <= _MOST_NUMBERS else 0.2
+    width, height = (2.2 + each * max(4, len(names)) for names in (columns, rows))
+    figure, axis = figure_of(width + 1.0, height)
+    image = axis.imshow(values, vmin=low, vmax=high, cmap="Blues", aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=90)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlabel=axes[1], ylabel=axes[0])
+    if len(columns) <= _MOST_NUMBERS:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = value > (low + high) / 2
+                axis.text(
+                    column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                    color="white" if dark else "black",
+                )  # fmt: skip
+    figure.colorbar(image, ax=axis, label=label)
     return png_of(figure)

@@ -539,6 +539,8 @@ class EvaluationSettings(Section):
     rounding: Positive = 1e-3
     """Warn where all nodes together have a faithfulness further than this from 1, or none of them
     from 0."""
+    max_overlap: Share = 0.8
+    """Warn where the circuits of two clusters share more of their effect than this."""
 
     def clashes(self) -> Iterator[Problem]:
         """Thresholds that do not rise, and layers that are there twice."""

@@ -193,6 +193,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "edges": len(found.edges),
         "examples": found.n_examples,
         **({} if found.stability is None else {"stability": found.stability}),
+        **_standings(found),
         "largest completeness gap": max(found.gaps.values()),
         "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found, labels),
@@ -202,6 +203,14 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
+
+
+def _standings(found: Circuit) -> dict[str, int]:
+    """How many nodes other examples would keep, where that is known."""
+    from core.stability import count_standings, standing_of
+
+    counts = count_standings(standing_of(found))
+    return {f"{name} nodes": n for name, n in counts.items() if n is not None}
 
 
 def _drawing(found: Circuit, name: str, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:

@@ -14,7 +14,9 @@ from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.evaluations.baselines import baseline_stages
 from assets.evaluations.fresh import judged_from
+from assets.evaluations.overlap import CIRCUIT_OVERLAP_STAGE
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
+from assets.evaluations.transfer import CIRCUIT_TRANSFER_STAGE
 from assets.plots import curves, picture
 from assets.settings import EvaluationSettings, Experiment
 from assets.tables.conversions import frame, read_nodes
@@ -196,8 +198,14 @@ TASK_EVALUATIONS_STAGE = _evaluation_stage(
 
 
 def evaluation_stages(experiment: Experiment) -> list[Stage]:
-    """The stages that judge circuits, those that compare them, and the summary over all."""
+    """The stages that judge circuits, those that compare them, and those over all of them."""
     stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
     if experiment.settings.tasks is not None:
         stages.append(TASK_EVALUATIONS_STAGE)
-    return [*stages, *baseline_stages(experiment), EVALUATION_SUMMARY_STAGE]
+    return [
+        *stages,
+        *baseline_stages(experiment),
+        EVALUATION_SUMMARY_STAGE,
+        CIRCUIT_OVERLAP_STAGE,
+        CIRCUIT_TRANSFER_STAGE,
+    ]

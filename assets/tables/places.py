@@ -6,9 +6,10 @@
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}, the picture in circuit.svg
-    evaluations/SOURCE/NAME  evaluation_summary
+    evaluations/SOURCE/NAME  evaluation_summary  circuit_overlap  circuit_transfer
     baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
     edges/SOURCE/NAME/{evaluations, interventions}
+    report, the page in report.html
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
     labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
@@ -60,6 +61,9 @@ CLUSTERING_BEHAVIOURS = Key(
     "clustering_behaviours", "clustering_behaviours", "clustering_comparison"
 )
 EVALUATION_SUMMARY = _alone("evaluation_summary")
+CIRCUIT_OVERLAP = _alone("circuit_overlap")
+CIRCUIT_TRANSFER = _alone("circuit_transfer")
+REPORT = _alone("report")
 VOCABULARY = _alone("vocabulary")
 FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")

@@ -109,6 +109,16 @@ _FOUND = (
         null=True,
     ),
 )
+_STANDINGS = (
+    _column(
+        "n_core",
+        _INT,
+        "nodes that nine of ten draws of as many examples would keep; null for one example",
+        null=True,
+    ),
+    _column("n_contingent", _INT, "nodes that are kept in some draws only", null=True),
+    _column("n_noise", _INT, "nodes within two standard errors of no effect", null=True),
+)
 _STDERR = _column("stderr", _DOUBLE, "standard error over examples", null=True)
 _INCLUSION = _column(
     "inclusion",
@@ -621,6 +631,7 @@ _ALL = (
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),
                 *_FOUND,
+                *_STANDINGS,
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("m_full", _DOUBLE, "mean metric of the model"),
@@ -645,6 +656,59 @@ _ALL = (
                 ),
                 _column("half_by_neurons", _DOUBLE, "the same for neurons", null=True),
                 _column("neurons_per_feature", _DOUBLE, "the second over the first", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_overlap",
+        "circuit_overlap.parquet",
+        "two circuits and one kind of part: what they share of it",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where the first comes from"),
+                _NAME,
+                _column("other_source", _TEXT, "where the other comes from"),
+                _column("other", _TEXT, "its cluster or task"),
+                _column("part", _TEXT, "nodes, features (nodes that are no errors) or edges"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "positions count, for tasks of as many tokens; else parts are summed over them",
+                ),
+                _column("n", _INT, "parts of the first"),
+                _column("n_other", _INT, "parts of the other"),
+                _column("n_shared", _INT, "parts that both hold"),
+                _column("jaccard", _DOUBLE, "n_shared / (n + n_other - n_shared)"),
+                _column(
+                    "weighted",
+                    _DOUBLE,
+                    "the same of |effect| or |weight|, as shares of either circuit's sum: sum of "
+                    "the smaller / sum of the larger",
+                ),
+                _column("contained", _DOUBLE, "n_shared / n"),
+                _column("other_contained", _DOUBLE, "n_shared / n_other"),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_transfer",
+        "circuit_transfer.parquet",
+        "one behaviour and one circuit, its own or another's, judged on its examples",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where both come from"),
+                _column("name", _TEXT, "cluster or task whose examples it is judged on"),
+                _column("circuit", _TEXT, "cluster or task whose circuit it is"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "nodes are kept at their positions alone, for tasks of as many tokens; else "
+                    "everywhere",
+                ),
+                _ERROR_NODES,
+                _START_LAYER,
+                _column("n_nodes", _INT, "nodes that are kept, as far as dictionaries have them"),
+                _column("faithfulness", _DOUBLE, "as in circuit_evaluations"),
             ]
         ),
     ),
@@ -807,6 +871,18 @@ _ALL = (
                     null=True,
                 ),
                 _column("text", _TEXT, "the whole text"),
+            ]
+        ),
+    ),
+    Table(
+        "report",
+        "report.parquet; the page beside it in report.html",
+        "one section of the page",
+        pa.schema(
+            [
+                _column("section", _TEXT, "its place in the page: report.html#section"),
+                _column("title", _TEXT, "its heading"),
+                _column("blocks", _INT, "tables, pictures and paragraphs in it"),
             ]
         ),
     ),

@@ -62,6 +62,22 @@ GRAPH = {
         {"task_behaviours", "task_circuits", "dictionary_set"},
         1,
     ),
+    "circuit_overlap": (
+        "evaluations",
+        {
+            *("dictionary_set", "cluster_behaviours", "circuits"),
+            *("task_behaviours", "task_circuits"),
+        },
+        0,
+    ),
+    "circuit_transfer": (
+        "evaluations",
+        {
+            *("dictionary_set", "cluster_behaviours", "circuits"),
+            *("task_behaviours", "task_circuits"),
+        },
+        0,
+    ),
     "feature_circuits": ("features", {"circuits", "task_circuits"}, 0),
     "cards": (
         "features",
@@ -71,11 +87,13 @@ GRAPH = {
     "rule_labels": ("features", {"contexts", "vocabulary", "dictionary_set", "cards"}, 0),
     "labels": ("features", {"rule_labels", "dictionary_set"}, 0),
 }
+GRAPH["report"] = ("report", set(GRAPH), 0)
 FILES = {
     "model_files": {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        "circuit_transfer",
         *("circuit_edge_evaluations", "task_edge_evaluations"),
     },
     "corpus_files": {"contexts"},
@@ -141,6 +159,7 @@ def test_groups_are_numbered_in_the_order_of_the_method(definitions: dg.Definiti
         "tiny_5_circuits",
         "tiny_6_evaluations",
         "tiny_7_features",
+        "tiny_9_report",
     ]
 
 
@@ -172,8 +191,9 @@ def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
 ) -> None:
     graph = definitions.resolve_asset_graph()
     checks = [(key.asset_key.path[-1], graph.get(key)) for key in graph.asset_check_keys]
-    # Behaviours hold no numbers: what cannot be in them is refused while they are made.
-    without = {"cluster_behaviours", "task_behaviours", "vocabulary", "feature_circuits"}
+    # Behaviours and the report hold no numbers of their own: what cannot be in behaviours is
+    # refused while they are made.
+    without = {"cluster_behaviours", "task_behaviours", "vocabulary", "feature_circuits", "report"}
     assert {name for name, _ in checks} == GRAPH.keys() - without
     assert {name for name, check in checks if check.blocking} == BLOCKING
 
@@ -239,16 +259,20 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
     ("changed", "concerned"),
     [
         ({"circuits": {"node_threshold": 0.5}}, {"circuits"}),
-        ({"filter": {"max_loss": 7.0}}, {"filtered_tokens"}),
+        ({"filter": {"max_loss": 7.0}}, {"filtered_tokens", "report"}),
         ({"dictionaries": {"seed": 1}}, {"saes"}),
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
-        ({"evaluations": {"min_faithfulness": 0.9}}, set()),
+        ({"evaluations": {"min_faithfulness": 0.9}}, {"report"}),
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
-        ({"tasks": {"start_layer": 1}}, {"task_evaluations", "task_edge_evaluations"}),
+        (
+            {"tasks": {"start_layer": 1}},
+            {"task_evaluations", "task_edge_evaluations", "circuit_transfer"},
+        ),
         (
             {"evaluations": {"start_layer": 1}},
-            {"circuit_evaluations", "circuit_edge_evaluations"},
+            {"circuit_evaluations", "circuit_edge_evaluations", "circuit_transfer"},
         ),
+        ({"evaluations": {"n_examined": 1}}, {"circuit_transfer", "report"}),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(
