@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,25 +25,19 @@ from core.dictionaries import Dictionary, check_widths
 from core.errors import MissingSubmodule, NotFinite
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients, check_estimator
 from core.inputs import Inputs, check_answers
+from core.lines import Line, has_clean_end, mean_gradients, patched_metrics
 from core.models import LanguageModel, Recording
-from core.models.replay import Resumed
-from core.options import Rule
+from core.models.replay import Resumed, next_layer
 from core.shapes import Bool, Float, Int
 from core.sparse import add_at, products
-from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
-
-
-def quadrature(rule: Rule, steps: int) -> tuple[list[float], list[float]]:
-    """Points in [0, 1) and weights that sum to 1, for the mean of a gradient on a line.
-
-    Args:
-        rule, steps: see `IntegratedGradients`; not for ``adaptive``, whose points depend on m.
-    """
-    if rule == "gauss":
-        points, weights = np.polynomial.legendre.leggauss(steps)
-        return ((points + 1) / 2).tolist(), (weights / 2).tolist()
-    shift = 0.0 if rule == "left" else 0.5
-    return [(k + shift) / steps for k in range(steps)], [1 / steps] * steps
+from core.types import (
+    NodeEffects,
+    SparseAct,
+    SparseFeatures,
+    Submodule,
+    SubmoduleEffects,
+    causal_order,
+)
 
 
 def sparse_difference(a: SparseFeatures, b: SparseFeatures) -> SparseFeatures:
@@ -85,30 +79,32 @@ class Endpoints:
     change: SparseAct
 
 
-def _only_real(act: SparseAct, mask: Tensor) -> SparseAct:
-    """Drop what a dictionary makes of padding."""
-    if bool(mask.all()):
-        return act
-    features = act.features.where(mask.flatten()[act.features.token])
-    return SparseAct(features, act.error * mask[..., None])
+def _at_tokens(act: SparseAct, token: Tensor, shape: tuple[int, int]) -> SparseAct:
+    """What was split at some tokens, ``(1, n)``, as features and errors of a batch, zero elsewhere.
+
+    Args:
+        token: ``(n,)``, ascending: which token of the batch each is.
+        shape: of the batch, (batch, pos).
+    """
+    (_, _, n_features), d = act.features.shape, act.error.shape[2]
+    f = act.features
+    features = SparseFeatures(token[f.token], f.feature, f.value, (*shape, n_features))
+    error = act.error.new_zeros(shape[0] * shape[1], d)
+    error[token] = act.error[0]
+    return SparseAct(features, error.view(*shape, d))
 
 
-def _change(dictionary: Dictionary, act: SparseAct, clean: Tensor, patch: Tensor) -> SparseAct:
-    """Features and errors of patch minus those of clean; exactly zero where both are the same."""
-    batch, n_pos, d = clean.shape
-    moved = (patch != clean).any(-1).flatten().nonzero().flatten()
-    # Only tokens that differ are encoded again.
-    patched = dictionary.split(patch.reshape(-1, d)[moved][None])
-    before = act.features.where(torch.isin(act.features.token, moved))
-    after = SparseFeatures(
-        moved[patched.features.token],
-        patched.features.feature,
-        patched.features.value,
-        act.features.shape,
+def _part(act: SparseAct, first: int, last: int) -> SparseAct:
+    """The tokens from `first` to before `last` of one long example."""
+    f = act.features
+    begin, end = torch.searchsorted(f.token, f.token.new_tensor([first, last])).tolist()
+    features = SparseFeatures(
+        f.token[begin:end] - first,
+        f.feature[begin:end],
+        f.value[begin:end],
+        (1, last - first, f.shape[2]),
     )
-    error = torch.zeros_like(act.error).flatten(0, 1)
-    error[moved] = patched.error[0] - act.error.flatten(0, 1)[moved]
-    return SparseAct(sparse_difference(after, before), error.view(batch, n_pos, d))
+    return SparseAct(features, act.error[:, first:last])
 
 
 def endpoints(
@@ -117,16 +113,32 @@ def endpoints(
     patch: Float[Tensor, "batch pos d"] | None,
     mask: Bool[Tensor, "batch pos"],
 ) -> Endpoints:
-    """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias."""
-    act = _only_real(dictionary.split(clean), mask)
+    """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias.
+
+    Both are encoded in one go: real tokens of the clean side, and those of the patch side that
+    differ. The change is exactly zero elsewhere.
+    """
+    batch, n_pos, d = clean.shape
+    other = dictionary.bias.to(clean.dtype) if patch is None else patch
+    patched = torch.where(mask[..., None], other, clean)
+    real = mask.flatten().nonzero().flatten()
+    moved = (patched != clean).any(-1).flatten().nonzero().flatten()
     if patch is None:
-        patch = dictionary.bias.to(clean.dtype).expand_as(clean)
+        moved = moved[:0]
+    x = torch.cat([clean.reshape(-1, d)[real], patched.reshape(-1, d)[moved]])
+    both, n = dictionary.split(x[None]), len(real)
+    act = _at_tokens(_part(both, 0, n), real, (batch, n_pos))
+    if patch is None:
         change = SparseAct(act.features.with_value(-act.features.value), -act.error)
-        patch = torch.where(mask[..., None], patch, clean)
-    else:
-        patch = torch.where(mask[..., None], patch, clean)
-        change = _change(dictionary, act, clean, patch)
-    return Endpoints(clean, patch, act, change)
+        return Endpoints(clean, patched, act, change)
+    after = _at_tokens(_part(both, n, len(x)), moved, (batch, n_pos))
+    before = act.features.where(torch.isin(act.features.token, moved))
+    error = after.error - act.error
+    unmoved = torch.ones(batch * n_pos, dtype=torch.bool, device=mask.device)
+    unmoved[moved] = False
+    error = error.masked_fill(unmoved.view(batch, n_pos, 1), 0.0)
+    change = SparseAct(sparse_difference(after.features, before), error)
+    return Endpoints(clean, patched, act, change)
 
 
 def _gather_effects(
@@ -145,191 +157,66 @@ def _gather_effects(
     return SubmoduleEffects(features, error, gradient, change, ends.act, gap, total)
 
 
-def _integrate(
-    runs: Resumed, name: str, line: tuple[Tensor, Tensor], rule: Rule, steps: int, passes: Passes
-) -> Tensor:
-    """Mean of dm/dx on the line from clean to patch, ``(batch, pos, d)``."""
-    points, weights = quadrature(rule, steps)
-    # A model in bfloat16 is summed up in float32.
-    wide = torch.promote_types(line[0].dtype, torch.float32)
-    mean = torch.zeros_like(line[0], dtype=wide)
-    for rows in passes.examples(len(mean), steps):
-        of_rows = runs.select(rows)
-        clean = line[0][rows]
-        change = line[1][rows] - clean
-        per_pass = passes.copies(len(rows))
-        for start in range(0, steps, per_pass):
-            part = torch.tensor(points[start : start + per_pass], dtype=clean.dtype)
-            weight = torch.tensor(weights[start : start + per_pass], dtype=wide)
-            part, weight = part.to(clean.device), weight.to(clean.device)
-            copies = of_rows.select(torch.arange(len(rows), device=clean.device).repeat(len(part)))
-            between = clean + part[:, None, None, None] * change
-            x = between.flatten(0, 1).requires_grad_()
-            (gradient,) = torch.autograd.grad(copies.metric_with(name, x).sum(), x)
-            mean[rows] += torch.einsum("k,kbpd->bpd", weight, gradient.view_as(between).to(wide))
-    return mean
-
-
 @dataclass(frozen=True)
-class _Points:
-    """Points on the lines of some examples, in the order of example and place.
+class Known:
+    """What is measured before any submodule is looked at.
 
     Attributes:
-        example: ``(n,)``, of the chunk.
-        at: ``(n,)``, from 0 (clean) to 1 (patch), in float64 as metric and slope are.
-        metric: ``(n,)``.
-        gradient: ``(n, pos, d)``, dm/dx.
-        slope: ``(n,)``, <dm/dx, patch - clean>: the derivative of the metric along the line.
+        metric_clean, metric_patch: the metric of both sides; patch None for zero ablation.
+        gradients: dm/dx at clean by submodule, from `clean_gradients`; empty where not needed.
     """
 
-    example: Tensor
-    at: Tensor
-    metric: Tensor
-    gradient: Tensor
-    slope: Tensor
+    metric_clean: Float[Tensor, " batch"]
+    metric_patch: Float[Tensor, " batch"] | None
+    gradients: Mapping[str, Tensor]
 
-    def joined(self, other: _Points) -> _Points:
-        """Both, in order."""
-        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
-        both = _Points(*(torch.cat(pair) for pair in pairs))
-        # Places are at most 1, so that 2 lies between the examples.
-        order = (2 * both.example + both.at).argsort()
-        return _Points(*(value[order] for value in vars(both).values()))
-
-    def intervals(self) -> tuple[Tensor, Tensor]:
-        """Where each interval begins (an index of points), and its width."""
-        begin = (self.example[1:] == self.example[:-1]).nonzero().flatten()
-        return begin, self.at[begin + 1] - self.at[begin]
-
-    def mean_gradient(self, n_examples: int) -> Tensor:
-        """The gradient's mean over the line by trapezoids, ``(example, pos, d)``."""
-        begin, width = self.intervals()
-        weight = torch.zeros_like(self.at)
-        weight.index_add_(0, begin, width / 2).index_add_(0, begin + 1, width / 2)
-        mean = self.gradient.new_zeros(n_examples, *self.gradient.shape[1:])
-        weighted = weight.to(mean.dtype)[:, None, None] * self.gradient
-        return mean.index_add_(0, self.example, weighted)
-
-
-def _points(
-    runs: Resumed, name: str, ends: tuple[Tensor, Tensor], example: Tensor, at: Tensor, rows: int
-) -> _Points:
-    """The metric and its gradient at places of the examples' lines, `rows` in one pass."""
-    clean, patch = ends
-    wide = torch.promote_types(clean.dtype, torch.float32)
-    metrics, gradients = [], []
-    for part in torch.arange(len(at), device=at.device).split(rows):
-        of = example[part]
-        change = patch[of] - clean[of]
-        x = (clean[of] + at[part, None, None].to(clean.dtype) * change).requires_grad_()
-        metric = runs.select(of).metric_with(name, x)
-        (gradient,) = torch.autograd.grad(metric.sum(), x)
-        metrics.append(metric.detach().double())
-        gradients.append(gradient.to(wide))
-    gradient = torch.cat(gradients)
-    slope = (gradient * (patch - clean).to(wide)[example]).sum((1, 2)).double()
-    return _Points(example, at, torch.cat(metrics), gradient, slope)
-
-
-def _adapt(
-    runs: Resumed,
-    name: str,
-    line: tuple[Tensor, Tensor],
-    estimator: IntegratedGradients,
-    passes: Passes,
-) -> Tensor:
-    """Mean of dm/dx on the line, by trapezoids that are halved where the metric bends.
-
-    The metric itself is known at every point, so that each interval says how far its trapezoid is
-    from the change it should sum to. These differences sum to the completeness gap. Intervals
-    with more than an equal share of what is tolerated are halved; no point is thrown away.
-    """
-    wide = torch.promote_types(line[0].dtype, torch.float32)
-    mean = torch.zeros_like(line[0], dtype=wide)
-    first = torch.linspace(0, 1, estimator.steps + 1, device=mean.device, dtype=torch.float64)
-    # Gradients of all points are held, most often a few times fewer than there could be.
-    for rows in passes.examples(len(mean), max(1, estimator.max_steps // 2)):
-        of_rows, ends, n = runs.select(rows), (line[0][rows], line[1][rows]), len(rows)
-        example = torch.arange(n, device=mean.device).repeat_interleave(len(first))
-        points = _points(of_rows, name, ends, example, first.repeat(n), passes.rows)
-        while len(halved := _to_halve(points, n, estimator)):
-            middle = (points.at[halved] + points.at[halved + 1]) / 2
-            example = points.example[halved]
-            points = points.joined(_points(of_rows, name, ends, example, middle, passes.rows))
-        mean[rows] = points.mean_gradient(n)
-    return mean
-
-
-def _to_halve(points: _Points, n_examples: int, estimator: IntegratedGradients) -> Tensor:
-    """The intervals to halve, by where they begin."""
-    begin, width = points.intervals()
-    example = points.example[begin]
-    rise = points.metric[begin + 1] - points.metric[begin]
-    off = (width * (points.slope[begin] + points.slope[begin + 1]) / 2 - rise).abs()
-    gap, whole = rise.new_zeros(2, n_examples)
-    gap.index_add_(0, example, off)
-    whole.index_add_(0, example, rise)
-    n_intervals = torch.bincount(example, minlength=n_examples)
-    bound = tolerated(estimator, whole)
-    open_ = (gap > bound) & (n_intervals < estimator.max_steps)
-    return begin[open_[example] & (off > (bound / n_intervals)[example])]
-
-
-def tolerated(estimator: IntegratedGradients, total: Tensor) -> Tensor:
-    """The largest gap that an estimator with a tolerance allows.
-
-    Args:
-        total: what the effects should sum to, ``(batch,)``.
-    """
-    assert estimator.tolerance is not None, "asked of estimators with a tolerance"
-    return estimator.tolerance * total.abs().clamp(min=1)
-
-
-@torch.no_grad()
-def _patched_metric(
-    runs: Resumed, name: str, ends: Endpoints, passes: Passes
-) -> Float[Tensor, " batch"]:
-    """The metric with the whole submodule patched."""
-    parts = [
-        runs.select(rows).metric_with(name, ends.patch[rows])
-        for rows in passes.examples(len(ends.patch), 1)
-    ]
-    return torch.cat(parts)
+    def line(self, name: str, ends: Endpoints) -> Line:
+        """The line of a submodule. With the whole stream patched, the run is that of the patch."""
+        is_stream = Submodule.parse(name).kind in ("embed", "resid")
+        return Line(
+            ends.clean,
+            ends.patch,
+            self.metric_clean,
+            self.metric_patch if is_stream else None,
+            self.gradients.get(name),
+        )
 
 
 def integrated_gradients(
     runs: Resumed,
-    name: str,
-    dictionary: Dictionary,
-    ends: Endpoints,
+    dictionaries: Mapping[str, Dictionary],
+    ends: Mapping[str, Endpoints],
     *,
-    metric_clean: Float[Tensor, " batch"],
+    known: Known,
     estimator: IntegratedGradients,
     passes: Passes,
-) -> SubmoduleEffects:
-    """Integrated-gradients estimate of every node's indirect effect at one submodule (eq. 4).
+) -> dict[str, SubmoduleEffects]:
+    """Integrated-gradients estimate of every node's indirect effect (eq. 4).
 
         IE(a) ~= (a_patch - a_clean) . mean_k dm/da at a_clean + t_k (a_patch - a_clean)
 
-    The sum of a submodule's effects should be the change of the metric when the whole submodule
-    is patched; how far it is from that is kept as the completeness gap.
+    One submodule moves at a time; those of one layer share passes. The sum of a submodule's effects
+    should be the change of the metric when the whole submodule is patched; how far it is from that
+    is kept as the completeness gap.
 
     Args:
-        runs: runs that can be resumed at the submodule.
-        ends: the line's ends, ``(batch, pos, d)``.
-        metric_clean: the metric at the clean end.
+        runs: runs that can be resumed at the submodules.
+        dictionaries: by submodule name.
+        ends: the lines' ends, by submodule; all of one layer, or the embedding.
+        known: the metric, and the gradients at clean where `has_clean_end`.
         estimator: steps, their rule, and what gap is tolerated.
 
     Returns:
         Effects in the metric's units; positive where patching raises the metric.
     """
-    total = _patched_metric(runs, name, ends, passes) - metric_clean
-    line = (ends.clean, ends.patch)
-    if estimator.rule == "adaptive":
-        gradient = _adapt(runs, name, line, estimator, passes)
-    else:
-        gradient = _integrate(runs, name, line, estimator.rule, estimator.steps, passes)
-    return _gather_effects(dictionary, ends, gradient, total)
+    lines = {name: known.line(name, of_one) for name, of_one in ends.items()}
+    means = mean_gradients(runs, lines, estimator, passes)
+    return {
+        name: _gather_effects(
+            dictionaries[name], ends[name], gradient, metric_patch - known.metric_clean
+        )
+        for name, (gradient, metric_patch) in means.items()
+    }
 
 
 def _gap(
@@ -367,21 +254,28 @@ def clean_gradients(runs: Resumed, names: Sequence[str], passes: Passes) -> dict
 
 def attribution_effects(
     runs: Resumed,
-    name: str,
-    dictionary: Dictionary,
-    ends: Endpoints,
+    dictionaries: Mapping[str, Dictionary],
+    ends: Mapping[str, Endpoints],
     *,
-    metric_clean: Float[Tensor, " batch"],
-    gradients: Mapping[str, Tensor],
+    known: Known,
     passes: Passes,
-) -> SubmoduleEffects:
-    """Change of every node of a submodule times its gradient at clean (eq. 3).
+) -> dict[str, SubmoduleEffects]:
+    """Change of every node times its gradient at clean (eq. 3).
 
     Args:
-        gradients: from `clean_gradients`; the rest as for `integrated_gradients`.
+        as for `integrated_gradients`.
     """
-    total = _patched_metric(runs, name, ends, passes) - metric_clean
-    return _gather_effects(dictionary, ends, gradients[name], total)
+    lines = {name: known.line(name, of_one) for name, of_one in ends.items()}
+    metrics = patched_metrics(runs, lines, passes)
+    return {
+        name: _gather_effects(
+            dictionaries[name],
+            ends[name],
+            known.gradients[name],
+            metrics[name] - known.metric_clean,
+        )
+        for name in ends
+    }
 
 
 @torch.no_grad()
@@ -474,27 +368,46 @@ def _recordings(
     return clean, patch
 
 
-EffectsOf = Callable[[str, Dictionary, Endpoints], SubmoduleEffects]
-"""Effects of the nodes of one submodule: (name, dictionary, ends of its line)."""
+EffectsOf = Callable[[Mapping[str, Endpoints]], Mapping[str, SubmoduleEffects]]
+"""Effects of the nodes of some submodules of one layer, from the ends of their lines."""
 
 
 def _effects_by(
     estimator: Estimator,
     runs: Resumed,
-    names: Sequence[str],
-    metric_clean: Float[Tensor, " batch"],
+    dictionaries: Mapping[str, Dictionary],
+    metrics: tuple[Tensor, Tensor | None],
     passes: Passes,
 ) -> EffectsOf:
-    """The function that an estimator is, for runs from one recording."""
-    common = {"metric_clean": metric_clean, "passes": passes}
+    """The function that an estimator is, for runs from one recording.
+
+    Args:
+        metrics: of the clean and the patch side.
+    """
+    at_clean = {}
+    if isinstance(estimator, Attribution) or (
+        isinstance(estimator, IntegratedGradients) and has_clean_end(estimator)
+    ):
+        at_clean = clean_gradients(runs, list(dictionaries), passes)
+    known = Known(*metrics, at_clean)
     match estimator:
         case IntegratedGradients():
-            return partial(integrated_gradients, runs, estimator=estimator, **common)
+            of_runs = partial(integrated_gradients, runs, dictionaries, estimator=estimator)
+            return partial(of_runs, known=known, passes=passes)
         case Attribution():
-            gradients = clean_gradients(runs, names, passes)
-            return partial(attribution_effects, runs, gradients=gradients, **common)
+            return partial(attribution_effects, runs, dictionaries, known=known, passes=passes)
         case Exact():
-            return partial(exact_effects, runs, **common)
+            return lambda ends: {
+                name: exact_effects(
+                    runs,
+                    name,
+                    dictionaries[name],
+                    of_one,
+                    metric_clean=known.metric_clean,
+                    passes=passes,
+                )
+                for name, of_one in ends.items()
+            }
 
 
 @dataclass(frozen=True, eq=False)
@@ -540,12 +453,15 @@ def node_effects(
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
         )
-    effects_of = _effects_by(estimator, runs, causal_order(dictionaries), metric_clean, passes)
-    submodules: dict[str, SubmoduleEffects] = {}
-    for name in causal_order(dictionaries):
-        other = None if patch is None else patch.outputs[name]
-        ends = endpoints(dictionaries[name], clean.outputs[name], other, inputs.mask)
-        submodules[name] = effects_of(name, dictionaries[name], ends)
-        _check_path(submodules[name], name, estimator)
     metric_patch = None if patch is None else _clean_metric(replace(runs, recording=patch))
+    effects_of = _effects_by(estimator, runs, dictionaries, (metric_clean, metric_patch), passes)
+    submodules: dict[str, SubmoduleEffects] = {}
+    for _, names in groupby(causal_order(dictionaries), key=next_layer):
+        ends = {}
+        for name in names:
+            other = None if patch is None else patch.outputs[name]
+            ends[name] = endpoints(dictionaries[name], clean.outputs[name], other, inputs.mask)
+        for name, effects in effects_of(ends).items():
+            _check_path(effects, name, estimator)
+            submodules[name] = effects
     return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, clean)

@@ -41,6 +41,12 @@ def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metr
     return read(metric, model.logits(at_last(stream, last), metric.tokens))
 
 
+def next_layer(name: str) -> int:
+    """The layer that reads the stream which a submodule's value ends up in: its own is done."""
+    kind, layer = Submodule.parse(name)
+    return 0 if kind == "embed" else layer + 1
+
+
 def stream_with(
     model: LanguageModel, recording: Recording, name: str, value: Tensor
 ) -> tuple[Tensor, int]:
