@@ -39,7 +39,7 @@ from core.discovery import Sample
 from core.estimators import IntegratedGradients
 from core.inputs import Inputs, pad
 from core.models import LanguageModel, Recording, load_model
-from core.models.replay import read_metric
+from core.models.replay import Resumed
 from core.training import TuningSettings, tune_in_series
 
 ROOT = Path(__file__).parent.parent
@@ -107,8 +107,8 @@ class Run:
         stream = self.recording.stream_before(0)
         for layer in range(self.model.n_layers):
             stream = self.model.layer(layer, stream, self.recording.context[layer], visit)
-        metric = read_metric(self.model, stream, self.inputs.last, self.inputs.metric)
-        return float(metric.mean())
+        runs = Resumed(self.model, self.recording, self.inputs.metric, self.inputs.last)
+        return float(runs.read(stream).mean())
 
     def _features(self, name: str, x: Tensor, ablated: str) -> Tensor:
         dictionary, clean = self.dictionaries[name], self.clean[name]

@@ -15,40 +15,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary, check_widths
+from core.endpoints import Endpoints, endpoints
 from core.errors import MissingSubmodule, NotFinite
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients, check_estimator
+from core.exact import exact_effects
 from core.inputs import Inputs, check_answers
 from core.lines import Line, has_clean_end, mean_gradients, patched_metrics
 from core.models import LanguageModel, Recording
-from core.models.replay import Resumed, next_layer
-from core.shapes import Bool, Float, Int
-from core.sparse import add_at, products
+from core.models.replay import Resumed
+from core.readout import Readout
+from core.shapes import Float
+from core.sparse import products
 from core.types import (
     NodeEffects,
-    SparseAct,
     SparseFeatures,
     Submodule,
     SubmoduleEffects,
     causal_order,
 )
-
-
-def sparse_difference(a: SparseFeatures, b: SparseFeatures) -> SparseFeatures:
-    """a - b where it is not zero."""
-    width = a.shape[2]
-    keys = torch.cat([a.token * width + a.feature, b.token * width + b.feature])
-    unique, inverse = keys.unique(return_inverse=True)
-    value = add_at(a.value.new_zeros(len(unique)), inverse, torch.cat([a.value, -b.value]))
-    differs = value != 0
-    unique = unique[differs]
-    return SparseFeatures(unique // width, unique % width, value[differs], a.shape)
 
 
 def feature_dots(
@@ -61,84 +51,6 @@ def feature_dots(
     """
     flat = gradient.reshape(-1, gradient.shape[-1])
     return products(at.token, at.feature, flat, dictionary.decoder)
-
-
-@dataclass(frozen=True)
-class Endpoints:
-    """Where a submodule's line starts and ends.
-
-    Attributes:
-        clean, patch: the submodule's output; equal at padding.
-        act: features and error at clean.
-        change: features and error, patch minus clean; zero at padding.
-    """
-
-    clean: Float[Tensor, "batch pos d"]
-    patch: Float[Tensor, "batch pos d"]
-    act: SparseAct
-    change: SparseAct
-
-
-def _at_tokens(act: SparseAct, token: Tensor, shape: tuple[int, int]) -> SparseAct:
-    """What was split at some tokens, ``(1, n)``, as features and errors of a batch, zero elsewhere.
-
-    Args:
-        token: ``(n,)``, ascending: which token of the batch each is.
-        shape: of the batch, (batch, pos).
-    """
-    (_, _, n_features), d = act.features.shape, act.error.shape[2]
-    f = act.features
-    features = SparseFeatures(token[f.token], f.feature, f.value, (*shape, n_features))
-    error = act.error.new_zeros(shape[0] * shape[1], d)
-    error[token] = act.error[0]
-    return SparseAct(features, error.view(*shape, d))
-
-
-def _part(act: SparseAct, first: int, last: int) -> SparseAct:
-    """The tokens from `first` to before `last` of one long example."""
-    f = act.features
-    begin, end = torch.searchsorted(f.token, f.token.new_tensor([first, last])).tolist()
-    features = SparseFeatures(
-        f.token[begin:end] - first,
-        f.feature[begin:end],
-        f.value[begin:end],
-        (1, last - first, f.shape[2]),
-    )
-    return SparseAct(features, act.error[:, first:last])
-
-
-def endpoints(
-    dictionary: Dictionary,
-    clean: Float[Tensor, "batch pos d"],
-    patch: Float[Tensor, "batch pos d"] | None,
-    mask: Bool[Tensor, "batch pos"],
-) -> Endpoints:
-    """Both ends of the line at one submodule; patch None is zero ablation, x_patch = bias.
-
-    Both are encoded in one go: real tokens of the clean side, and those of the patch side that
-    differ. The change is exactly zero elsewhere.
-    """
-    batch, n_pos, d = clean.shape
-    other = dictionary.bias.to(clean.dtype) if patch is None else patch
-    patched = torch.where(mask[..., None], other, clean)
-    real = mask.flatten().nonzero().flatten()
-    moved = (patched != clean).any(-1).flatten().nonzero().flatten()
-    if patch is None:
-        moved = moved[:0]
-    x = torch.cat([clean.reshape(-1, d)[real], patched.reshape(-1, d)[moved]])
-    both, n = dictionary.split(x[None]), len(real)
-    act = _at_tokens(_part(both, 0, n), real, (batch, n_pos))
-    if patch is None:
-        change = SparseAct(act.features.with_value(-act.features.value), -act.error)
-        return Endpoints(clean, patched, act, change)
-    after = _at_tokens(_part(both, n, len(x)), moved, (batch, n_pos))
-    before = act.features.where(torch.isin(act.features.token, moved))
-    error = after.error - act.error
-    unmoved = torch.ones(batch * n_pos, dtype=torch.bool, device=mask.device)
-    unmoved[moved] = False
-    error = error.masked_fill(unmoved.view(batch, n_pos, 1), 0.0)
-    change = SparseAct(sparse_difference(after.features, before), error)
-    return Endpoints(clean, patched, act, change)
 
 
 def _gather_effects(
@@ -227,12 +139,6 @@ def _gap(
     return (gradient.to(wide) * (ends.patch.to(wide) - ends.clean.to(wide))).sum((1, 2)) - total
 
 
-@torch.no_grad()
-def _clean_metric(runs: Resumed) -> Tensor:
-    stream = runs.recording.outputs[f"resid_{runs.model.n_layers - 1}"]
-    return runs.finish(stream, runs.model.n_layers)
-
-
 def clean_gradients(runs: Resumed, names: Sequence[str], passes: Passes) -> dict[str, Tensor]:
     """dm/dx at clean for many submodules from one backward pass each batch, ``(batch, pos, d)``."""
     parts = []
@@ -240,12 +146,9 @@ def clean_gradients(runs: Resumed, names: Sequence[str], passes: Passes) -> dict
         of_rows = runs.select(rows)
         embed = of_rows.recording.outputs["embed"].detach().requires_grad_()
         values = {"embed": embed}
-        stream, layer = of_rows.stream_with("embed", embed)
         # Every position of every submodule has a gradient: no layer is run at the last token only.
-        for i in range(layer, runs.model.n_layers):
-            context = of_rows.recording.context[i]
-            stream = runs.model.layer(i, stream, context, values.setdefault)
-        metric = of_rows.finish(stream, runs.model.n_layers).sum()
+        end = of_rows.value_at_end(*of_rows.stream_with("embed", embed), values.setdefault)
+        metric = of_rows.read(end).sum()
         parts.append(torch.autograd.grad(metric, [values[name] for name in names]))
     return {
         name: torch.cat(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)
@@ -278,64 +181,24 @@ def attribution_effects(
     }
 
 
-@torch.no_grad()
-def exact_effects(
-    runs: Resumed,
-    name: str,
-    dictionary: Dictionary,
-    ends: Endpoints,
-    *,
-    metric_clean: Float[Tensor, " batch"],
-    passes: Passes,
-) -> SubmoduleEffects:
-    """Exact indirect effect of every node of a submodule (eq. 2): one run for each.
-
-    Returns:
-        Effects as `integrated_gradients` gives them; ``gradient`` is zero, there is none.
-    """
-    n_pos = ends.clean.shape[1]
-
-    def effects_of(
-        token: Int[Tensor, " n"], moves: Callable[[slice], Tensor]
-    ) -> Float[Tensor, " n"]:
-        moved_by = torch.empty(len(token), dtype=metric_clean.dtype, device=token.device)
-        for start in range(0, len(token), passes.rows):
-            part = slice(start, start + passes.rows)
-            example, pos = token[part] // n_pos, token[part] % n_pos
-            x = ends.clean[example]
-            x[torch.arange(len(example), device=x.device), pos] += moves(part).to(x.dtype)
-            moved_by[part] = runs.select(example).metric_with(name, x) - metric_clean[example]
-        return moved_by
-
-    change = ends.change
-    f = change.features
-    of_features = effects_of(
-        f.token, lambda part: f.value[part, None] * dictionary.decoder[f.feature[part]]
-    )
-    errors = change.error.flatten(0, 1)
-    moved = errors.any(1).nonzero().flatten()
-    of_errors = errors.new_zeros(len(errors))
-    of_errors[moved] = effects_of(moved, lambda part: errors[moved[part]]).to(errors.dtype)
-    dtype = dictionary.decoder.dtype
-    not_measured = torch.full_like(metric_clean, float("nan"))
-    return SubmoduleEffects(
-        f.with_value(of_features.to(dtype)),
-        of_errors.view(change.error.shape[:2]),
-        torch.zeros_like(change.error),
-        change,
-        ends.act,
-        not_measured,
-        not_measured,
-    )
-
-
 def _check(
-    model: LanguageModel, dictionaries: Mapping[str, Dictionary], estimator: Estimator
-) -> None:
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    readout: Readout,
+    estimator: Estimator,
+) -> list[str]:
+    """Where there are nodes, in causal order; raises where nothing can be measured."""
     check_estimator(estimator)
     if not dictionaries:
         raise MissingSubmodule("no dictionaries were given, so there are no nodes.")
     check_widths(dictionaries, model.width)
+    names = readout.reached_by(dictionaries, model)
+    if not names:
+        raise MissingSubmodule(
+            f"the metric is read at {readout.site}, and no dictionary sits there or before it "
+            f"(they are at {', '.join(causal_order(dictionaries))}): nothing reaches it."
+        )
+    return names
 
 
 def _check_finite(recording: Recording, names: Iterable[str], side: str) -> None:
@@ -357,14 +220,14 @@ def _check_path(effects: SubmoduleEffects, name: str, estimator: Estimator) -> N
 
 def _recordings(
     model: LanguageModel, inputs: Inputs, names: Iterable[str]
-) -> tuple[Recording, Recording | None]:
+) -> tuple[Resumed, Resumed | None]:
     """Both sides run once; patch is None for zero ablation."""
-    clean = model.record(inputs.clean, inputs.mask)
-    _check_finite(clean, names, "clean")
+    clean = Resumed.record(model, inputs)
+    _check_finite(clean.recording, names, "clean")
     if inputs.patch is None:
         return clean, None
-    patch = model.record(inputs.patch, inputs.mask)
-    _check_finite(patch, names, "patch")
+    patch = Resumed.record(model, replace(inputs, clean=inputs.patch, patch=None))
+    _check_finite(patch.recording, names, "patch")
     return clean, patch
 
 
@@ -372,39 +235,30 @@ EffectsOf = Callable[[Mapping[str, Endpoints]], Mapping[str, SubmoduleEffects]]
 """Effects of the nodes of some submodules of one layer, from the ends of their lines."""
 
 
+def _needs_clean_end(estimator: Estimator) -> bool:
+    if isinstance(estimator, IntegratedGradients):
+        return has_clean_end(estimator)
+    return isinstance(estimator, Attribution)
+
+
 def _effects_by(
     estimator: Estimator,
     runs: Resumed,
     dictionaries: Mapping[str, Dictionary],
-    metrics: tuple[Tensor, Tensor | None],
+    known: Known,
     passes: Passes,
 ) -> EffectsOf:
-    """The function that an estimator is, for runs from one recording.
-
-    Args:
-        metrics: of the clean and the patch side.
-    """
-    at_clean = {}
-    if isinstance(estimator, Attribution) or (
-        isinstance(estimator, IntegratedGradients) and has_clean_end(estimator)
-    ):
-        at_clean = clean_gradients(runs, list(dictionaries), passes)
-    known = Known(*metrics, at_clean)
+    """The function that an estimator is, for runs from one recording."""
+    common = {"known": known, "passes": passes}
     match estimator:
         case IntegratedGradients():
-            of_runs = partial(integrated_gradients, runs, dictionaries, estimator=estimator)
-            return partial(of_runs, known=known, passes=passes)
+            return partial(integrated_gradients, runs, dictionaries, estimator=estimator, **common)
         case Attribution():
-            return partial(attribution_effects, runs, dictionaries, known=known, passes=passes)
+            return partial(attribution_effects, runs, dictionaries, **common)
         case Exact():
             return lambda ends: {
                 name: exact_effects(
-                    runs,
-                    name,
-                    dictionaries[name],
-                    of_one,
-                    metric_clean=known.metric_clean,
-                    passes=passes,
+                    runs, name, dictionaries[name], of_one, known.metric_clean, passes
                 )
                 for name, of_one in ends.items()
             }
@@ -434,34 +288,39 @@ def node_effects(
         budget_bytes: memory for activations in flight; batches are made to fit.
 
     Returns:
-        Effects in the metric's units, positive where patching raises the metric.
+        Effects in the metric's units, positive where patching raises the metric; of submodules
+        at the readout's site and before it.
 
     Raises:
         InputError: not an estimator.
-        WidthMismatch, MissingSubmodule: a dictionary does not fit the model.
+        WidthMismatch, MissingSubmodule: a dictionary does not fit the model, none sits where the
+            readout can see it, or the model has no such site.
         NotFinite: activations or the metric are NaN or infinite.
         OutOfBudget: not even one example fits the budget.
     """
-    _check(model, dictionaries, estimator)
+    names = _check(model, dictionaries, inputs.readout, estimator)
     check_answers(inputs, model.n_vocab)
     inputs = inputs.to(model.device)
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
-    clean, patch = _recordings(model, inputs, dictionaries)
-    runs = Resumed(model, clean, inputs.metric, inputs.last)
-    metric_clean = _clean_metric(runs)
+    clean, patch = _recordings(model, inputs, names)
+    metric_clean = clean.as_recorded()
     if not bool(torch.isfinite(metric_clean).all()):
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
         )
-    metric_patch = None if patch is None else _clean_metric(replace(runs, recording=patch))
-    effects_of = _effects_by(estimator, runs, dictionaries, (metric_clean, metric_patch), passes)
+    metric_patch = None if patch is None else patch.as_recorded()
+    gradients = clean_gradients(clean, names, passes) if _needs_clean_end(estimator) else {}
+    known = Known(metric_clean, metric_patch, gradients)
+    effects_of = _effects_by(estimator, clean, dictionaries, known, passes)
     submodules: dict[str, SubmoduleEffects] = {}
-    for _, names in groupby(causal_order(dictionaries), key=next_layer):
+    for together in clean.together(names):
         ends = {}
-        for name in names:
-            other = None if patch is None else patch.outputs[name]
-            ends[name] = endpoints(dictionaries[name], clean.outputs[name], other, inputs.mask)
+        for name in together:
+            other = None if patch is None else patch.recording.outputs[name]
+            x = clean.recording.outputs[name]
+            ends[name] = endpoints(dictionaries[name], x, other, inputs.mask)
         for name, effects in effects_of(ends).items():
             _check_path(effects, name, estimator)
             submodules[name] = effects
-    return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, clean)
+    run = clean.recording
+    return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, run)

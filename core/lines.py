@@ -76,19 +76,15 @@ def _metrics(
     runs: Resumed, lines: Mapping[str, Line], places: _Places, *, gradients: bool
 ) -> tuple[list[Tensor], Sequence[Tensor]]:
     """The metric, and dm/dx if asked for, at places on lines: one pass for all of them."""
-    values, streams, layers = [], [], set[int]()
     with torch.set_grad_enabled(gradients):
-        for name, example, place in places:
-            x = lines[name].at(example, place).requires_grad_(gradients)
-            stream, layer = runs.select(example).stream_with(name, x)
-            values.append(x)
-            streams.append(stream)
-            layers.add(layer)
-        (layer,) = layers  # those of one layer, or the embedding alone
-        every = runs.select(torch.cat([example for _, example, _ in places]))
-        metric = every.finish(torch.cat(streams), layer)
-        found = torch.autograd.grad(metric.sum(), values) if gradients else ()
-    return list(metric.detach().split([len(x) for x in values])), found
+        values = [
+            (name, example, lines[name].at(example, place).requires_grad_(gradients))
+            for name, example, place in places
+        ]
+        metric = runs.metrics_with(values)
+        leaves = [x for _, _, x in values]
+        found = torch.autograd.grad(metric.sum(), leaves) if gradients else ()
+    return list(metric.detach().split([len(x) for x in leaves])), found
 
 
 def _in_passes(places: _Places, rows: int) -> list[_Places]:
@@ -132,7 +128,7 @@ def mean_gradients(
     """Mean of dm/dx on each line, and the metric at its patch end.
 
     Args:
-        lines: of submodules whose streams the same layer reads next, by name.
+        lines: by submodule; of one group of `Resumed.together`.
     """
     if estimator.rule == "adaptive":
         return _adapt(runs, lines, estimator, passes)

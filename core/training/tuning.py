@@ -29,7 +29,7 @@ from core.dictionaries.transform import scaled
 from core.errors import InputError, NotFinite
 from core.inputs import pad
 from core.models import LanguageModel, Recording
-from core.models.language_model import Visit
+from core.models.hooks import Visit
 from core.training.weights import normalise_rows
 
 _LEAST_KEPT = 0.05

@@ -119,11 +119,8 @@ def test_points_are_added_where_the_metric_bends_and_none_is_wasted(
         def select(self, rows: torch.Tensor) -> "Cliff":
             return self
 
-        def stream_with(self, name: str, value: torch.Tensor) -> tuple[torch.Tensor, int]:
-            return value, 0
-
-        def finish(self, stream: torch.Tensor, *_args: Any, **_options: Any) -> torch.Tensor:
-            return 10 * torch.sigmoid((stream.flatten() - 0.3) / 0.002)
+        def metric_with(self, name: str, value: torch.Tensor) -> torch.Tensor:
+            return 10 * torch.sigmoid((value.flatten() - 0.3) / 0.002)
 
     seen = counted(monkeypatch)
     zero = torch.zeros(1, 1, 1, dtype=torch.double)
