@@ -481,6 +481,23 @@ class CircuitSettings(Section):
             )
 
 
+class ApproximationSettings(Section):
+    """How estimated effects are held against interventions (Figure 8)."""
+
+    n_sampled: Count = 16
+    """Nodes of each submodule that are patched one at a time: half of them the strongest, the
+    others drawn among nodes of every size."""
+    n_examples: Count = 8
+    """Most examples that are patched in, of those a circuit is found from."""
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (25, 50, 100, 200)
+    """Sizes of the circuits chosen by each estimator, whose faithfulness is compared."""
+    seed: Seed = 0
+    """Of the nodes that are drawn."""
+    min_correlation: Share = 0.5
+    """Warn where the ranks of integrated gradients and of exact effects correlate less, in the
+    median submodule."""
+
+
 class EvaluationSettings(Section):
     """How circuits are judged (section 3.2)."""
 
@@ -499,6 +516,12 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
+    n_examined: CountOrZero | None = None
+    """The first so many clusters are examined closer, as every task is, such as by judging their
+    circuits on each other's behaviours; null examines all."""
+    approximations: ApproximationSettings | None = ApproximationSettings()
+    """How good estimated effects are, of tasks and of clusters that are examined closer; not
+    measured where null."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
 
@@ -957,6 +980,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def examined(self) -> list[str]:
+        """Keys of the clusters whose circuits are examined closer: the first of `clusters`."""
+        return self.clusters[: self.settings.evaluations.n_examined]
 
     @property
     def annotations(self) -> Path:

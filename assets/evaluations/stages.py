@@ -13,6 +13,7 @@ from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
+from assets.evaluations.approximations import approximation_stages
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.plots import curves, picture
 from assets.settings import EvaluationSettings, Experiment, ExperimentError
@@ -235,4 +236,4 @@ def evaluation_stages(experiment: Experiment) -> list[Stage]:
     stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
     if experiment.settings.tasks is not None:
         stages.append(TASK_EVALUATIONS_STAGE)
-    return [*stages, EVALUATION_SUMMARY_STAGE]
+    return [*stages, *approximation_stages(experiment), EVALUATION_SUMMARY_STAGE]

@@ -7,6 +7,7 @@
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
     circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary
+    approximations/SOURCE/NAME/{nodes, fits, rankings}
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
     labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
@@ -135,6 +136,20 @@ def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
 def evaluation(source: BehaviourSource, name: str) -> Key:
     """How a circuit was judged."""
     return Key(f"evaluations/{source}/{name}", "circuit_evaluations", _STAGES[source][2])
+
+
+_APPROXIMATIONS = {
+    "clusters": "circuit_approximations",
+    "tasks": "task_approximations",
+    "classifiers": "classifier_approximations",
+}
+
+
+def approximation(source: BehaviourSource, name: str, table: str = "nodes") -> Key:
+    """How good estimates of effects are: of single nodes, by submodule (fits), for circuits
+    (rankings)."""
+    columns = "approximations" if table == "nodes" else f"approximation_{table}"
+    return Key(f"approximations/{source}/{name}/{table}", columns, _APPROXIMATIONS[source])
 
 
 def cards(submodule: str) -> Key:

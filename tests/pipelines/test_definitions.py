@@ -44,6 +44,8 @@ GRAPH = {
         {"task_behaviours", "task_circuits", "dictionary_set"},
         1,
     ),
+    "circuit_approximations": ("evaluations", {"cluster_behaviours", "dictionary_set"}, 3),
+    "task_approximations": ("evaluations", {"task_behaviours", "dictionary_set"}, 1),
     "evaluation_summary": (
         "evaluations",
         {
@@ -66,6 +68,7 @@ FILES = {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        *("circuit_approximations", "task_approximations"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
@@ -105,7 +108,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 6
+    assert len(partitioned) == 8
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 
@@ -233,8 +236,11 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
         ({"evaluations": {"min_faithfulness": 0.9}}, set()),
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
-        ({"tasks": {"start_layer": 1}}, {"task_evaluations"}),
-        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations"}),
+        ({"tasks": {"start_layer": 1}}, {"task_evaluations", "task_approximations"}),
+        (
+            {"evaluations": {"start_layer": 1}},
+            {"circuit_evaluations", "circuit_approximations"},
+        ),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(
