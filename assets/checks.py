@@ -34,6 +34,7 @@ from assets.tables.places import (
     LABELS,
     RULE_LABELS,
     BehaviourSource,
+    approximation,
     assignments,
     baselines,
     cards,
@@ -316,6 +317,36 @@ def _evaluations_are_numbers(
         usable > len(values) / 2,
         f"{usable} of {len(values)} evaluations are numbers; the others explain nothing because "
         "ablating every node leaves the metric as it is.",
+    )
+
+
+def _middle(values: Sequence[float]) -> float:
+    """The median of those that are numbers; NaN if none is."""
+    return median(finite(values) or [math.nan])
+
+
+def _estimates_follow(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """Integrated gradients put nodes in much the order of their exact effects."""
+    how = experiment.settings.evaluations.approximations
+    assert how is not None, "checked where it is made"
+    names = experiment.examined if source == "clusters" else names_of(experiment)[source]
+    keys = [approximation(source, name, "fits") for name in names]
+    columns = ["estimator", "spearman", "slope"]
+    rows = [r for key in keys if store.footer(key) for r in store.read(key, columns).to_pylist()]
+    middle = {
+        (of, column): _middle([row[column] for row in rows if row["estimator"] == of])
+        for of in ("integrated", "attribution")
+        for column in ("spearman", "slope")
+    }
+    correlation = middle["integrated", "spearman"]
+    return Outcome(
+        not correlation < how.min_correlation,
+        f"In the middle of {len(rows) // 2} submodules and behaviours, ranks of integrated "
+        f"gradients correlate with exact effects by {correlation:.2f} (slope "
+        f"{middle['integrated', 'slope']:.2f}), those of attribution by "
+        f"{middle['attribution', 'spearman']:.2f} (slope {middle['attribution', 'slope']:.2f}).",
     )
 
 
@@ -627,6 +658,10 @@ _CHECKS = (
           partial(_weights_predict, "clusters"), warns=True),
     Check("weights_predict", "task_edge_evaluations", "Weights rank edges as interventions do.",
           partial(_weights_predict, "tasks"), warns=True),
+    Check("estimates_follow", "circuit_approximations", "Estimates order nodes as patching does.",
+          partial(_estimates_follow, "clusters"), warns=True),
+    Check("estimates_follow", "task_approximations", "Estimates order nodes as patching does.",
+          partial(_estimates_follow, "tasks"), warns=True),
     Check("curves_rise", "task_evaluations", "Large circuits are faithful.",
           curves_rise, warns=True),
     Check("whole_and_empty", "circuit_baselines", "All nodes give 1, and none gives 0.",

@@ -197,3 +197,36 @@ def heat_map(
                 )  # fmt: skip
     figure.colorbar(image, ax=axis, label=label)
     return png_of(figure)
+
+
+Points = tuple[Sequence[float], Sequence[float]]
+
+
+def scatters(panels: Mapping[str, Mapping[str, Points]], x: str, n_columns: int = 4) -> bytes:
+    """Small multiples: a scatter plot for each name, its axes of one scale, over the line y = x.
+
+    Args:
+        panels: by name the points of each series, in the same order everywhere.
+        x: what stands on the horizontal axes; the series stand on the vertical ones.
+    """
+    from matplotlib.figure import Figure
+
+    n_rows = math.ceil(len(panels) / n_columns)
+    figure = Figure(figsize=(1.7 * n_columns, 1.6 * n_rows + 0.5), dpi=72)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for axis, (name, series) in zip(axes, panels.items(), strict=False):
+        most = max(abs(v) for points in series.values() for part in points for v in part) or 1.0
+        axis.plot((-most, most), (-most, most), color=GRID, linewidth=0.8)
+        for (label, (xs, ys)), colour in zip(series.items(), (BLUE, RED), strict=False):
+            axis.plot(xs, ys, "o", markersize=3, color=colour, alpha=0.6, label=label)
+        ticks = [float(f"{sign * most / 1.1:.1g}") for sign in (-1, 0, 1)]
+        axis.set(xticks=ticks, yticks=ticks)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=6)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel(x, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="lower right")
+    # By hand: looking for a layout that fits takes longer than the measurement.
+    figure.subplots_adjust(0.07, 0.6 / (1.6 * n_rows), 0.99, 0.96, 0.35, 0.45)
+    return png_of(figure)

@@ -483,6 +483,23 @@ class CircuitSettings(Section):
             )
 
 
+class ApproximationSettings(Section):
+    """How estimated effects are held against interventions (Figure 8)."""
+
+    n_sampled: Count = 16
+    """Nodes of each submodule that are patched one at a time: half of them the strongest, the
+    others drawn among nodes of every size."""
+    n_examples: Count = 8
+    """Most examples that are patched in, of those a circuit is found from."""
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (25, 50, 100, 200)
+    """Sizes of the circuits chosen by each estimator, whose faithfulness is compared."""
+    seed: Seed = 0
+    """Of the nodes that are drawn."""
+    min_correlation: Share = 0.5
+    """Warn where the ranks of integrated gradients and of exact effects correlate less, in the
+    median submodule."""
+
+
 class EvaluationSettings(Section):
     """How circuits are judged (section 3.2)."""
 
@@ -523,6 +540,9 @@ class EvaluationSettings(Section):
     min_edge_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
     """Warn where weights of edges between features rank them otherwise than interventions along
     their direct paths do: where the rank correlation is lower."""
+    approximations: ApproximationSettings | None = ApproximationSettings()
+    """How good estimated effects are, of tasks and of clusters that are examined closer; not
+    measured where null."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
     variants: tuple[Variant, ...] = VARIANTS

@@ -12,6 +12,7 @@ from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.evaluations.approximations import approximation_stages
 from assets.evaluations.baselines import baseline_stages
 from assets.evaluations.fresh import judged_from
 from assets.evaluations.overlap import CIRCUIT_OVERLAP_STAGE
@@ -205,6 +206,7 @@ def evaluation_stages(experiment: Experiment) -> list[Stage]:
     return [
         *stages,
         *baseline_stages(experiment),
+        *approximation_stages(experiment),
         EVALUATION_SUMMARY_STAGE,
         CIRCUIT_OVERLAP_STAGE,
         CIRCUIT_TRANSFER_STAGE,

@@ -8,6 +8,7 @@
     circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}, the picture in circuit.svg
     evaluations/SOURCE/NAME  evaluation_summary  circuit_overlap  circuit_transfer
     baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
+    approximations/SOURCE/NAME/{nodes, fits, rankings}
     edges/SOURCE/NAME/{evaluations, interventions}
     report, the page in report.html
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
@@ -164,6 +165,20 @@ def edge_evaluation(
 ) -> Key:
     """How the edges of a circuit were judged: some of them kept, and one by one."""
     return Key(f"edges/{source}/{name}/{part}", f"edge_{part}", _EDGE_STAGES[source])
+
+
+_APPROXIMATIONS = {
+    "clusters": "circuit_approximations",
+    "tasks": "task_approximations",
+    "classifiers": "classifier_approximations",
+}
+
+
+def approximation(source: BehaviourSource, name: str, table: str = "nodes") -> Key:
+    """How good estimates of effects are: of single nodes, by submodule (fits), for circuits
+    (rankings)."""
+    columns = "approximations" if table == "nodes" else f"approximation_{table}"
+    return Key(f"approximations/{source}/{name}/{table}", columns, _APPROXIMATIONS[source])
 
 
 def cards(submodule: str) -> Key:

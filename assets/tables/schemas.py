@@ -65,6 +65,7 @@ _WEIGHTS = _column(
     "weights", _TEXT, "hash of the dictionary's weights; null for neurons", null=True
 )
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
+_ESTIMATE = _column("estimator", _TEXT, "attribution or integrated")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
 
 _VARIANT = _column("variant", _TEXT, "what the nodes are, see evaluations.variants")
@@ -480,6 +481,56 @@ _ALL = (
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("n_nodes", _INT, "nodes left in"),
                 *_EVALUATED,
+            ]
+        ),
+    ),
+    Table(
+        "approximations",
+        "approximations/SOURCE/NAME/nodes.parquet",
+        "one node, patched alone, beside what estimators say of it",
+        pa.schema(
+            [
+                _NAME,
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature; -1 for the error"),
+                _column("pos", _INT, "position; null where patched at all", null=True),
+                _column("drawn", _TEXT, "strongest, or at random among those of about its size"),
+                _column("exact", _DOUBLE, "mean change of the metric when it is patched (eq. 2)"),
+                _column("attribution", _DOUBLE, "its estimate by attribution patching (eq. 3)"),
+                _column("integrated", _DOUBLE, "by integrated gradients (eq. 4)"),
+            ]
+        ),
+    ),
+    Table(
+        "approximation_fits",
+        "approximations/SOURCE/NAME/fits.parquet",
+        "how one estimator follows exact effects at one submodule",
+        pa.schema(
+            [
+                _NAME,
+                _SUBMODULE,
+                _ESTIMATE,
+                _column("answers", _TEXT, "single effect or joint share"),
+                _column("n_nodes", _INT, "nodes compared"),
+                _column("pearson", _DOUBLE, "correlation with exact effects; NaN without spread"),
+                _column("spearman", _DOUBLE, "correlation of ranks, likewise"),
+                _column("slope", _DOUBLE, "estimate over exact, least squares through zero"),
+                _column("sign", _DOUBLE, "share of nodes of which it has the sign"),
+                _column("gap", _DOUBLE, "mean absolute completeness gap of the submodule"),
+            ]
+        ),
+    ),
+    Table(
+        "approximation_rankings",
+        "approximations/SOURCE/NAME/rankings.parquet",
+        "the nodes with the largest effects by one estimator, judged as a circuit",
+        pa.schema(
+            [
+                _NAME,
+                _ESTIMATE,
+                _column("n_nodes", _INT, "nodes left in"),
+                _column("faithfulness", _DOUBLE, "of these nodes"),
+                _column("held_out", _BOOL, "judged on other examples than found from"),
             ]
         ),
     ),

@@ -9,10 +9,12 @@ only the columns of the unembedding that the metric reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from core.inputs import Inputs
@@ -186,3 +188,31 @@ class Resumed:
         if layer == end.layer and end.kind == "mlp":
             return self.finish(self.recording.stream_before(layer), layer, known={name: value})
         return self.finish(*self.stream_with(name, value))
+
+    def together(self, names: Iterable[str]) -> list[list[str]]:
+        """Names in causal order, grouped by where runs with one of them replaced go on.
+
+        Those of a layer all end up in the stream that the next layer reads; what is read, and what
+        leads to it inside its own layer, stands alone.
+        """
+        end = self.end
+
+        def goes_on(name: str) -> tuple[int, str]:
+            layer = Submodule.parse(name).layer
+            return layer, name if layer == end.layer and end.kind != "resid" else ""
+
+        return [list(group) for _, group in groupby(names, key=goes_on)]
+
+    def metrics_with(self, values: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
+        """The metric, ``(n,)``, of runs with different submodules replaced, in one pass.
+
+        Args:
+            values: of each submodule its name, the examples ``(n,)`` and what it puts out in
+                each, ``(n, pos, d)``; names are those of one group of `together`.
+        """
+        if len(values) == 1:
+            ((name, rows, value),) = values
+            return self.select(rows).metric_with(name, value)
+        starts = [self.select(rows).stream_with(name, value) for name, rows, value in values]
+        every = self.select(torch.cat([rows for _, rows, _ in values]))
+        return every.finish(torch.cat([stream for stream, _ in starts]), starts[0][1])

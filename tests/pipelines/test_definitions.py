@@ -44,6 +44,8 @@ GRAPH = {
         {"task_behaviours", "task_circuits", "dictionary_set"},
         1,
     ),
+    "circuit_approximations": ("evaluations", {"cluster_behaviours", "dictionary_set"}, 3),
+    "task_approximations": ("evaluations", {"task_behaviours", "dictionary_set"}, 1),
     "evaluation_summary": (
         "evaluations",
         {
@@ -95,6 +97,7 @@ FILES = {
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
         "circuit_transfer",
         *("circuit_edge_evaluations", "task_edge_evaluations"),
+        *("circuit_approximations", "task_approximations"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
@@ -266,11 +269,17 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
         (
             {"tasks": {"start_layer": 1}},
-            {"task_evaluations", "task_edge_evaluations", "circuit_transfer"},
+            {
+                *("task_evaluations", "task_edge_evaluations"),
+                *("circuit_transfer", "task_approximations"),
+            },
         ),
         (
             {"evaluations": {"start_layer": 1}},
-            {"circuit_evaluations", "circuit_edge_evaluations", "circuit_transfer"},
+            {
+                *("circuit_evaluations", "circuit_edge_evaluations"),
+                *("circuit_transfer", "circuit_approximations"),
+            },
         ),
         ({"evaluations": {"n_examined": 1}}, {"circuit_transfer", "report"}),
     ],
