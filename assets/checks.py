@@ -31,8 +31,12 @@ from assets.tables.places import (
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    JUDGEMENTS,
+    LABELLED_TEXTS,
     LABELS,
+    PROBE,
     RULE_LABELS,
+    SHIFT,
     BehaviourSource,
     approximation,
     assignments,
@@ -50,6 +54,8 @@ _SHOWN = 10
 _MOST_UNMET = 0.05
 _ROUNDING = 1e-3
 """Faithfulness of float32 runs that take different ways to the same numbers."""
+_LEAST_AGREEMENT = 0.75
+_MOST_MOVED = 0.01
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -613,6 +619,78 @@ def annotations_are_used(_experiment: Experiment, store: ArtifactStore) -> Outco
     )
 
 
+def sets_are_balanced(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """In each set of labelled texts the groups are equally large, and no text is in two sets."""
+    table = frame(store.read(LABELLED_TEXTS, ["id", "set", "label", "attribute"]))
+    sizes = table.groupby(["set", "label", "attribute"]).size()
+    uneven = sorted({name for name, own in sizes.groupby("set") if own.nunique() > 1})
+    n_twice = int(table["id"].duplicated().sum())
+    return Outcome(
+        not uneven and not n_twice,
+        f"Sets with groups of different sizes: {', '.join(uneven) or 'none'}; {n_twice} texts are "
+        "there twice.",
+        {"texts": len(table), "twice": n_twice},
+    )
+
+
+def texts_are_read_whole(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """At most half of the labelled texts are cut."""
+    notes, n = store.notes(LABELLED_TEXTS), store.n_rows(LABELLED_TEXTS)
+    n_cut, most = notes["n_cut"], notes["n_positions"]
+    return Outcome(
+        n_cut <= n / 2,
+        f"{n_cut} of {n} labelled texts are longer than the {most} tokens that are read of each.",
+        {"cut": n_cut, "texts": n},
+    )
+
+
+def features_are_judged(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The judge that counts has judged every feature, not all alike, and much as the truth has."""
+    how = experiment.settings.classifier
+    judge = how.judgements.judge if how else ""
+    table = frame(store.read(JUDGEMENTS, ["submodule", "feature", "judge", "irrelevant"]))
+    own, truth = (
+        table[table["judge"] == one].set_index(["submodule", "feature"])["irrelevant"]
+        for one in (judge, "truth")
+    )
+    n, n_irrelevant = store.notes(JUDGEMENTS)["n_features"], int(own.sum())
+    agrees = float((own == truth.loc[own.index]).mean()) if len(own) else math.nan
+    return Outcome(
+        len(own) == n and 0 < n_irrelevant < n and agrees >= _LEAST_AGREEMENT,
+        f"{judge} has judged {len(own)} of {n} features, {n_irrelevant} of them irrelevant"
+        + (f", and agrees with the truth on {agrees:.0%}." if len(own) else "."),
+        {"features": n, "judged": len(own), "irrelevant": n_irrelevant},
+    )
+
+
+def probe_has_settled(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The probe's last epoch hardly moved its loss, and it is better than no probe."""
+    (row,) = store.read(PROBE, ["loss_before", "loss"]).to_pylist()
+    moved = abs(row["loss_before"] - row["loss"])
+    return Outcome(
+        moved <= _MOST_MOVED and row["loss"] < math.log(2),
+        f"Loss {row['loss']:.3f} nats, {row['loss_before']:.3f} before the last epoch; it should "
+        f"move by no more than {_MOST_MOVED} (classifier.probe.epochs) and be below that of "
+        "guessing, 0.693.",
+        {"loss": row["loss"], "moved": moved},
+    )
+
+
+def judging_matters(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Retrained on the model without the judged features, the probe beats every control."""
+    columns = ["method", "probe", "is_control", "worst_group"]
+    rows = [r for r in store.read(SHIFT, columns).to_pylist() if r["probe"] == "retrained"]
+    (own,) = (row["worst_group"] for row in rows if row["method"] == "shift")
+    controls = {row["method"]: row["worst_group"] for row in rows if row["is_control"]}
+    best = max(controls, key=lambda name: controls[name])
+    return Outcome(
+        own > controls[best],
+        f"Worst group {own:.1%} with the judged features ablated and the probe retrained; of the "
+        f"controls {best} comes nearest, {controls[best]:.1%}.",
+        {"worst group": own, "best control": controls[best]},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -686,6 +764,22 @@ _CHECKS = (
           summary_is_current, warns=True),
     Check("annotations_are_used", "labels", "People's labels are of these dictionaries.",
           annotations_are_used, warns=True),
+    Check("sets_are_balanced", "labelled_texts", "Groups are equal, and no text is there twice.",
+          sets_are_balanced, blocking=True),
+    Check("texts_are_read_whole", "labelled_texts", "Most labelled texts are not cut.",
+          texts_are_read_whole, warns=True),
+    Check("probe_has_settled", "probe", "Training went on long enough.",
+          probe_has_settled, warns=True),
+    Check("circuits_have_nodes", "classifier_circuits", "The circuit has nodes.",
+          partial(_circuits_have_nodes, "classifiers"), warns=True),
+    Check("integrals_converged", "classifier_circuits", "Effects sum to what they should.",
+          partial(_integrals_converged, "classifiers"), warns=True),
+    Check("evaluations_are_numbers", "classifier_evaluations", "It can be judged.",
+          partial(_evaluations_are_numbers, "classifiers"), warns=True),
+    Check("judging_matters", "shift", "Judged features do better than controls.",
+          judging_matters, warns=True),
+    Check("features_are_judged", "judgements", "The judge has judged, much as the truth has.",
+          features_are_judged, warns=True),
 )  # fmt: skip
 
 

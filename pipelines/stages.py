@@ -13,18 +13,19 @@ from assets.evaluations.stages import evaluation_stages
 from assets.features.labels import feature_stages
 from assets.report.stages import report_stage
 from assets.settings import Experiment
-from assets.shift.stages import classifier_stages
+from assets.shift.stages import classifier_stages, shift_stages
 
 _STEPS = (
     corpus_stages,
     dictionary_stages,
     discovery_stages,
     comparison_stages,
+    classifier_stages,
     circuit_stages,
     evaluation_stages,
     edge_stages,
     feature_stages,
-    classifier_stages,
+    shift_stages,
 )
 
 

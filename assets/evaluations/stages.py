@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from assets.circuits.behaviours import Behaviour, read_behaviours
+from assets.circuits.behaviours import Behaviour, classifier_settings, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
@@ -21,7 +21,7 @@ from assets.evaluations.transfer import CIRCUIT_TRANSFER_STAGE
 from assets.plots import curves, picture
 from assets.settings import EvaluationSettings, Experiment
 from assets.tables.conversions import frame, read_nodes
-from assets.tables.places import BehaviourSource, behaviours, circuit, evaluation
+from assets.tables.places import CLASSIFIER, BehaviourSource, behaviours, circuit, evaluation
 from assets.tables.schemas import TABLES
 from core.errors import InputError
 from core.options import Ablation, ErrorNodes
@@ -198,11 +198,29 @@ TASK_EVALUATIONS_STAGE = _evaluation_stage(
 )
 
 
+def _reads_classifier(experiment: Experiment, _name: str) -> Judging:
+    how = experiment.settings.evaluations
+    start_layer = classifier_settings(experiment).circuit.start_layer
+    return Judging("zero", how.error_nodes, start_layer, thresholds(how))
+
+
+CLASSIFIER_EVALUATIONS_STAGE = _evaluation_stage(
+    "classifiers",
+    "classifier_evaluations",
+    "Faithfulness and completeness of the classifier's circuit, at every size, on texts that were "
+    "not used to find it.",
+    partitions=lambda _experiment: [CLASSIFIER],
+    reads=_reads_classifier,
+)
+
+
 def evaluation_stages(experiment: Experiment) -> list[Stage]:
     """The stages that judge circuits, those that compare them, and those over all of them."""
     stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
     if experiment.settings.tasks is not None:
         stages.append(TASK_EVALUATIONS_STAGE)
+    if experiment.settings.classifier is not None:
+        stages.append(CLASSIFIER_EVALUATIONS_STAGE)
     return [
         *stages,
         *baseline_stages(experiment),

@@ -15,6 +15,7 @@ from assets.plots import histogram, picture, records
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame, read_nodes
 from assets.tables.places import (
+    CLASSIFIER,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     BehaviourSource,
@@ -47,6 +48,8 @@ def names_of(experiment: Experiment) -> Names:
     names: dict[BehaviourSource, tuple[str, ...]] = {"clusters": tuple(experiment.clusters)}
     if experiment.settings.tasks is not None:
         names["tasks"] = tuple(task_settings(experiment).pairs)
+    if experiment.settings.classifier is not None:
+        names["classifiers"] = (CLASSIFIER,)
     return names
 
 

@@ -13,7 +13,8 @@
     report, the page in report.html
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
-    labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
+    labelled_texts  classifier/{probe, probe_groups}, the weights in probe.safetensors
+    classifier/{judgements, shift, shift_seeds, ablated_features}, a page in shift.html
 
 NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
 cluster of samples, a file of pairs or a classifier; NAME of a circuit is its cluster's, its task's
@@ -70,8 +71,11 @@ FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")
 LABELLED_TEXTS = _alone("labelled_texts")
 PROBE = Key("classifier/probe", "probe", "probe")
+PROBE_GROUPS = Key("classifier/probe_groups", "probe_groups", "probe")
 JUDGEMENTS = Key("classifier/judgements", "judgements", "judgements")
 SHIFT = Key("classifier/shift", "shift", "shift")
+SHIFT_SEEDS = Key("classifier/shift_seeds", "shift_seeds", "shift")
+ABLATED_FEATURES = Key("classifier/ablated_features", "ablated_features", "shift")
 RULE_LABELS = Key("labels/rules", "labels", "rule_labels")
 ENDPOINT_LABELS = Key("labels/endpoint", "labels", "endpoint_labels")
 

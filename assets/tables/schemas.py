@@ -51,8 +51,10 @@ _LONGS, _DOUBLES = pa.list_(_LONG), pa.list_(_DOUBLE)
 
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
-_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
-_METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
+_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it; probe")
+_METRIC = _column(
+    "metric", _TEXT, "circuits.metric, logit_difference (pairs) or probe_margin (classifiers)"
+)
 _START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
 _NODE = (
@@ -362,14 +364,14 @@ _ALL = (
     ),
     Table(
         "behaviours",
-        "behaviours/SOURCE.parquet; SOURCE is clusters or tasks",
+        "behaviours/SOURCE.parquet; SOURCE is clusters, tasks or classifiers",
         "one behaviour: what a circuit explains",
         pa.schema(
             [
                 _NAME,
                 _METRIC,
                 _column("by_position", _BOOL, "each position of a node is a node of its own"),
-                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("size", _INT, "samples of the cluster, pairs or texts used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
                 _column("n_evaluated", _INT, "examples it is judged on"),
                 _column("n_dropped", _INT, "samples that repeat, or pairs left out: dropped_pairs"),
@@ -377,7 +379,11 @@ _ALL = (
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
                 _column("tokens", _TEXTS, "column labels, by position only", null=True),
-                _column("digest", _TEXT, "hash of metric, positions and examples"),
+                _column("site", _TEXT, "submodule that a probe reads, else null", null=True),
+                _column("pooling", _TEXT, "mean over tokens, or the last", null=True),
+                _column("weight", _DOUBLES, "the probe's weights", null=True),
+                _column("bias", _DOUBLE, "and its bias", null=True),
+                _column("digest", _TEXT, "hash of metric, positions, examples and probe"),
             ]
         ),
     ),
@@ -388,11 +394,11 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column("number", _INT, "number of the sample, or of the pair in its file"),
+                _column("number", _INT, "number of the sample, pair of its file, or text"),
                 _column("found", _BOOL, "the circuit is found from it"),
                 _column("evaluated", _BOOL, "the circuit is judged on it"),
                 _column("clean", _INTS, "token ids before the answer, as used"),
-                _column("answer", _INT, "token id of the answer"),
+                _column("answer", _INT, "token id of the answer, or the class of a text"),
                 _column("patch", _INTS, "the other side of a pair", null=True),
                 _column("patch_answer", _INT, "and its answer", null=True),
             ]
@@ -672,7 +678,7 @@ _ALL = (
             [
                 _column("source", _TEXT, "clusters or tasks"),
                 _NAME,
-                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("size", _INT, "samples of the cluster, pairs or texts used"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
                 _METRIC,
@@ -904,6 +910,94 @@ _ALL = (
         ),
     ),
     Table(
+        "probe",
+        "classifier/probe.parquet; the weights also in classifier/probe.safetensors",
+        "the probe that classifies",
+        pa.schema(
+            [
+                _column("site", _TEXT, "the submodule it reads"),
+                _column("pooling", _TEXT, "mean over tokens, or the last"),
+                _column("weight", _DOUBLES, "its logit of class 1 is weight . pooled + bias"),
+                _column("bias", _DOUBLE, "see weight"),
+                _column("loss_before", _DOUBLE, "cross-entropy before the last epoch, nats"),
+                _column("loss", _DOUBLE, "cross-entropy of the trained probe, nats"),
+            ]
+        ),
+    ),
+    Table(
+        "probe_groups",
+        "classifier/probe_groups.parquet",
+        "one group of one set of texts",
+        pa.schema(
+            [
+                _column("set", _TEXT, "set of labelled_texts"),
+                _column("label", _BYTE, "0 or 1"),
+                _column("attribute", _BYTE, "0 or 1"),
+                _column("n", _INT, "texts"),
+                _column("accuracy", _DOUBLE, "share of them that the probe gives their label"),
+            ]
+        ),
+    ),
+    Table(
+        "shift",
+        "classifier/shift.parquet",
+        "one way to train or edit the classifier, over all seeds",
+        pa.schema(
+            [
+                _column("method", _TEXT, "what is ablated, or what the probe is trained on"),
+                _column(
+                    "probe",
+                    _TEXT,
+                    "trained: before anything is ablated; centred: then its bias moved so that the "
+                    "mean logit of the ambiguous texts is zero; retrained: on ablated ones",
+                ),
+                _column("is_control", _BOOL, "what should not do as well as shift"),
+                _column("label_accuracy", _DOUBLE, "of the balanced texts to judge on, mean"),
+                _column("label_accuracy_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("attribute_accuracy", _DOUBLE, "share predicted as their attribute, mean"),
+                _column("attribute_accuracy_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("worst_group", _DOUBLE, "accuracy of the worst of the four groups, mean"),
+                _column("worst_group_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("n_seeds", _INT, "probes, or draws, that this is over"),
+                _column("n_circuit", _INT, "features of the circuit"),
+                _column("n_judged", _INT, "of these, those judged"),
+                _column("n_ablated", _DOUBLE, "units ablated, or tokens deleted of a text, mean"),
+                _column("judge", _TEXT, "whose judgements were used"),
+            ]
+        ),
+    ),
+    Table(
+        "shift_seeds",
+        "classifier/shift_seeds.parquet",
+        "one seed of one way",
+        pa.schema(
+            [
+                _column("method", _TEXT, "as in shift"),
+                _column("probe", _TEXT, "as in shift"),
+                _column("seed", _INT, "from 0"),
+                _column("label_accuracy", _DOUBLE, "of the balanced texts to judge on"),
+                _column("attribute_accuracy", _DOUBLE, "share predicted as their attribute"),
+                _column("worst_group", _DOUBLE, "accuracy of the worst of the four groups"),
+                _column("groups", _DOUBLES, "of groups 00, 01, 10, 11 (label, attribute)"),
+                _column("n_ablated", _DOUBLE, "units ablated, or tokens deleted of a text"),
+            ]
+        ),
+    ),
+    Table(
+        "ablated_features",
+        "classifier/ablated_features.parquet",
+        "one unit that shift or a skyline ablates",
+        pa.schema(
+            [
+                _column("method", _TEXT, "as in shift"),
+                _SUBMODULE,
+                _BASIS,
+                _FEATURE,
+                _column("effect", _DOUBLE, "on the label's margin; of skylines, the attribute's"),
+            ]
+        ),
+    ),
+    Table(
         "labelled_texts",
         "labelled_texts.parquet",
         "one text with a label and an attribute",
@@ -922,6 +1016,25 @@ _ALL = (
                     null=True,
                 ),
                 _column("text", _TEXT, "the whole text"),
+            ]
+        ),
+    ),
+    Table(
+        "judgements",
+        "classifier/judgements.parquet",
+        "what one judge says of one feature of the classifier's circuit",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature, from 0"),
+                _column("judge", _TEXT, "truth, words, rule, person or endpoint"),
+                _column("used", _BOOL, "it is the judge that the experiment names"),
+                _column(
+                    "irrelevant",
+                    _BOOL,
+                    "the feature is about the attribute and not about the label",
+                ),
+                _column("reason", _TEXT, "what the judge goes by"),
             ]
         ),
     ),

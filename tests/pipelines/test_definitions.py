@@ -179,6 +179,55 @@ def test_comparisons_add_three_assets_and_change_no_other(tmp_path: Path) -> Non
         assert compared.get_partition_keys() == ["dense", "gradients"]
 
 
+CLASSIFIER = {
+    "labelled_texts": ("classifier", set(), 0),
+    "probe": ("classifier", {"labelled_texts"}, 0),
+    "classifier_behaviours": ("circuits", {"labelled_texts", "probe"}, 0),
+    "classifier_circuits": ("circuits", {"classifier_behaviours", "dictionary_set"}, 1),
+    "classifier_evaluations": (
+        "evaluations",
+        {"classifier_behaviours", "classifier_circuits", "dictionary_set"},
+        1,
+    ),
+    "judgements": (
+        "classifier",
+        {"classifier_circuits", "dictionary_set", "labelled_texts", "vocabulary", "cards"},
+        0,
+    ),
+    "shift": (
+        "classifier",
+        {
+            *("labelled_texts", "probe", "judgements", "classifier_circuits", "dictionary_set"),
+            *("cards", "labels"),
+        },
+        0,
+    ),
+}
+
+
+def test_a_classifier_adds_these_and_is_read_where_circuits_are_gathered(tmp_path: Path) -> None:
+    data = {
+        "source": "./labelled.jsonl",
+        "label_column": "label",
+        "attribute_column": "sex",
+        "labels": [0, 1],
+    }
+    definitions = build_definitions([write_experiment(tmp_path, classifier={"data": data})])
+    graph, found, before = definitions.resolve_asset_graph(), {}, {}
+    for key in graph.materializable_asset_keys:
+        node = graph.get(key)
+        partitions = node.partitions_def
+        n_partitions = 0 if partitions is None else len(partitions.get_partition_keys())
+        deps = {parent.path[-1] for parent in node.parent_keys} - FILES.keys() - {"labelled_files"}
+        one = ((node.group_name or "").split("_")[-1], deps, n_partitions)
+        (before if key.path[-1] in GRAPH else found)[key.path[-1]] = one
+    assert found == CLASSIFIER
+    changed = {name for name, one in before.items() if one != GRAPH[name]}
+    assert changed == {"evaluation_summary", "feature_circuits"}
+    checked = {key.asset_key.path[-1] for key in graph.asset_check_keys}
+    assert CLASSIFIER.keys() - checked == {"classifier_behaviours"}
+
+
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
     graph = definitions.resolve_asset_graph()
     for key in graph.materializable_asset_keys:
