@@ -13,6 +13,7 @@ from assets.circuits.behaviours import (
     CLUSTER_BEHAVIOURS_STAGE,
     Behaviour,
     behaviour_digests,
+    classifier_settings,
     example_lines,
     read_behaviours,
 )
@@ -23,7 +24,14 @@ from assets.engine.store import ArtifactStore
 from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
 from assets.tables.conversions import circuit_tables, label_texts, read_circuit
-from assets.tables.places import DICTIONARY_SET, LABELS, BehaviourSource, behaviours, circuit
+from assets.tables.places import (
+    CLASSIFIER,
+    DICTIONARY_SET,
+    LABELS,
+    BehaviourSource,
+    behaviours,
+    circuit,
+)
 from core.estimators import Attribution, Enough, Estimator, Exact, IntegratedGradients
 
 if TYPE_CHECKING:
@@ -193,6 +201,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "edges": len(found.edges),
         "examples": found.n_examples,
         **({} if found.stability is None else {"stability": found.stability}),
+        **_standings(found),
         "largest completeness gap": max(found.gaps.values()),
         "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found, labels),
@@ -202,6 +211,14 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
+
+
+def _standings(found: Circuit) -> dict[str, int]:
+    """How many nodes other examples would keep, where that is known."""
+    from core.stability import count_standings, standing_of
+
+    counts = count_standings(standing_of(found))
+    return {f"{name} nodes": n for name, n in counts.items() if n is not None}
 
 
 def _drawing(found: Circuit, name: str, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
@@ -266,12 +283,17 @@ def _reads_cluster(experiment: Experiment, _name: str) -> Finding:
     return Finding(estimator_of(settings), threshold, settings.edge_threshold, enough)
 
 
-def _reads_task(experiment: Experiment, _name: str) -> Finding:
-    tasks = task_settings(experiment)
+def task_estimator(experiment: Experiment) -> Estimator:
+    """The estimator of pairs: the experiment's, with the points that tasks name."""
     estimator = estimator_of(experiment.settings.circuits)
     if isinstance(estimator, IntegratedGradients):
-        estimator = IntegratedGradients(tasks.steps)
-    return Finding(estimator, tasks.node_threshold, tasks.edge_threshold)
+        return IntegratedGradients(task_settings(experiment).steps)
+    return estimator
+
+
+def _reads_task(experiment: Experiment, _name: str) -> Finding:
+    tasks = task_settings(experiment)
+    return Finding(task_estimator(experiment), tasks.node_threshold, tasks.edge_threshold)
 
 
 CIRCUITS_STAGE = _circuit_stage(
@@ -293,9 +315,32 @@ TASK_CIRCUITS_STAGE = _circuit_stage(
 )
 
 
+def _reads_classifier(experiment: Experiment, _name: str) -> Finding:
+    settings = classifier_settings(experiment).circuit
+    estimator = estimator_of(experiment.settings.circuits)
+    if isinstance(estimator, IntegratedGradients):
+        estimator = IntegratedGradients(settings.steps)
+    return Finding(estimator, settings.node_threshold, settings.edge_threshold)
+
+
+CLASSIFIER_CIRCUITS_STAGE = _circuit_stage(
+    "classifiers",
+    "classifier_circuits",
+    "The circuit of the classifier: the features and errors with the largest effect on the margin "
+    "of its probe, and the edges between them, as far as the layer that the probe reads.",
+    partitions=lambda _experiment: [CLASSIFIER],
+    reads=_reads_classifier,
+)
+
+
 def circuit_stages(experiment: Experiment) -> list[Stage]:
-    """The stages from behaviours to circuits; those of tasks where the experiment has any."""
+    """The stages from behaviours to circuits; those of tasks where the experiment has any.
+
+    A classifier's behaviours are made in `assets.shift`, before these.
+    """
     stages: list[Stage] = [CLUSTER_BEHAVIOURS_STAGE, CIRCUITS_STAGE]
     if experiment.settings.tasks is not None:
         stages += [TASK_BEHAVIOURS_STAGE, TASK_CIRCUITS_STAGE]
+    if experiment.settings.classifier is not None:
+        stages.append(CLASSIFIER_CIRCUITS_STAGE)
     return stages

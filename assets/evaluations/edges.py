@@ -9,17 +9,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
+from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import CIRCUITS_STAGE, TASK_CIRCUITS_STAGE, Finding, load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
-from assets.evaluations.stages import check_fresh, why_not
+from assets.evaluations.fresh import judged_from
+from assets.evaluations.stages import why_not
 from assets.plots import curves, picture, records, scatter
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame, read_edges
 from assets.tables.places import (
-    DICTIONARY_SET,
     BehaviourSource,
     behaviours,
     circuit,
@@ -32,6 +32,9 @@ from core.options import Ablation
 
 if TYPE_CHECKING:
     from core.types import Circuit, Edge
+
+_PARTS = ("circuit", "nodes", "edges", "edge_effects")
+"""Tables of a circuit that its edges are judged by."""
 
 _MEASURES: dict[Literal["path", "effect"], str] = {
     "path": "direct path",
@@ -273,21 +276,6 @@ def _edge_stage(
 ) -> PartitionedStage[JudgingEdges]:
     """The stage that judges the edges of the circuits of one source."""
 
-    def inputs(work: Work, settings: Mapping[str, JudgingEdges]) -> Mapping[str, Mapping[str, str]]:
-        of_behaviour = behaviour_digests(work.store, source)
-        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-        parts = ("circuit", "nodes", "edges", "edge_effects")
-        every = {
-            key: {
-                "behaviour": of_behaviour[key],
-                **{part: work.store.content(circuit(source, key, part)) for part in parts},
-                **dictionaries,
-            }
-            for key in settings
-        }
-        check_fresh(work.store, source, every)
-        return every
-
     return PartitionedStage(
         name=edge_evaluation(source, "").stage,
         group="evaluations",
@@ -299,7 +287,7 @@ def _edge_stage(
         deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
         needs=always("model", "dictionaries"),
         reads=reads,
-        inputs=inputs,
+        inputs=lambda work, settings: judged_from(work, source, settings, _PARTS),
         make=partial(make_edge_evaluations_of, source),
         show=partial(show_edges_of, source),
     )

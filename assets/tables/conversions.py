@@ -113,7 +113,7 @@ def circuit_tables(
         included_above: thresholds of nodes and edges that inclusion is meant of, if not those the
             circuit was cut at.
     """
-    from core.circuit import inclusion
+    from core.stability import inclusion
 
     if circuit is None:
         return {table: TABLES[table].build([]) for table in ("circuit", "nodes", "edges")}

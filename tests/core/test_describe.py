@@ -52,6 +52,17 @@ def test_nodes_are_listed_by_submodule_with_effect_bar_and_label(circuit):
     assert "mlp_0: 2 nodes, total 0" in lines
 
 
+def test_nodes_that_other_examples_might_not_have_are_marked_and_counted(circuit):
+    errors = (0.05, 0.2, 0.1, 0.1)
+    nodes = [node._replace(stderr=e) for node, e in zip(circuit.nodes, errors, strict=True)]
+    nodes[2] = nodes[2]._replace(effect=0.21)
+    text = describe_circuit(replace(circuit, nodes=tuple(nodes)))
+    assert "other draws would have: 2 core, 1 contingent (~), 1 noise (?)" in text
+    assert "-0.25? ----" in text
+    assert "+0.21~ ++++" in text
+    assert "other draws" not in describe_circuit(circuit)
+
+
 def test_edges_are_listed_strongest_first(circuit):
     text = describe_circuit(circuit)
     section = next(part for part in text.split("\n\n") if part.startswith("Strongest edges"))

@@ -290,6 +290,31 @@ def test_legend_shows_shapes_scales_and_units(drawn):
     assert "faithfulness 0.87" in footer
 
 
+def test_outlines_say_which_nodes_other_examples_would_have():
+    nodes = (
+        Node("embed", 1, None, 1.0, 0.05),
+        Node("embed", 2, None, -0.3, 0.1),
+        Node("embed", ERROR, None, 0.9, 0.8),
+        Node("resid_0", 4, None, 0.5),
+    )
+    settings = {"node_threshold": 0.25}
+    root = ET.fromstring(draw_circuit(Circuit(nodes, (), settings, 16, 0.0, None)))
+    stands = {g.get("data-name"): g.get("data-standing") for g in groups(root, "node")}
+    dashes = {g.get("data-name"): g[1].get("stroke-dasharray") for g in groups(root, "node")}
+    assert stands == {
+        "embed/1": "core",
+        "embed/2": "contingent",
+        "embed/error": "noise",
+        "resid_0/4": None,
+    }
+    assert dashes["embed/1"] is dashes["resid_0/4"] is None
+    assert len({dashes["embed/2"], dashes["embed/error"], None}) == 3
+    assert "noise: 2 standard errors from zero" in text_of(root, "legend")
+    unknown = draw_circuit(Circuit(nodes, (), {}, 16, 0.0, None))
+    assert "data-standing" not in unknown
+    assert "noise" not in unknown
+
+
 def test_zero_ablation_is_explained_as_such():
     circuit = replace(CIRCUITS["small"], metric_patch=None)
     text = text_of(ET.fromstring(draw_circuit(circuit)), "legend")
