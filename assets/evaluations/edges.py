@@ -44,7 +44,7 @@ _MEASURES: dict[Literal["path", "effect"], str] = {
 ENDS = {False: "between features", True: "at error nodes"}
 """Edges by whether one of their nodes is an error."""
 
-_UNKNOWN = dict.fromkeys(("pearson", "spearman", "slope", "sign"), math.nan)
+_UNKNOWN: dict[str, float] = dict.fromkeys(("pearson", "spearman", "slope", "sign"), math.nan)
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,8 @@ def agreement(measured: Frame, by: Literal["path", "effect"] = "path") -> dict[s
         measured: rows of `edge_interventions`.
         by: along the direct path alone, or on the metric; see `core.edge_interventions`.
     """
-    found = fit(measured[by], measured["weight"]) if len(measured) > 2 else _UNKNOWN
+    known = len(measured) > 2
+    found = fit(measured[by], measured["weight"]) if known else _UNKNOWN
     return {"n": len(measured), **found}
 
 
