@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
@@ -84,20 +83,6 @@ class Aggregated:
             both += int((one & other).sum())
             either += int((one | other).sum())
         return both / either if either else 1.0
-
-
-def inclusion(effect: float, stderr: float | None, threshold: float) -> float | None:
-    """How likely a node or edge is kept, were the circuit found from as many other examples.
-
-    P(|e| > threshold) for e normal with the mean and standard error that were measured; effects
-    that few examples have are further from normal than this says. None without a standard error.
-    """
-    if stderr is None:
-        return None
-    if stderr == 0:
-        return float(abs(effect) > threshold)
-    above, below = ((threshold + sign * effect) / stderr for sign in (-1, 1))
-    return (math.erfc(above / math.sqrt(2)) + math.erfc(below / math.sqrt(2))) / 2
 
 
 @dataclass
