@@ -39,7 +39,7 @@ from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.engine.stage import Work
 from assets.settings import Experiment
-from assets.tables.conversions import frame
+from assets.tables.conversions import Frame, frame
 from assets.tables.places import BehaviourSource, approximation
 from benchmarks.clusters import spread
 from benchmarks.record import append_row, machine
@@ -276,9 +276,11 @@ def fits(experiment: Experiment, work: Work) -> Iterator[str]:
         )
         by = of_nodes.groupby(["submodule", "estimator"], sort=False)
         columns = ["pearson", "slope", "spearman", "sign", "gap"]
-        yield f"{source}: {', '.join(names)}\n{by[columns].median().unstack().round(2).to_string()}"
+        middle: Frame = by[columns].median()
+        yield f"{source}: {', '.join(names)}\n{middle.unstack().round(2).to_string()}"
         by = ranked.groupby(["estimator", "n_nodes"], sort=False)
-        yield f"mean faithfulness\n{by['faithfulness'].mean().unstack().round(2).to_string()}"
+        shares: Frame = by["faithfulness"].mean()
+        yield f"mean faithfulness\n{shares.unstack().round(2).to_string()}"
 
 
 def parse() -> argparse.Namespace:
