@@ -127,7 +127,7 @@ def _checked(
         if edge.downstream is None:
             raise InputError(
                 f"edge {edge.upstream} -> metric is no path between two nodes: its weight is the "
-                "node's own effect (core.effects.exact_effects measures that)."
+                "node's own effect (core.exact.exact_effects measures that)."
             )
         if not all(0 <= end < len(nodes) for end in (edge.upstream, edge.downstream)):
             raise InputError(

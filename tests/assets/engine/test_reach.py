@@ -87,6 +87,8 @@ OTHER: Mapping[str, Any] = {
     "circuits.stability": 0.7,
     "evaluations.max_overlap": 0.5,
     "evaluations.start_layer": 1,
+    "evaluations.approximations.sizes": [10, 20],
+    "evaluations.approximations.min_correlation": 0.6,
     "evaluations.edge_shares": [0.5],
     "evaluations.min_edge_correlation": 0.5,
     "evaluations.other_start_layers": [1],
