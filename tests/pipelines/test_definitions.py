@@ -44,9 +44,20 @@ GRAPH = {
         {"task_behaviours", "task_circuits", "dictionary_set"},
         1,
     ),
+    "circuit_baselines": (
+        "evaluations",
+        {"cluster_behaviours", "circuits", "circuit_evaluations", "dictionary_set"},
+        2,
+    ),
+    "task_baselines": (
+        "evaluations",
+        {"task_behaviours", "task_circuits", "task_evaluations", "dictionary_set"},
+        1,
+    ),
     "evaluation_summary": (
         "evaluations",
         {
+            *("circuit_baselines", "task_baselines"),
             *("dictionary_set", "cluster_behaviours", "circuits", "circuit_evaluations"),
             *("task_behaviours", "task_circuits", "task_evaluations"),
         },
@@ -66,6 +77,7 @@ FILES = {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        *("circuit_baselines", "task_baselines"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
@@ -105,7 +117,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 6
+    assert len(partitioned) == 8
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 

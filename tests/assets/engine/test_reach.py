@@ -76,6 +76,8 @@ OTHER: Mapping[str, Any] = {
     "evaluations.error_nodes": ["keep"],
     "circuits.stability": 0.7,
     "evaluations.start_layer": 1,
+    "evaluations.n_examined": 3,
+    "evaluations.variants": ["neurons"],
     "evaluations.other_start_layers": [1],
     "tasks.start_layer": 1,
     "reruns.schedule": "0 4 * * *",
