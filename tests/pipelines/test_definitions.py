@@ -245,8 +245,8 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
         ({"evaluations": {"min_faithfulness": 0.9}}, set()),
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
-        ({"tasks": {"start_layer": 1}}, {"task_evaluations"}),
-        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations"}),
+        ({"tasks": {"start_layer": 1}}, {"task_evaluations", "task_baselines"}),
+        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations", "circuit_baselines"}),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(
