@@ -285,8 +285,8 @@ class Evaluator:
             m_empty=self.m_empty,
             m_circuit=m_circuit,
             m_complement=m_complement,
-            faithfulness=self._share_kept(m_circuit),
-            completeness=self._share_kept(m_complement),
+            faithfulness=self.share(m_circuit),
+            completeness=self.share(m_complement),
             faithfulness_low=low,
             faithfulness_high=high,
         )
@@ -297,7 +297,8 @@ class Evaluator:
         span, scale = self.m_full - self.m_empty, max(abs(self.m_full), abs(self.m_empty), 1.0)
         return span if abs(span) > 1e-6 * scale else float("nan")
 
-    def _share_kept(self, metric: float) -> float:
+    def share(self, metric: float) -> float:
+        """How much of the behaviour is in a run: (m - m(empty)) / span."""
         return (metric - self.m_empty) / self.span
 
     def _interval(self, metrics: Tensor) -> tuple[float, float]:

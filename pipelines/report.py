@@ -17,6 +17,7 @@ from assets.tables.places import (
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     LABELS,
+    REPORT,
     RULE_LABELS,
     circuit,
     cluster_pages,
@@ -253,10 +254,11 @@ def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]
 
 def _places(store: ArtifactStore) -> list[str]:
     places = (
+        ("report, in one page", store.path(REPORT, ".html")),
         ("tables", store.root),
         ("clusters", store.path(cluster_pages(), "/index.html")),
         ("pictures", store.root / "circuits" / "*" / "*" / "circuit.svg"),
         ("what tables hold", "docs/tables.md"),
         ("Dagster UI", "make ui, then http://127.0.0.1:3000"),
     )
-    return [*_heading("Where to look"), *(f"{name:<18}{place}" for name, place in places)]
+    return [*_heading("Where to look"), *(f"{name:<21}{place}" for name, place in places)]

@@ -12,21 +12,26 @@ from assets.tables.places import DICTIONARY_SET, BehaviourSource, circuit
 
 
 def judged_from(
-    work: Work, source: BehaviourSource, names: Iterable[str]
+    work: Work,
+    source: BehaviourSource,
+    names: Iterable[str],
+    parts: Iterable[str] = ("nodes", "effects"),
 ) -> dict[str, dict[str, str]]:
     """By name, the contents that a circuit's evaluation depends on.
+
+    Args:
+        parts: tables of the circuit that it reads. Edges do not enter where nodes are judged: the
+            same nodes and examples give the same numbers.
 
     Raises:
         ExperimentError: a circuit was found from other examples or dictionaries than there are now.
     """
     of_behaviour = behaviour_digests(work.store, source)
     dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-    # Edges do not enter: the same nodes and examples give the same numbers.
     every = {
         name: {
             "behaviour": of_behaviour[name],
-            "nodes": work.store.content(circuit(source, name, "nodes")),
-            "effects": work.store.content(circuit(source, name, "effects")),
+            **{part: work.store.content(circuit(source, name, part)) for part in parts},
             **dictionaries,
         }
         for name in names

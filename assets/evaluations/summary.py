@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,9 @@ from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore, together
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
-from assets.tables.conversions import Frame, frame
+from assets.tables.conversions import Frame, frame, read_nodes
 from assets.tables.places import (
+    CLASSIFIER,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     BehaviourSource,
@@ -46,6 +48,8 @@ def names_of(experiment: Experiment) -> Names:
     names: dict[BehaviourSource, tuple[str, ...]] = {"clusters": tuple(experiment.clusters)}
     if experiment.settings.tasks is not None:
         names["tasks"] = tuple(task_settings(experiment).pairs)
+    if experiment.settings.classifier is not None:
+        names["classifiers"] = (CLASSIFIER,)
     return names
 
 
@@ -103,7 +107,8 @@ def _rows(
     store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any], halves: Halves
 ) -> Iterator[dict[str, Any]]:
     name = behaviour["name"]
-    heads = store.read(circuit(source, name), list(_FOUND)).to_pylist()
+    heads = store.read(circuit(source, name), [*_FOUND, "settings"]).to_pylist()
+    stands = _stands(store, source, name, heads)
     table = frame(store.read(evaluation(source, name)))
     for (start_layer, error_nodes), points in table.groupby(
         ["start_layer", "error_nodes"], sort=False
@@ -114,6 +119,7 @@ def _rows(
             **{column: behaviour[column] for column in _BEHAVIOUR},
             **{column: own[column] for column in _JUDGED},
             **heads[0],  # the circuit's own nodes, also those that this policy leaves out
+            **stands,
             "source": source,
             "start_layer": start_layer,
             "error_nodes": error_nodes,
@@ -134,6 +140,17 @@ def _against_neurons(halves: Halves, start_layer: int, error_nodes: str) -> dict
         "half_by_neurons": neurons,
         "neurons_per_feature": neurons / features if features and neurons else None,
     }
+
+
+def _stands(
+    store: ArtifactStore, source: BehaviourSource, name: str, heads: Sequence[Mapping[str, Any]]
+) -> dict[str, int | None]:
+    """How many nodes of a circuit other examples would keep, as columns."""
+    from core.stability import count_standings, standings
+
+    nodes = read_nodes(store.read(circuit(source, name, "nodes")))
+    settings = json.loads(heads[0]["settings"]) if heads else {}
+    return {f"n_{k}": n for k, n in count_standings(standings(nodes, settings)).items()}
 
 
 _FOUND = ("n_nodes", "n_edges", "gap", "unmet", "stability")
@@ -179,7 +196,7 @@ def show_evaluation_summary(work: Work, _summed: Summed) -> Metadata:
             )
     columns = ["source", "name", "size", "n_nodes", "n_edges"]
     columns += ["faithfulness", "faithfulness_low", "faithfulness_high", "area", "gap"]
-    columns += ["stability", "neurons_per_feature", "about"]
+    columns += ["stability", "n_core", "n_contingent", "n_noise", "neurons_per_feature", "about"]
     first = table.drop_duplicates(["source", "name"])[columns].head(25)
     shown["circuits"] = records(first.to_dict("records"))
     return shown

@@ -9,10 +9,12 @@ only the columns of the unembedding that the metric reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from core.inputs import Inputs
@@ -100,12 +102,12 @@ class Resumed:
             value: ``(batch, pos, d)``; of the last stream, before the final norm.
         """
         if self.readout.pooling == "last":
-            return self._read_last(at_last(value, self.last))
+            return self.read_last(at_last(value, self.last))
         if self.readout.site == LOGITS:
             value = self.model.logits(value, self.metric.tokens)
         return read(self.metric, self.readout.pool(value, self.recording.mask))
 
-    def _read_last(self, vector: Tensor) -> Tensor:
+    def read_last(self, vector: Tensor) -> Tensor:
         """The metric of the last token's vector, ``(batch, d)`` to ``(batch,)``."""
         if self.readout.site == LOGITS:
             vector = self.model.logits(vector, self.metric.tokens)
@@ -143,7 +145,7 @@ class Resumed:
         attn = at_last(attn, self.last)
         mlp = None if mlp is None else at_last(mlp, self.last)
         final = model.layer(last, at_last(stream, self.last), {}, visit, attn=attn, mlp=mlp)
-        return self._read_last(final)
+        return self.read_last(final)
 
     def _through(
         self, stream: Tensor, layers: range, visit: Visit | None, known: Mapping[str, Tensor]
@@ -186,3 +188,31 @@ class Resumed:
         if layer == end.layer and end.kind == "mlp":
             return self.finish(self.recording.stream_before(layer), layer, known={name: value})
         return self.finish(*self.stream_with(name, value))
+
+    def together(self, names: Iterable[str]) -> list[list[str]]:
+        """Names in causal order, grouped by where runs with one of them replaced go on.
+
+        Those of a layer all end up in the stream that the next layer reads; what is read, and what
+        leads to it inside its own layer, stands alone.
+        """
+        end = self.end
+
+        def goes_on(name: str) -> tuple[int, str]:
+            layer = Submodule.parse(name).layer
+            return layer, name if layer == end.layer and end.kind != "resid" else ""
+
+        return [list(group) for _, group in groupby(names, key=goes_on)]
+
+    def metrics_with(self, values: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
+        """The metric, ``(n,)``, of runs with different submodules replaced, in one pass.
+
+        Args:
+            values: of each submodule its name, the examples ``(n,)`` and what it puts out in
+                each, ``(n, pos, d)``; names are those of one group of `together`.
+        """
+        if len(values) == 1:
+            ((name, rows, value),) = values
+            return self.select(rows).metric_with(name, value)
+        starts = [self.select(rows).stream_with(name, value) for name, rows, value in values]
+        every = self.select(torch.cat([rows for _, rows, _ in values]))
+        return every.finish(torch.cat([stream for stream, _ in starts]), starts[0][1])
