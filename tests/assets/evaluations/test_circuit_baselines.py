@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -183,7 +184,7 @@ def test_hidden_neurons_that_are_not_known_are_refused_before_any_run(
         TASK_BASELINES_STAGE.run(read_experiment(_other_sizes(copied)), ["simple"])
 
 
-def _other_sizes(experiment: Experiment):
+def _other_sizes(experiment: Experiment) -> Path:
     return write_experiment(experiment.path.parent, evaluations={"n_minimal": 3})
 
 
