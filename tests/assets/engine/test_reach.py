@@ -88,6 +88,8 @@ OTHER: Mapping[str, Any] = {
     "evaluations.max_overlap": 0.5,
     "evaluations.start_layer": 1,
     "evaluations.n_examined": 3,
+    "evaluations.approximations.sizes": [3, 9],
+    "evaluations.approximations.min_correlation": 0.4,
     "evaluations.variants": ["neurons"],
     "evaluations.edge_shares": [0.5],
     "evaluations.min_edge_correlation": 0.5,
