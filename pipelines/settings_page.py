@@ -121,6 +121,8 @@ def _type(part: dict[str, Any]) -> str:
         return f"[{title}](#{title.replace(',', '').replace(' ', '-')})"
     if "const" in part or "enum" in part:
         return ", ".join(part.get("enum", [part.get("const")]))
+    if part["type"] == "array" and "prefixItems" in part:
+        return f"two of: {_type(part['prefixItems'][0])}"
     if part["type"] == "array":
         every = part["items"] if "items" in part else part["prefixItems"][0]  # of one kind
         return f"list of: {_type(every)}"
