@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.dictionaries import Dictionary, check_widths
 from core.edges import EdgeEffects, edge_effects, node_keys
-from core.effects import Effects, node_effects, tolerated
+from core.effects import Effects, node_effects
 from core.errors import ShapeMismatch
 from core.estimators import (
     Enough,
@@ -22,6 +22,7 @@ from core.estimators import (
     check_threshold,
 )
 from core.inputs import Inputs
+from core.lines import tolerated
 from core.models import LanguageModel
 from core.options import check_list
 from core.sparse import add_at

@@ -216,6 +216,7 @@ def _by_task(summary: Frame) -> list[str]:
             str(row["n_nodes"]),
             str(row["n_edges"]),
             f"{row['faithfulness']:.2f}",
+            f"{row['faithfulness_low']:.2f}-{row['faithfulness_high']:.2f}",
             f"{row['area']:.2f}",
             *(
                 "-" if isnan(row[n]) else f"{row[n]:.0f}"
@@ -224,7 +225,8 @@ def _by_task(summary: Frame) -> list[str]:
         ]
         for row in summary[summary["error_nodes"] == first].to_dict("records")
     ]
-    header = ("task", "pairs", "nodes", "edges", "faithful", "area", "nodes for .5", "nodes for .9")
+    header = ("task", "pairs", "nodes", "edges", "faithful", "95%")
+    header += ("area", "nodes for .5", "nodes for .9")
     title = f"Circuits of tasks (faithfulness on unseen pairs, error nodes: {first})"
     return [*_heading(title), *_rows(header, table)]
 

@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 
 from assets.circuits.stages import load_circuit, read_labels
 from assets.engine.store import ArtifactStore
+from assets.evaluations.edges import agreement_text, measured_edges
 from assets.evaluations.summary import names_of
 from assets.settings import Experiment, ExperimentError
 from assets.tables.places import (
@@ -69,7 +70,8 @@ def source_of(experiment: Experiment, name: str) -> BehaviourSource:
 
 
 def judged_circuit(experiment: Experiment, name: str) -> Circuit:
-    """A circuit, with its faithfulness in its settings where it was judged.
+    """A circuit, with its faithfulness in its settings where it was judged, and how far weights of
+    edges at error nodes can be trusted where some were measured.
 
     Raises:
         ExperimentError: there is none, or its cluster has no samples.
@@ -81,8 +83,11 @@ def judged_circuit(experiment: Experiment, name: str) -> Circuit:
     judged = evaluation(source, name)
     if store.footer(judged) is not None:
         rows = store.read(judged).to_pylist()
-        scores = {key: rows[0][key] for key in ("faithfulness", "completeness")} if rows else {}
+        shown = ("faithfulness", "faithfulness_low", "faithfulness_high", "completeness")
+        scores = {key: rows[0][key] for key in shown} if rows else {}
         found = dataclasses.replace(found, settings={**found.settings, **scores})
+    if (said := agreement_text(measured_edges(store, source, [name]))) is not None:
+        found = dataclasses.replace(found, settings={**found.settings, "edge_agreement": said})
     return found
 
 

@@ -110,7 +110,9 @@ def _judge(
                 "error_nodes": how.error_nodes,
                 "start_layer": how.start_layers[source],
                 "n_nodes": len(nodes),
-                "faithfulness": evaluator.faithfulness(nodes, how.error_nodes),
+                "faithfulness": evaluator.evaluate(
+                    nodes, how.error_nodes, complement=False
+                ).faithfulness,
             }
 
 

@@ -9,6 +9,7 @@ several submodules on its way, so they compare submodules and do not divide up t
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,7 +23,15 @@ from core.pictures.selection import (
     strongest_first,
 )
 from core.pictures.text import printable, token_text
-from core.pictures.wording import counted, listed, metric_text, metric_values, plain, signed
+from core.pictures.wording import (
+    counted,
+    edges_at_errors,
+    listed,
+    metric_text,
+    metric_values,
+    plain,
+    signed,
+)
 from core.stability import Standing, count_standings, standing_of
 from core.types import Circuit, Edge, Node
 
@@ -218,7 +227,9 @@ def _header(circuit: Circuit) -> Iterator[str]:
         )
     for key in ("faithfulness", "completeness"):
         if key in known:
-            yield f"{key}  {plain(known[key])}"
+            ends = [known.get(f"{key}_{end}") for end in ("low", "high")]
+            between = "" if None in ends else f" (95%: {' to '.join(map(plain, ends))})"
+            yield f"{key}  {plain(known[key])}{between}"
 
 
 def _bound(settings: Mapping[str, object], key: str, what: str) -> str:
@@ -266,6 +277,8 @@ def _edge_lines(circuit: Circuit, max_edges: int) -> Iterator[str]:
     second = min(40, max(map(_columns, ends), default=0))
     for edge, name, end in zip(strongest, names, ends, strict=True):
         yield f"  {_pad(name, first)} -> {_pad(end, second)}  {signed(edge.weight):>9}"
+    if note := edges_at_errors(circuit):
+        yield from textwrap.wrap(note, _WIDTH)
 
 
 def _end(edge: Edge, circuit: Circuit) -> str:

@@ -10,6 +10,7 @@ from core.pictures.selection import Selection
 from core.pictures.svg import add, group, rectangle, triangle, write, write_lines
 from core.pictures.text import flow, printable, wrap
 from core.pictures.wording import (
+    edges_at_errors,
     footer_parts,
     left_out_text,
     meaning_of_effect,
@@ -60,7 +61,7 @@ def draw_legend(
     if any(standing_of(circuit)):
         _outlines(legend, MARGIN, y - 4)
         y += 28
-    for sentence in (meaning_of_effect(circuit), edges, units):
+    for sentence in (meaning_of_effect(circuit), edges, edges_at_errors(circuit) or "", units):
         lines = wrap(sentence, width - 2 * MARGIN, _TEXT_SIZE)
         y = write_lines(legend, lines, MARGIN, y, _TEXT_SIZE, colours.PALE_INK)
     return y

@@ -74,6 +74,14 @@ def test_edges_are_listed_strongest_first(circuit):
     ]
 
 
+def test_edges_at_error_nodes_are_said_to_be_the_least_reliable(circuit):
+    assert "least reliable" not in describe_circuit(circuit)  # the error has no edge
+    joined = replace(circuit, edges=(*circuit.edges, Edge(1, 3, 0.2)))
+    assert "from or into error nodes (ε) are the least reliable.\n" in describe_circuit(joined)
+    measured = replace(joined, settings={"edge_agreement": "rank correlation 0.5"})
+    assert "the least reliable: rank correlation 0.5.\n" in describe_circuit(measured)
+
+
 def test_the_strongest_path_is_that_whose_weakest_edge_is_strongest(circuit):
     (path,) = strongest_paths(circuit)
     assert path == Path((0, 2, 3), (Edge(0, 2, 0.4), Edge(2, 3, 0.3), Edge(3, None, 1.0)))

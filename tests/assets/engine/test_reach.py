@@ -36,6 +36,15 @@ BASE: dict[str, Any] = {
     "clustering": {"k": 4},
     "comparisons": {"other": {"k": 3}},
     "tasks": {"pairs": {"simple": {"train": "./train.json", "test": "./test.json"}}},
+    "classifier": {
+        "data": {
+            "source": "./labelled.jsonl",
+            "label_column": "label",
+            "attribute_column": "attribute",
+            "labels": [0, 1],
+        },
+        "judgements": {"words": [["he"], ["she"]]},
+    },
 }
 CONTEXT: Mapping[str, dict[str, Any]] = {
     # What must hold beside a leaf for it to mean anything.
@@ -46,6 +55,7 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "circuits.tolerance": {"circuits": {"rule": "adaptive"}},
+    "classifier.circuit.start_layer": {"classifier": {"probe": {"site": "resid_1"}}},
     "clustering.n_projected": {"clustering": {"representation": "gradients"}},
     "comparisons.other.n_projected": {"comparisons": {"other": {"representation": "gradients"}}},
     **{
@@ -77,8 +87,16 @@ OTHER: Mapping[str, Any] = {
     "circuits.stability": 0.7,
     "evaluations.max_overlap": 0.5,
     "evaluations.start_layer": 1,
+    "evaluations.edge_shares": [0.5],
+    "evaluations.min_edge_correlation": 0.5,
     "evaluations.other_start_layers": [1],
     "tasks.start_layer": 1,
+    "classifier.data.labels": [0, 2],
+    "classifier.data.attributes": [0, 2],
+    "classifier.probe.site": "resid_1",
+    "classifier.judgements.words": [["him"], ["her"]],
+    "classifier.shift.keywords": ["hospital"],
+    "classifier.shift.n_draws": 3,
     "reruns.schedule": "0 4 * * *",
     "labels.annotations": ["./other.jsonl"],
     "labels.endpoint.url": "http://b/v1",
