@@ -99,6 +99,7 @@ def test_there_is_a_section_for_what_the_experiment_has(page: str, reported: Exp
         *names
     }
     assert {"features", "dictionaries", "clusters", "checks", "made"} <= {*names}
+    assert {"baselines", "edges", "estimates", "stability"} <= {*names}
 
 
 def test_numbers_are_those_of_the_tables(page: str, reported: Experiment) -> None:
@@ -106,7 +107,8 @@ def test_numbers_are_those_of_the_tables(page: str, reported: Experiment) -> Non
     rows = store.read(EVALUATION_SUMMARY).to_pylist()
     (task,) = (row for row in rows if row["source"] == "tasks")
     assert f"faithfulness {number(task['faithfulness'])}" in text["circuits-tasks"]
-    assert text["circuits-clusters"].count("faithfulness ") >= 3
+    assert text["circuits-clusters"].count("nodes · faithfulness ") == 2  # those examined
+    assert "k00002" in text["circuits-clusters"]
     for row in store.read(CIRCUIT_TRANSFER).to_pylist():
         assert row["by_position"] or number(round(row["faithfulness"], 2)) in text["transfer"]
     assert store.content(EVALUATION_SUMMARY) in text["made"]
