@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core.options import (
+    VARIANTS,
     WITH_DICTIONARIES,
     Ablation,
     Algorithm,
@@ -42,6 +43,7 @@ from core.options import (
     Rule,
     SingleMetric,
     TokenizerReading,
+    Variant,
 )
 
 CHOSEN = "chosen"
@@ -482,6 +484,23 @@ class CircuitSettings(Section):
             )
 
 
+class ApproximationSettings(Section):
+    """How estimated effects are held against interventions (Figure 8)."""
+
+    n_sampled: Count = 16
+    """Nodes of each submodule that are patched one at a time: half of them the strongest, the
+    others drawn among nodes of every size."""
+    n_examples: Count = 8
+    """Most examples that are patched in, of those a circuit is found from."""
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (25, 50, 100, 200)
+    """Sizes of the circuits chosen by each estimator, whose faithfulness is compared."""
+    seed: Seed = 0
+    """Of the nodes that are drawn."""
+    min_correlation: Share = 0.5
+    """Warn where the ranks of integrated gradients and of exact effects correlate less, in the
+    median submodule."""
+
+
 class EvaluationSettings(Section):
     """How circuits are judged (section 3.2)."""
 
@@ -500,14 +519,57 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
+    n_examined: CountOrZero | None = None
+    """The first so many clusters are examined closer, as every task is: held against baselines,
+    edges judged, circuits judged on each other's behaviours; null examines all."""
+    edge_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.4,
+        0.7,
+    )
+    """Of a circuit examined closer, such shares of the possible edges between its nodes are kept,
+    the strongest or random ones, and ablated, the strongest."""
+    n_edges_measured: CountOrZero = 4
+    """Edges of each kind (between which submodules, from or into error nodes) measured by
+    intervention in each of these circuits."""
+    n_edge_examples: Count = 8
+    """Examples on which they are, of those that the circuit was found from."""
+    min_edge_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Warn where weights of edges between features rank them otherwise than interventions along
+    their direct paths do: where the rank correlation is lower."""
+    approximations: ApproximationSettings | None = ApproximationSettings()
+    """How good estimated effects are, of tasks and of clusters that are examined closer; not
+    measured where null."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
+    variants: tuple[Variant, ...] = VARIANTS
+    """What circuits of every size are made of, to compare: features with all error nodes, with
+    none of them (no_errors) or those of the residual stream (residual_errors); neurons of the same
+    submodules; hidden neurons of MLPs (mlp_neurons); nodes drawn at random (random_nodes);
+    directions drawn at random (random_decoder). Nothing is compared where empty."""
+    n_random: Count = 3
+    """Draws of random_nodes, whose mean is taken."""
+    n_minimal: CountOrZero = 24
+    """Nodes of a circuit, the strongest first, without each of which it is judged once more."""
+    random_margin: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.1
+    """Warn where as many random nodes are nearer than this to a circuit's faithfulness."""
+    rounding: Positive = 1e-3
+    """Warn where all nodes together have a faithfulness further than this from 1, or none of them
+    from 0."""
+    max_overlap: Share = 0.8
+    """Warn where the circuits of two clusters share more of their effect than this."""
 
     def clashes(self) -> Iterator[Problem]:
         """Thresholds that do not rise, and layers that are there twice."""
         layers = (self.start_layer, *self.other_start_layers)
         if len(set(layers)) < len(layers):
             yield ("other_start_layers",), "name a layer twice, or that of start_layer."
+        if len(set(self.variants)) < len(self.variants):
+            yield ("variants",), "name one twice."
         if not self.lowest_threshold < self.highest_threshold:
             told = f"must be above lowest_threshold, {self.lowest_threshold:g}."
             yield ("highest_threshold",), told
@@ -1054,6 +1116,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def examined(self) -> list[str]:
+        """Keys of the clusters whose circuits are examined closer: the first of `clusters`."""
+        return self.clusters[: self.settings.evaluations.n_examined]
 
     @property
     def annotations(self) -> Path:

@@ -57,12 +57,34 @@ _METRIC = _column(
 )
 _START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
+_NODE = (
+    _SUBMODULE,
+    _column("feature", _INT, "number of the feature; -1 for the error node"),
+    _column("pos", _INT, "position; null where summed over positions", null=True),
+)
 _FEATURE = _column("feature", _INT, "number of the feature or neuron, from 0")
 _WEIGHTS = _column(
     "weights", _TEXT, "hash of the dictionary's weights; null for neurons", null=True
 )
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
+_ESTIMATE = _column("estimator", _TEXT, "attribution or integrated")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
+
+_VARIANT = _column("variant", _TEXT, "what the nodes are, see evaluations.variants")
+_N_POSSIBLE = _column(
+    "n_possible",
+    _INT,
+    "nodes that could be kept: those that are not zero somewhere in the examples",
+)
+
+_INTERVAL = (
+    _column(
+        "faithfulness_low",
+        _DOUBLE,
+        "lower end of its 95% interval over draws of the examples (bootstrap); NaN of one example",
+    ),
+    _column("faithfulness_high", _DOUBLE, "upper end"),
+)
 
 # What every evaluation of a circuit says.
 _EVALUATED = (
@@ -71,6 +93,7 @@ _EVALUATED = (
     _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
     _column("m_complement", _DOUBLE, "with only the circuit ablated"),
     _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
+    *_INTERVAL,
     _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
 )
 
@@ -88,6 +111,16 @@ _FOUND = (
         "Jaccard index of circuits from either half of the examples",
         null=True,
     ),
+)
+_STANDINGS = (
+    _column(
+        "n_core",
+        _INT,
+        "nodes that nine of ten draws of as many examples would keep; null for one example",
+        null=True,
+    ),
+    _column("n_contingent", _INT, "nodes that are kept in some draws only", null=True),
+    _column("n_noise", _INT, "nodes within two standard errors of no effect", null=True),
 )
 _STDERR = _column("stderr", _DOUBLE, "standard error over examples", null=True)
 _INCLUSION = _column(
@@ -412,9 +445,7 @@ _ALL = (
         pa.schema(
             [
                 _column("node", _INT, "number of the node in the circuit, from 0"),
-                _SUBMODULE,
-                _column("feature", _INT, "number of the feature; -1 for the error node"),
-                _column("pos", _INT, "position; null where summed over positions", null=True),
+                *_NODE,
                 _column("effect", _DOUBLE, "aggregated indirect effect, in the metric's units"),
                 _STDERR,
                 _INCLUSION,
@@ -423,7 +454,8 @@ _ALL = (
     ),
     Table(
         "edges",
-        "circuits/SOURCE/NAME/edges.parquet",
+        "circuits/SOURCE/NAME/edges.parquet; beside it edge_effects.parquet, the same of every "
+        "edge between its nodes with a weight above 1e-4",
         "one edge of the circuit",
         pa.schema(
             [
@@ -459,6 +491,186 @@ _ALL = (
         ),
     ),
     Table(
+        "approximations",
+        "approximations/SOURCE/NAME/nodes.parquet",
+        "one node, patched alone, beside what estimators say of it",
+        pa.schema(
+            [
+                _NAME,
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature; -1 for the error"),
+                _column("pos", _INT, "position; null where patched at all", null=True),
+                _column("drawn", _TEXT, "strongest, or at random among those of about its size"),
+                _column("exact", _DOUBLE, "mean change of the metric when it is patched (eq. 2)"),
+                _column("attribution", _DOUBLE, "its estimate by attribution patching (eq. 3)"),
+                _column("integrated", _DOUBLE, "by integrated gradients (eq. 4)"),
+            ]
+        ),
+    ),
+    Table(
+        "approximation_fits",
+        "approximations/SOURCE/NAME/fits.parquet",
+        "how one estimator follows exact effects at one submodule",
+        pa.schema(
+            [
+                _NAME,
+                _SUBMODULE,
+                _ESTIMATE,
+                _column("answers", _TEXT, "single effect or joint share"),
+                _column("n_nodes", _INT, "nodes compared"),
+                _column("pearson", _DOUBLE, "correlation with exact effects; NaN without spread"),
+                _column("spearman", _DOUBLE, "correlation of ranks, likewise"),
+                _column("slope", _DOUBLE, "estimate over exact, least squares through zero"),
+                _column("sign", _DOUBLE, "share of nodes of which it has the sign"),
+                _column("gap", _DOUBLE, "mean absolute completeness gap of the submodule"),
+            ]
+        ),
+    ),
+    Table(
+        "approximation_rankings",
+        "approximations/SOURCE/NAME/rankings.parquet",
+        "the nodes with the largest effects by one estimator, judged as a circuit",
+        pa.schema(
+            [
+                _NAME,
+                _ESTIMATE,
+                _column("n_nodes", _INT, "nodes left in"),
+                _column("faithfulness", _DOUBLE, "of these nodes"),
+                _column("held_out", _BOOL, "judged on other examples than found from"),
+            ]
+        ),
+    ),
+    Table(
+        "edge_evaluations",
+        "edges/SOURCE/NAME/evaluations.parquet",
+        "a circuit's nodes judged with some of the edges between them",
+        pa.schema(
+            [
+                _NAME,
+                _column(
+                    "kept",
+                    _TEXT,
+                    "which edges: strongest, a share of those between nodes; random, as many of "
+                    "them; weakest, all but the strongest share; circuit, those of the circuit; "
+                    "nodes, no edge is ablated, the nodes are judged as circuit_evaluations does. "
+                    "Edges into the metric are kept in all but circuit",
+                ),
+                _column("share", _DOUBLE, "that share; null for circuit and nodes", null=True),
+                _column(
+                    "threshold",
+                    _DOUBLE,
+                    "least |weight| among the strongest share, or that of the circuit's edges; "
+                    "null where there is none",
+                    null=True,
+                ),
+                _column("n_edges", _INT, "edges that are kept, of those that can be ablated"),
+                _column("n_possible", _INT, "edges that can be ablated"),
+                _column("n_nodes", _INT, "nodes that can be ablated"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _START_LAYER,
+                _column("n_examples", _INT, "examples it is judged on"),
+                _column("held_out", _BOOL, "none of them was used to find it"),
+                _column("m_full", _DOUBLE, "mean metric of the model"),
+                _column("m_empty", _DOUBLE, "with every node ablated"),
+                _column("m_edges", _DOUBLE, "with the nodes and these edges kept"),
+                _column("faithfulness", _DOUBLE, "(m_edges - m_empty) / (m_full - m_empty)"),
+            ]
+        ),
+    ),
+    Table(
+        "edge_interventions",
+        "edges/SOURCE/NAME/interventions.parquet",
+        "one edge of the circuit measured by intervention along its direct path",
+        pa.schema(
+            [
+                _NAME,
+                _column("upstream", _INT, "node it leaves"),
+                _column("downstream", _INT, "node it enters"),
+                _column("kind", _TEXT, "kinds of submodules that it joins: resid -> mlp"),
+                _column("from_error", _BOOL, "it leaves an error node"),
+                _column("into_error", _BOOL, "it enters an error node"),
+                _column("n_examples", _INT, "the circuit's first examples, of which all are means"),
+                _column("weight", _DOUBLE, "its weight on these, in the metric's units"),
+                _column(
+                    "path",
+                    _DOUBLE,
+                    "the same, but what the patched upstream node changes of the downstream one is "
+                    "computed along the direct path and not by its derivative",
+                ),
+                _column("effect", _DOUBLE, "what that change alone does to the metric"),
+            ]
+        ),
+    ),
+    Table(
+        "baselines",
+        "baselines/SOURCE/NAME/baselines.parquet",
+        "a circuit of one size, of one kind of nodes",
+        pa.schema(
+            [
+                _NAME,
+                _VARIANT,
+                _column("draw", _INT, "of random_nodes; null for others", null=True),
+                _START_LAYER,
+                _column(
+                    "fraction",
+                    _DOUBLE,
+                    "share of n_possible that was asked for (MIB); null for sizes in equal ratios",
+                    null=True,
+                ),
+                _column("of_circuit", _BOOL, "as many nodes as the circuit has"),
+                _N_POSSIBLE,
+                _column("n_nodes", _INT, "nodes left in: the strongest, or those drawn first"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _column("n_examples", _INT, "examples it is judged on"),
+                *_EVALUATED,
+            ]
+        ),
+    ),
+    Table(
+        "baseline_scores",
+        "baselines/SOURCE/NAME/baseline_scores.parquet",
+        "one kind of nodes, over all sizes",
+        pa.schema(
+            [
+                _NAME,
+                _VARIANT,
+                _START_LAYER,
+                _N_POSSIBLE,
+                *(
+                    _column(
+                        f"nodes_{words}",
+                        _DOUBLE,
+                        f"nodes for faithfulness {share}, between points of the curve; null where "
+                        "none reaches it",
+                        null=True,
+                    )
+                    for words, share in (("half", 0.5), ("eight_tenths", 0.8), ("nine_tenths", 0.9))
+                ),
+                _column("area", _DOUBLE, "area under faithfulness against the kept share"),
+                _column("cpr", _DOUBLE, "the same at MIB's fractions alone"),
+                _column("cmd", _DOUBLE, "area between that curve and 1"),
+            ]
+        ),
+    ),
+    Table(
+        "node_losses",
+        "baselines/SOURCE/NAME/node_losses.parquet",
+        "a node of the circuit, taken out by itself",
+        pa.schema(
+            [
+                _NAME,
+                _START_LAYER,
+                *_NODE,
+                _column("effect", _DOUBLE, "its effect, in the metric's units"),
+                _column(
+                    "loss",
+                    _DOUBLE,
+                    "faithfulness of the circuit less that of the circuit without the node",
+                ),
+            ]
+        ),
+    ),
+    Table(
         "evaluation_summary",
         "evaluation_summary.parquet",
         "one circuit judged from one layer on, under one policy for error nodes",
@@ -476,11 +688,13 @@ _ALL = (
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),
                 *_FOUND,
+                *_STANDINGS,
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("m_full", _DOUBLE, "mean metric of the model"),
                 _column("m_empty", _DOUBLE, "with every node ablated"),
                 _column("faithfulness", _DOUBLE, "faithfulness of the circuit"),
+                *_INTERVAL,
                 _column("completeness", _DOUBLE, "faithfulness of its complement"),
                 _column(
                     "area",
@@ -490,6 +704,68 @@ _ALL = (
                 ),
                 _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),
                 _column("nodes_nine_tenths", _INT, "fewest nodes with faithfulness .9", null=True),
+                _column(
+                    "half_by_features",
+                    _DOUBLE,
+                    "nodes for faithfulness .5, between points of the curve; null where not "
+                    "compared or never reached, as below",
+                    null=True,
+                ),
+                _column("half_by_neurons", _DOUBLE, "the same for neurons", null=True),
+                _column("neurons_per_feature", _DOUBLE, "the second over the first", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_overlap",
+        "circuit_overlap.parquet",
+        "two circuits and one kind of part: what they share of it",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where the first comes from"),
+                _NAME,
+                _column("other_source", _TEXT, "where the other comes from"),
+                _column("other", _TEXT, "its cluster or task"),
+                _column("part", _TEXT, "nodes, features (nodes that are no errors) or edges"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "positions count, for tasks of as many tokens; else parts are summed over them",
+                ),
+                _column("n", _INT, "parts of the first"),
+                _column("n_other", _INT, "parts of the other"),
+                _column("n_shared", _INT, "parts that both hold"),
+                _column("jaccard", _DOUBLE, "n_shared / (n + n_other - n_shared)"),
+                _column(
+                    "weighted",
+                    _DOUBLE,
+                    "the same of |effect| or |weight|, as shares of either circuit's sum: sum of "
+                    "the smaller / sum of the larger",
+                ),
+                _column("contained", _DOUBLE, "n_shared / n"),
+                _column("other_contained", _DOUBLE, "n_shared / n_other"),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_transfer",
+        "circuit_transfer.parquet",
+        "one behaviour and one circuit, its own or another's, judged on its examples",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where both come from"),
+                _column("name", _TEXT, "cluster or task whose examples it is judged on"),
+                _column("circuit", _TEXT, "cluster or task whose circuit it is"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "nodes are kept at their positions alone, for tasks of as many tokens; else "
+                    "everywhere",
+                ),
+                _ERROR_NODES,
+                _START_LAYER,
+                _column("n_nodes", _INT, "nodes that are kept, as far as dictionaries have them"),
+                _column("faithfulness", _DOUBLE, "as in circuit_evaluations"),
             ]
         ),
     ),
@@ -759,6 +1035,18 @@ _ALL = (
                     "the feature is about the attribute and not about the label",
                 ),
                 _column("reason", _TEXT, "what the judge goes by"),
+            ]
+        ),
+    ),
+    Table(
+        "report",
+        "report.parquet; the page beside it in report.html",
+        "one section of the page",
+        pa.schema(
+            [
+                _column("section", _TEXT, "its place in the page: report.html#section"),
+                _column("title", _TEXT, "its heading"),
+                _column("blocks", _INT, "tables, pictures and paragraphs in it"),
             ]
         ),
     ),
