@@ -31,6 +31,9 @@ _TITLES = {
     "EvaluationSettings": "evaluations",
     "TaskSettings": "tasks",
     "PairFiles": "pairs of a task",
+    "LabelledTextSettings": "labelled texts",
+    "ClassifierCircuitSettings": "circuit of a classifier",
+    "JudgementSettings": "judgements",
 }
 
 
@@ -105,7 +108,7 @@ def _default(part: dict[str, Any], required: bool) -> str:
     if isinstance(value, dict):
         return "as below"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) if any(value) else "none"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "not given"}[value]
     return f"{value:,}" if isinstance(value, int) else str(value) or "empty"
