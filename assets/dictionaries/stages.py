@@ -102,7 +102,6 @@ class Training:
     dead_after: int | None
     tuning_steps: int
     tuning_lr: float | None
-    tuning_dropped: float | None
     seed: int
     buffer_mb: float
     checkpoint_every: int = aside(1)
@@ -134,7 +133,6 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
         tuning_steps=settings.tuning_steps,
         tuning_lr=settings.tuning_lr if settings.tuning_steps else None,
-        tuning_dropped=settings.tuning_dropped if settings.tuning_steps else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
         checkpoint_every=settings.checkpoint_every,
@@ -226,11 +224,9 @@ def _tuned(
     from core.training import TuningSettings, tune_in_series
 
     assert settings.tuning_lr is not None
-    assert settings.tuning_dropped is not None
     how = TuningSettings(
         n_steps=settings.tuning_steps,
         learning_rate=settings.tuning_lr,
-        dropped=settings.tuning_dropped,
         sparsity=settings.sparsity or 0.0,
         seed=settings.seed,
     )
