@@ -162,6 +162,7 @@ Clusters = Annotated[Whole, Field(ge=1, le=100_000)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**32)]
 Positive = Annotated[float, Field(gt=0, le=_MOST)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Value = Annotated[bool | int | float | str, BeforeValidator(_option)]
 PositiveOrZero = Annotated[float, Field(ge=0, le=_MOST)]
 Places = Annotated[
     tuple[Text, ...] | None,
@@ -226,6 +227,9 @@ class ModelSettings(Section):
     """Put attn_L at the input of the attention's output projection, as Gemma Scope does."""
     memory_gb: Positive = 2.0
     """Memory for what one step of the work holds besides the model, in GB."""
+    workers: Count | None = None
+    """Circuits that are worked on at once, each by a process with its share of memory_gb: one for
+    each core where not given, and always one on a GPU."""
 
 
 class CorpusSettings(Section):
@@ -340,9 +344,7 @@ class ImportSettings(Section):
     what is there: average_l0_{l0}."""
     paths: dict[Text, Text] = Field(default_factory=dict)
     """The same for single submodules (attn_3) or kinds (attn), in place of path."""
-    options: dict[Text, Annotated[bool | int | float | str, BeforeValidator(_option)]] = Field(
-        default_factory=dict
-    )
+    options: dict[Text, Value] = Field(default_factory=dict)
     """Passed to the format's reader, e.g. normalize_decoder: false. With l0: 100, of several
     places that fit the path the one whose L0 is nearest is taken."""
 
@@ -601,6 +603,91 @@ class LabelSettings(Section):
     """A language model that describes features too; none is asked where not given."""
 
 
+class LabelledTextSettings(Section):
+    """Texts with a label, and an attribute that goes with it where a classifier learns (section 4).
+
+    Ambiguous texts are of class 0 with attribute 0, and of class 1 with attribute 1. In balanced
+    ones the four groups are equally large. No text is in two sets.
+    """
+
+    source: Text
+    """A .jsonl, .jsonl.zst or .parquet file, a hub data set, or a folder laid out like one."""
+    split: Text = "train"
+    """Split of a data set that ambiguous texts are from, and balanced ones to train on."""
+    test_split: Text | None = None
+    """Split that balanced texts to judge on are from; the same where not given."""
+    revision: Text | None = None
+    """Branch, tag or commit of a hub data set."""
+    text_column: Text = "text"
+    """Column that holds the text."""
+    label_column: Text
+    """Column that holds what is classified: profession."""
+    attribute_column: Text
+    """Column that holds what it should not go by: gender."""
+    tells_column: Text | None = None
+    """Column with a word for each token, where it is known what tells the label: its column's name
+    where the token tells it, the attribute's column's where it tells that."""
+    labels: tuple[Value, Value]
+    """What the column of labels has for class 0 and class 1; other texts are left out."""
+    attributes: tuple[Value, Value] = (0, 1)
+    """What the column of attributes has for attribute 0 and 1."""
+    n_ambiguous: Count = 2_000
+    """Most ambiguous texts, half of each class."""
+    n_train: Count = 2_000
+    """Most balanced texts to train on, a quarter of each group."""
+    n_test: Count = 2_000
+    """Most balanced texts to judge on. Sizes shrink together where a group has too few texts."""
+    n_positions: Annotated[Count, Field(ge=2, le=1_000_000)] = 128
+    """Tokens kept of each text, from its beginning; no more than the model has positions."""
+    seed: Seed = 0
+    """Of the draw."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """One value for both classes, sets of no text, and a file with splits."""
+        for key in ("labels", "attributes"):
+            one, other = getattr(self, key)
+            if one == other:
+                yield (key,), f"both are {one}: name two values, so that there are two groups."
+        for key, n_groups in (("n_ambiguous", 2), ("n_train", 4), ("n_test", 4)):
+            if getattr(self, key) < n_groups:
+                yield (key,), f"leaves one of {n_groups} groups without a text."
+        if self.label_column == self.attribute_column:
+            yield ("attribute_column",), "is the column of labels: the two cannot be told apart."
+
+
+Judge = Literal["truth", "words", "rule", "person", "endpoint"]
+"""Who says which features of a classifier's circuit are about the attribute."""
+
+
+class JudgementSettings(Section):
+    """Which features of the classifier's circuit are about the attribute alone (section 4)."""
+
+    judge: Judge = "person"
+    """Whose word counts: people's (annotations, in the explorer), of what the text is known to tell
+    (truth), the words or a rule on cards, or the model of labels.endpoint. All are asked that can
+    be."""
+    words: tuple[tuple[Text, ...], tuple[Text, ...]] = ((), ())
+    """Words that tell attribute 0, and words that tell attribute 1, for words and rule."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """A judge without what it goes by."""
+        if self.judge in ("words", "rule") and not all(self.words):
+            yield ("words",), f"{self.judge} judges by them: list some for each attribute."
+        shared = {w.lower() for w in self.words[0]} & {w.lower() for w in self.words[1]}
+        if shared:
+            told = f"tell both attributes: {', '.join(sorted(shared)[:5])}. Leave them out."
+            yield ("words",), told
+
+
+class ClassifierSettings(Section):
+    """A classifier, and what SHIFT makes of it (section 4)."""
+
+    data: LabelledTextSettings
+    """What it learns from and is judged on."""
+    judgements: JudgementSettings = JudgementSettings()
+    """Which of its features are about the attribute."""
+
+
 class RerunSettings(Section):
     """What is run again by itself while the UI's daemon runs."""
 
@@ -651,6 +738,8 @@ class Settings(Section):
     """What features of circuits mean; nothing is made of it where null."""
     labels: LabelSettings = LabelSettings()
     """What they are called; made where there are cards."""
+    classifier: ClassifierSettings | None = None
+    """A classifier whose features are judged and ablated; none where not given."""
     explorer: Annotated[Text, AfterValidator(_address)] = "http://127.0.0.1:3001"
     """Address of the explorer, to which circuits link in the Dagster UI."""
     reruns: RerunSettings = RerunSettings()

@@ -14,20 +14,24 @@ ablated whole; a submodule that is ablated whole is not computed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from core.dictionaries import Dictionary
-from core.errors import InputError
+from core.dictionaries import Dictionary, check_widths
+from core.errors import InputError, MissingSubmodule
 from core.inputs import Inputs
 from core.models import LanguageModel
-from core.models.replay import Resumed, at_last
-from core.options import ABLATIONS, Ablation, check_option
+from core.models.hooks import visited
+from core.models.replay import Resumed
+from core.options import ABLATIONS, Ablation, check_list, check_option
+from core.readout import at_last
 from core.sparse import add_at, count_true
-from core.types import Node, Submodule, causal_order
+from core.types import ERROR, Node, Submodule, causal_order
 
 
 @dataclass(frozen=True)
@@ -49,26 +53,30 @@ class AblationValues:
 def ablation_values(
     model: LanguageModel,
     dictionaries: Mapping[str, Dictionary],
-    inputs: Inputs,
+    inputs: Inputs | None,
     ablation: Ablation,
     *,
+    by_position: bool = True,
     seed: int = 0,
 ) -> dict[str, AblationValues]:
-    """Ablation values of every submodule that has a dictionary, but `embed`, never ablated.
+    """Ablation values of every submodule that has a dictionary.
 
     Args:
         inputs: the mean is taken over their patch side where they are pairs, else over their
-            clean side; at each position where all are of one length, else over all tokens.
+            clean side; at each position where all are of one length, else over all tokens. Zero
+            reads none.
         ablation: ``mean``, ``zero``, or ``resample`` (every example takes the values of another
             one's patch side, drawn by `seed`).
+        by_position: False for means over all tokens whatever the lengths, as `ablated` needs.
 
     Raises:
         InputError: unknown ablation; or resampling of one example, or of unequal lengths.
     """
     check_option("ablation", ablation, ABLATIONS)
-    names = [name for name in dictionaries if name != "embed"]
     if ablation == "zero":
-        return {name: AblationValues(dictionaries[name].bias, None, None) for name in names}
+        return {name: AblationValues(d.bias, None, None) for name, d in dictionaries.items()}
+    if inputs is None:
+        raise InputError(f"{ablation} ablation takes its values from inputs: give them.")
     inputs = inputs.to(model.device)
     same_length = bool(inputs.mask.all())
     if ablation == "resample" and not (same_length and inputs.n_examples > 1):
@@ -79,8 +87,7 @@ def ablation_values(
     tokens = inputs.clean if inputs.patch is None else inputs.patch
     outputs = model.record(tokens, inputs.mask).outputs
     values = {}
-    for name in names:
-        dictionary = dictionaries[name]
+    for name, dictionary in dictionaries.items():
         x = outputs[name].to(dictionary.decoder.dtype)
         if ablation == "resample":
             generator = torch.Generator().manual_seed(seed)
@@ -88,8 +95,9 @@ def ablation_values(
             x = x.roll(shift, 0)
             features = dictionary.encode(x)
         else:
-            features = _mean_features(dictionary, x, inputs.mask, same_length)
-            x = x.mean(0) if same_length else x[inputs.mask].mean(0)
+            apart = same_length and by_position
+            features = _mean_features(dictionary, x, inputs.mask, apart)
+            x = x.mean(0) if apart else x[inputs.mask].mean(0)
         values[name] = AblationValues(x, features, x - dictionary.decode(features))
     return values
 
@@ -254,17 +262,96 @@ def run_edited(runs: Resumed, edits: Mapping[str, Edit]) -> Tensor:
         edits: by submodule name, at least one.
     """
     stream, layer, known = _start(runs, edits)
-    last = runs.model.n_layers - 1
-    at = {}
+    at, narrow = {}, runs.narrow_layer
     for name, edit in edits.items():
         if edit.is_whole and name not in known:
             known[name] = _everywhere(edit, runs)
-        at[name] = edit.at_last(runs.last) if Submodule.parse(name).layer == last else edit
+        at[name] = edit.at_last(runs.last) if Submodule.parse(name).layer == narrow else edit
 
     def edited(name: str, x: Tensor) -> Tensor:
         return at[name](x) if name in at else x
 
     return runs.finish(stream, layer, edited, known)
+
+
+@contextmanager
+def ablated(
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    nodes: Sequence[Node],
+    *,
+    values: Mapping[str, AblationValues] | None = None,
+) -> Iterator[Any]:
+    """While this lasts, the Hugging Face model runs with some nodes ablated at every token.
+
+    Whatever runs it: a forward pass, ``generate``, `LanguageModel.record`, whose streams are then
+    those of the ablated run. At each submodule, in order, what the run so far produced is encoded
+    again, the nodes are set to their ablation value, everything else stays.
+
+        >>> with ablated(model, dictionaries, [Node("mlp_1", 7, None, 0.0)]) as hf:
+        ...     hf.generate(tokens)
+
+    Args:
+        dictionaries: by submodule name.
+        nodes: features and error nodes, at no position; their effects do not matter.
+        values: from `ablation_values`, with `by_position` False; zero where None.
+
+    Returns:
+        The model, `LanguageModel.hf`.
+
+    Raises:
+        InputError: a node at a position, a feature that its dictionary does not have, or values by
+            position: generated texts have no fixed positions.
+        MissingSubmodule: a node where no dictionary sits.
+        WidthMismatch: a dictionary does not fit the model.
+    """
+    check_widths(dictionaries, model.width)
+    check_nodes(nodes, {name: d.n_features for name, d in dictionaries.items()})
+    if placed := next((node for node in nodes if node.pos is not None), None):
+        raise InputError(
+            f"node {placed.name} is at position {placed.pos}, and texts of any length are run: "
+            "ablate at every position, Node(..., pos=None, ...)."
+        )
+    if values is None:
+        values = ablation_values(model, dictionaries, None, "zero")
+    if apart := [name for name, at in values.items() if at.base.ndim > 1]:
+        raise InputError(
+            f"ablation values at {apart[0]} differ by position, and texts of any length are run: "
+            "take ablation_values(..., by_position=False)."
+        )
+    names = {node.submodule for node in nodes}
+    dtype = next(iter(dictionaries.values())).decoder.dtype
+    edits = {
+        name: keep_edit(dictionaries[name], values[name], part, complement=True)
+        for name, part in parts_of(nodes, names, 1, model.device, dtype).items()
+    }
+    with visited(model, lambda name, x: edits[name](x), names):
+        yield model.hf
+
+
+def check_nodes(nodes: Sequence[Node], n_features: Mapping[str, int]) -> None:
+    """Raise unless every node is of one of some dictionaries.
+
+    Args:
+        n_features: of each dictionary, by submodule name.
+
+    Raises:
+        InputError: no list of nodes, or a feature that a dictionary does not have.
+        MissingSubmodule: a node where no dictionary sits.
+    """
+    check_list("nodes", nodes, Node)
+    for node in nodes:
+        width = n_features.get(node.submodule)
+        if width is None:
+            raise MissingSubmodule(
+                f"the circuit has node {node.name}, but no dictionary sits at "
+                f"'{node.submodule}': use the dictionaries it was found with."
+            )
+        if not ERROR <= node.feature < width:
+            raise InputError(
+                f"the circuit has node {node.name}, but that dictionary has features 0 to "
+                f"{width - 1}: the circuit was found with other dictionaries."
+            )
 
 
 def start_of(names: Iterable[str], parallel: bool) -> list[str]:

@@ -416,10 +416,12 @@ class Attributed:
         if edges and nodes:
             n_examples = effects.n_examples
             strong = _edges(nodes, self._edge_effects(keep), keep, n_examples, edge_threshold)
-            strong += _into_metric(nodes, self.model, edge_threshold)
+            end = self.inputs.readout.end(self.model.n_layers).name
+            strong += _into_metric(nodes, end, edge_threshold)
             _tell(progress, f"{len(strong)} edges")
         described = {
             "metric": self.inputs.metric.name,
+            "readout": self.inputs.readout.name,
             "ablation": "zero" if self.inputs.patch is None else "patch",
             "estimator": effects.estimator.label,
             "node_threshold": node_threshold,
@@ -517,11 +519,11 @@ def _edges(
     return edges
 
 
-def _into_metric(nodes: list[Node], model: LanguageModel, threshold: float) -> list[Edge]:
-    """The last stream's nodes reach the metric with their own effects."""
-    last = f"resid_{model.n_layers - 1}"
+def _into_metric(nodes: list[Node], end: str, threshold: float) -> list[Edge]:
+    """The nodes of what is read, the last stream for logits, reach the metric with their own
+    effects."""
     return [
         Edge(i, None, node.effect, node.stderr)
         for i, node in enumerate(nodes)
-        if node.submodule == last and abs(node.effect) > threshold
+        if node.submodule == end and abs(node.effect) > threshold
     ]

@@ -28,6 +28,7 @@ from core.inputs import Inputs, check_answers
 from core.models import LanguageModel, Recording
 from core.models.replay import Resumed
 from core.options import Rule
+from core.readout import Readout
 from core.shapes import Bool, Float, Int
 from core.sparse import add_at, products
 from core.types import NodeEffects, SparseAct, SparseFeatures, SubmoduleEffects, causal_order
@@ -340,12 +341,6 @@ def _gap(
     return (gradient.to(wide) * (ends.patch.to(wide) - ends.clean.to(wide))).sum((1, 2)) - total
 
 
-@torch.no_grad()
-def _clean_metric(runs: Resumed) -> Tensor:
-    stream = runs.recording.outputs[f"resid_{runs.model.n_layers - 1}"]
-    return runs.finish(stream, runs.model.n_layers)
-
-
 def clean_gradients(runs: Resumed, names: Sequence[str], passes: Passes) -> dict[str, Tensor]:
     """dm/dx at clean for many submodules from one backward pass each batch, ``(batch, pos, d)``."""
     parts = []
@@ -353,12 +348,9 @@ def clean_gradients(runs: Resumed, names: Sequence[str], passes: Passes) -> dict
         of_rows = runs.select(rows)
         embed = of_rows.recording.outputs["embed"].detach().requires_grad_()
         values = {"embed": embed}
-        stream, layer = of_rows.stream_with("embed", embed)
         # Every position of every submodule has a gradient: no layer is run at the last token only.
-        for i in range(layer, runs.model.n_layers):
-            context = of_rows.recording.context[i]
-            stream = runs.model.layer(i, stream, context, values.setdefault)
-        metric = of_rows.finish(stream, runs.model.n_layers).sum()
+        end = of_rows.value_at_end(*of_rows.stream_with("embed", embed), values.setdefault)
+        metric = of_rows.read(end).sum()
         parts.append(torch.autograd.grad(metric, [values[name] for name in names]))
     return {
         name: torch.cat(part) for name, part in zip(names, zip(*parts, strict=True), strict=True)
@@ -436,12 +428,23 @@ def exact_effects(
 
 
 def _check(
-    model: LanguageModel, dictionaries: Mapping[str, Dictionary], estimator: Estimator
-) -> None:
+    model: LanguageModel,
+    dictionaries: Mapping[str, Dictionary],
+    readout: Readout,
+    estimator: Estimator,
+) -> list[str]:
+    """Where there are nodes, in causal order; raises where nothing can be measured."""
     check_estimator(estimator)
     if not dictionaries:
         raise MissingSubmodule("no dictionaries were given, so there are no nodes.")
     check_widths(dictionaries, model.width)
+    names = readout.reached_by(dictionaries, model)
+    if not names:
+        raise MissingSubmodule(
+            f"the metric is read at {readout.site}, and no dictionary sits there or before it "
+            f"(they are at {', '.join(causal_order(dictionaries))}): nothing reaches it."
+        )
+    return names
 
 
 def _check_finite(recording: Recording, names: Iterable[str], side: str) -> None:
@@ -463,14 +466,14 @@ def _check_path(effects: SubmoduleEffects, name: str, estimator: Estimator) -> N
 
 def _recordings(
     model: LanguageModel, inputs: Inputs, names: Iterable[str]
-) -> tuple[Recording, Recording | None]:
+) -> tuple[Resumed, Resumed | None]:
     """Both sides run once; patch is None for zero ablation."""
-    clean = model.record(inputs.clean, inputs.mask)
-    _check_finite(clean, names, "clean")
+    clean = Resumed.record(model, inputs)
+    _check_finite(clean.recording, names, "clean")
     if inputs.patch is None:
         return clean, None
-    patch = model.record(inputs.patch, inputs.mask)
-    _check_finite(patch, names, "patch")
+    patch = Resumed.record(model, replace(inputs, clean=inputs.patch, patch=None))
+    _check_finite(patch.recording, names, "patch")
     return clean, patch
 
 
@@ -521,31 +524,33 @@ def node_effects(
         budget_bytes: memory for activations in flight; batches are made to fit.
 
     Returns:
-        Effects in the metric's units, positive where patching raises the metric.
+        Effects in the metric's units, positive where patching raises the metric; of submodules
+        at the readout's site and before it.
 
     Raises:
         InputError: not an estimator.
-        WidthMismatch, MissingSubmodule: a dictionary does not fit the model.
+        WidthMismatch, MissingSubmodule: a dictionary does not fit the model, none sits where the
+            readout can see it, or the model has no such site.
         NotFinite: activations or the metric are NaN or infinite.
         OutOfBudget: not even one example fits the budget.
     """
-    _check(model, dictionaries, estimator)
+    names = _check(model, dictionaries, inputs.readout, estimator)
     check_answers(inputs, model.n_vocab)
     inputs = inputs.to(model.device)
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
-    clean, patch = _recordings(model, inputs, dictionaries)
-    runs = Resumed(model, clean, inputs.metric, inputs.last)
-    metric_clean = _clean_metric(runs)
+    clean, patch = _recordings(model, inputs, names)
+    metric_clean = clean.as_recorded()
     if not bool(torch.isfinite(metric_clean).all()):
         raise NotFinite(
             "the metric is NaN or infinite on the clean inputs: check the answers and the dtype."
         )
-    effects_of = _effects_by(estimator, runs, causal_order(dictionaries), metric_clean, passes)
+    effects_of = _effects_by(estimator, clean, names, metric_clean, passes)
     submodules: dict[str, SubmoduleEffects] = {}
-    for name in causal_order(dictionaries):
-        other = None if patch is None else patch.outputs[name]
-        ends = endpoints(dictionaries[name], clean.outputs[name], other, inputs.mask)
+    for name in names:
+        other = None if patch is None else patch.recording.outputs[name]
+        ends = endpoints(dictionaries[name], clean.recording.outputs[name], other, inputs.mask)
         submodules[name] = effects_of(name, dictionaries[name], ends)
         _check_path(submodules[name], name, estimator)
-    metric_patch = None if patch is None else _clean_metric(replace(runs, recording=patch))
-    return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, clean)
+    metric_patch = None if patch is None else patch.as_recorded()
+    run = clean.recording
+    return Effects(submodules, metric_clean, metric_patch, estimator, inputs.mask, run)

@@ -18,10 +18,18 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from core.ablate import Edit, ablation_values, keep_edit, parts_of, run_edited, start_of
+from core.ablate import (
+    Edit,
+    ablation_values,
+    check_nodes,
+    keep_edit,
+    parts_of,
+    run_edited,
+    start_of,
+)
 from core.circuit import examples_per_batch
 from core.dictionaries import Dictionary, check_widths
-from core.errors import InputError, MissingSubmodule, NotFinite, ShapeMismatch
+from core.errors import InputError, NotFinite, ShapeMismatch
 from core.inputs import Inputs, check_answers
 from core.models import LanguageModel
 from core.models.replay import Resumed
@@ -101,10 +109,11 @@ class Evaluator:
         seed: int = 0,
         budget_bytes: int = 2 << 30,
     ) -> None:
-        if start_layer >= model.n_layers:
+        end = inputs.readout.end(model.n_layers)
+        if start_layer > end.layer:
             raise InputError(
-                f"start layer {start_layer}, but the model's last layer is {model.n_layers - 1}: "
-                "nothing would be ablated."
+                f"start layer {start_layer}, but the last layer that the metric reads is "
+                f"{end.layer}: nothing would be ablated."
             )
         check_widths(dictionaries, model.width)
         check_answers(inputs, model.n_vocab)
@@ -115,13 +124,14 @@ class Evaluator:
         self.model, self.ablation = model, ablation
         self.n_features = {name: d.n_features for name, d in dictionaries.items()}
         self.dictionaries = {
-            name: dictionary
-            for name, dictionary in dictionaries.items()
+            name: dictionaries[name]
+            for name in inputs.readout.reached_by(dictionaries, model)
             if name != "embed" and Submodule.parse(name).layer >= start_layer
         }
         if not self.dictionaries:
             raise InputError(
-                "no dictionary sits at or after the start layer, so nothing can be ablated."
+                "no dictionary sits at or after the start layer and no later than the metric "
+                f"reads ({inputs.readout.name}), so nothing can be ablated."
             )
         self.inputs = inputs.to(model.device)
         self.values = ablation_values(model, self.dictionaries, source, ablation, seed=seed)
@@ -143,8 +153,7 @@ class Evaluator:
 
     def _recordings(self) -> Iterator[Resumed]:
         for batch in self.inputs.batches(self.batch):
-            recording = self.model.record(batch.clean, batch.mask)
-            yield Resumed(self.model, recording, batch.metric, batch.last)
+            yield Resumed.record(self.model, batch)
 
     @torch.no_grad()
     def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], float]:
@@ -152,12 +161,11 @@ class Evaluator:
         n_examples, n_pos = self.inputs.clean.shape
         each = n_pos * (3 * self.model.d_model + n_pos) * self.model.dtype.itemsize
         fits = n_examples * each <= most_bytes
-        last = f"resid_{self.model.n_layers - 1}"
         names = start_of(self.dictionaries, self.model.parallel)
         starts, metrics = [], []
         for runs in self._recordings():
             outputs = runs.recording.outputs
-            metrics.append(runs.finish(outputs[last], self.model.n_layers))
+            metrics.append(runs.as_recorded())
             if fits:
                 first = {name: outputs[name] for name in names}
                 starts.append(replace(runs, recording=replace(runs.recording, outputs=first)))
@@ -186,7 +194,6 @@ class Evaluator:
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
-        check_list("nodes", nodes, Node)
         self._check_nodes(nodes)
         return [
             node
@@ -207,18 +214,8 @@ class Evaluator:
     def _check_nodes(self, nodes: Sequence[Node]) -> None:
         """Raise if a node is not one of these dictionaries and inputs."""
         n_pos = self.inputs.clean.shape[1]
+        check_nodes(nodes, self.n_features)
         for node in nodes:
-            width = self.n_features.get(node.submodule)
-            if width is None:
-                raise MissingSubmodule(
-                    f"the circuit has node {node.name}, but no dictionary sits at "
-                    f"'{node.submodule}': evaluate with the dictionaries it was found with."
-                )
-            if node.feature >= width:
-                raise InputError(
-                    f"the circuit has node {node.name}, but that dictionary has features 0 to "
-                    f"{width - 1}: the circuit was found with other dictionaries."
-                )
             if node.pos is not None and node.pos >= n_pos:
                 raise InputError(
                     f"the circuit has node {node.name} at position {node.pos}, but the inputs "

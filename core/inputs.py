@@ -13,6 +13,7 @@ from torch import Tensor
 from core.errors import AnswerError, InputError, ShapeMismatch
 from core.metrics import OF_SINGLE, LogitDifference, Metric, check_metric
 from core.options import SINGLE_METRICS, SingleMetric, check_list, check_option
+from core.readout import LAST_LOGITS, LOGITS, Readout
 from core.types import token_mask
 
 
@@ -24,7 +25,7 @@ def _to_the_right(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Examples and the metric that is read at each one's last token.
+    """Examples, the metric that is read off each, and where.
 
     Attributes:
         clean: ``(batch, pos)`` token ids.
@@ -32,9 +33,11 @@ class Inputs:
         metric: one value per example.
         patch: ``(batch, pos)`` token ids compared with `clean` position by position, or None:
             then patching means setting all features and errors to zero.
+        readout: what the metric is given; the logits at the last token where not said.
 
     Raises:
-        InputError: an empty batch, an example without tokens, or a metric of another batch size.
+        InputError: an empty batch, an example without tokens, a metric of another batch size, or
+            one that reads columns of logits where a stream is read.
         ShapeMismatch: clean and patch differ in shape.
     """
 
@@ -42,10 +45,17 @@ class Inputs:
     mask: Tensor
     metric: Metric
     patch: Tensor | None = None
+    readout: Readout = LAST_LOGITS
 
     def __post_init__(self) -> None:
         mask = token_mask(self.clean, self.mask)
         check_metric(self.metric, len(self.clean))
+        if self.readout.site != LOGITS and self.metric.tokens is not None:
+            raise InputError(
+                f"the metric '{self.metric.name}' reads columns of the unembedding, but the "
+                f"readout is at {self.readout.site}, which has none: read the logits, or take a "
+                "metric of the stream such as core.probe.ProbeMargin."
+            )
         if self.patch is not None:
             token_mask(self.patch, None)
         if self.patch is not None and self.patch.shape != self.clean.shape:
@@ -105,14 +115,16 @@ class Inputs:
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on another device."""
         patch = None if self.patch is None else self.patch.to(device)
-        return Inputs(self.clean.to(device), self.mask.to(device), self.metric.to(device), patch)
+        clean, mask, metric = (at.to(device) for at in (self.clean, self.mask, self.metric))
+        return Inputs(clean, mask, metric, patch, self.readout)
 
     def select(self, rows: Tensor) -> Inputs:
         """The examples `rows`, without the padding they do not need."""
         mask = self.mask[rows]
         n_pos = int(mask.sum(1).max())
         patch = None if self.patch is None else self.patch[rows, :n_pos]
-        return Inputs(self.clean[rows, :n_pos], mask[:, :n_pos], self.metric.select(rows), patch)
+        clean, metric = self.clean[rows, :n_pos], self.metric.select(rows)
+        return Inputs(clean, mask[:, :n_pos], metric, patch, self.readout)
 
     def batches(self, n_examples: int) -> Iterator[Inputs]:
         """The same examples in order, at most `n_examples` at a time."""

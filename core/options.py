@@ -27,6 +27,7 @@ Representation = Literal[
     "gradients",
 ]
 Reduction = Literal["last", "sum"]
+Pooling = Literal["last", "mean"]
 Algorithm = Literal["spectral", "kmeans"]
 Format = Literal[
     "sfc",
@@ -49,6 +50,7 @@ ERROR_NODES: tuple[ErrorNodes, ...] = get_args(ErrorNodes)
 DICTIONARY_KINDS: tuple[DictionaryKind, ...] = get_args(DictionaryKind)
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 FORMATS: tuple[Format, ...] = get_args(Format)
 DTYPES: tuple[Dtype, ...] = get_args(Dtype)

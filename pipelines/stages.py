@@ -11,6 +11,7 @@ from assets.engine.stage import Stage
 from assets.evaluations.stages import evaluation_stages
 from assets.features.labels import feature_stages
 from assets.settings import Experiment
+from assets.shift.stages import classifier_stages
 
 _STEPS = (
     corpus_stages,
@@ -20,6 +21,7 @@ _STEPS = (
     circuit_stages,
     evaluation_stages,
     feature_stages,
+    classifier_stages,
 )
 
 

@@ -1,64 +1,12 @@
 """Short biographies in which a profession and a gender are told independently of each other."""
 
-from random import Random
-from typing import TypedDict
-
-from testbed.lexicon import MEN, PROFESSIONS, WOMEN, Profession
+from testbed.lexicon import PROFESSIONS, Profession
 from testbed.phrases import adjective, pronoun, stop
 from testbed.writer import Mix, Writer
 
 PROFESSION_MIX = Mix(dict.fromkeys(PROFESSIONS, 1.0))
-TOLD = ("professor", "nurse")
-GROUPS = {
-    "ambiguous": ((0, 0), (1, 1)),
-    "balanced": ((0, 0), (0, 1), (1, 0), (1, 1)),
-}
 P_FOURTH = 0.5
 P_FRIENDS = 0.2
-
-
-class Biography(TypedDict):
-    """A text with its profession (0 professor, 1 nurse) and gender (0 man, 1 woman)."""
-
-    text: str
-    profession: int
-    gender: int
-
-
-def biographies(kind: str, n: int, seed: int) -> list[Biography]:
-    """Biographies of professors and nurses that do not name the profession (section 4).
-
-    Args:
-        kind: "ambiguous", male professors and female nurses only, so that both labels fit; or
-            "balanced", the four groups equally often.
-        n: how many; a multiple of the number of groups keeps them equal.
-        seed: of everything drawn.
-
-    Raises:
-        ValueError: the kind is neither.
-    """
-    if kind not in GROUPS:
-        raise ValueError(
-            f"There are no {kind!r} biographies: the classifier is trained on 'ambiguous' ones and "
-            "judged on 'balanced' ones. Ask for one of the two."
-        )
-    rng = Random(f"biographies/{kind}/{seed}")
-    professions = [next(p for p in PROFESSIONS if p.title == title) for title in TOLD]
-    written: list[Biography] = []
-    for index in range(n):
-        profession, gender = GROUPS[kind][index % len(GROUPS[kind])]
-        text = _untitled(Writer(rng), bool(gender), professions[profession])
-        written.append({"text": text, "profession": profession, "gender": gender})
-    rng.shuffle(written)
-    return written
-
-
-def _untitled(w: Writer, woman: bool, profession: Profession) -> str:
-    w.mention(w.pick(WOMEN if woman else MEN))
-    w.words("has had a long career", "collocation")
-    stop(w)
-    biography(w, woman, profession)
-    return w.finish().text
 
 
 def biography(w: Writer, woman: bool, profession: Profession) -> None:

@@ -2,7 +2,7 @@
 
     corpus.jsonl                      text and labels, one document a line
     agreement/STRUCTURE_SPLIT.json    contrastive pairs, one a line
-    biographies/KIND.jsonl            text, profession and gender, one a line
+    biographies.jsonl                 text, profession, gender, and which each token tells
     settings.json                     what the rest was written from
 
 A folder whose settings.json says the same is left alone.
@@ -15,16 +15,15 @@ import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from testbed.biographies import GROUPS, biographies
 from testbed.grammar import documents
+from testbed.labelled import labelled_biographies
 from testbed.pairs import SPLITS, STRUCTURES, agreement_pairs
 
 N_DOCUMENTS = 6000
 N_PAIRS = 1000
-N_BIOGRAPHIES = 2000
+N_BIOGRAPHIES = 4000
 SEED = 1
 SETTINGS = "settings.json"
-FOLDERS = ("agreement", "biographies")
 
 
 def write_corpus(path: Path, n_documents: int, seed: int) -> None:
@@ -38,12 +37,6 @@ def write_pairs(folder: Path, n_pairs: int = N_PAIRS, seed: int = SEED) -> None:
         for split in SPLITS:
             pairs = agreement_pairs(structure, n_pairs, split, seed)
             _write_lines(folder / f"{structure}_{split}.json", pairs)
-
-
-def write_biographies(folder: Path, n: int = N_BIOGRAPHIES, seed: int = SEED) -> None:
-    """Write `folder/KIND.jsonl` for the ambiguous and the balanced set."""
-    for kind in GROUPS:
-        _write_lines(folder / f"{kind}.jsonl", biographies(kind, n, seed))
 
 
 def generate(
@@ -69,12 +62,11 @@ def generate(
         return False
     unfinished = out / ".unfinished"
     shutil.rmtree(unfinished, ignore_errors=True)
-    for name in FOLDERS:
-        (unfinished / name).mkdir(parents=True)
-        (out / name).mkdir(exist_ok=True)
+    (unfinished / "agreement").mkdir(parents=True)
+    (out / "agreement").mkdir(exist_ok=True)
     write_corpus(unfinished / "corpus.jsonl", n_documents, seed)
     write_pairs(unfinished / "agreement", n_pairs, seed)
-    write_biographies(unfinished / "biographies", n_biographies, seed)
+    _write_lines(unfinished / "biographies.jsonl", labelled_biographies(n_biographies, seed))
     _write_lines(unfinished / SETTINGS, [settings])
     # From here on the files are of two runs, until the new settings are in place.
     (out / SETTINGS).unlink(missing_ok=True)

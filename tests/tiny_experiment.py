@@ -79,7 +79,7 @@ def write_pairs(file: Path, nouns: tuple[str, str], n: int = 4) -> None:
 def settings(**changed: Any) -> dict[str, Any]:
     """What the file says; `changed` sections are merged in, None removes a key."""
     base: dict[str, Any] = {
-        "model": {"source": "./model", "n_layers": N_LAYERS, "device": "cpu"},
+        "model": {"source": "./model", "n_layers": N_LAYERS, "device": "cpu", "workers": 1},
         "corpus": {"source": "./corpus.jsonl", "labels_column": "labels", "n_positions": 12},
         "submodules": ["embed", "attn_0", "resid_0", "resid_1"],
         "dictionaries": {

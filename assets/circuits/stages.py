@@ -72,21 +72,20 @@ def make_circuits_of(
 ) -> Iterator[tuple[str, Made]]:
     """Find the circuits of these behaviours."""
     of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    for n, job in enumerate(jobs, start=1):
-        behaviour = of_name[job.key]
-        made, size = _make_one(source, work, behaviour, job)
+    every = work.spread(partial(_make_one, source, of_name), jobs)
+    for n, (job, (made, size)) in enumerate(zip(jobs, every, strict=True), start=1):
         work.say(f"circuit {n} of {len(jobs)}: {job.key}, {size}")
         yield job.key, made
 
 
 def _make_one(
-    source: BehaviourSource, work: Work, behaviour: Behaviour, job: Job[Finding]
+    source: BehaviourSource, of_name: Mapping[str, Behaviour], work: Work, job: Job[Finding]
 ) -> tuple[Made, str]:
     """The tables of one circuit, and its size in words."""
     from core.circuit import attribute
     from core.pictures.draw import draw_circuit
 
-    picture = circuit(source, job.key)
+    picture, behaviour = circuit(source, job.key), of_name[job.key]
     if not behaviour.examples:
         work.store.path(picture, ".svg").unlink(missing_ok=True)
         return _tables(source, job.key, None, None, []), "empty"

@@ -51,6 +51,13 @@ class Loader:
         """The same, for a stage that declares these."""
         return Loader(self._experiment, frozenset(needs))
 
+    def everything(self) -> None:
+        """Load all that is declared, so that processes forked afterwards have it."""
+        for need in self._needs or ():
+            {"model": self.model, "tokenizer": self.tokenizer, "dictionaries": self.dictionaries}[
+                need
+            ]()
+
     def _declared(self, need: Need) -> None:
         if self._needs is not None and need not in self._needs:
             raise Undeclared(

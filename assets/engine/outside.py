@@ -24,6 +24,7 @@ _SAYS = {
     "pair_files": "The contrastive pairs of the tasks",
     "dictionary_files": "The dictionaries that are imported",
     "annotation_files": "People's descriptions of features",
+    "labelled_files": "The labelled texts of the classifier",
 }
 
 

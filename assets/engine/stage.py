@@ -23,6 +23,7 @@ from assets.engine.lock import alone
 from assets.engine.recipe import Recipe, Source, digest, plain, sources
 from assets.engine.records import circumstances
 from assets.engine.store import ArtifactStore, Why
+from assets.engine.workers import n_workers, spread
 from assets.settings import Experiment
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -40,6 +41,7 @@ GROUPS = (
     "circuits",
     "evaluations",
     "features",
+    "classifier",
 )
 """What is read, and then the steps of the method, in order."""
 
@@ -50,6 +52,8 @@ def group_of(experiment: Experiment, group: str) -> str:
 
 
 S = TypeVar("S")
+T = TypeVar("T")
+R = TypeVar("R")
 Say = Callable[[str], None]
 Metadata = Mapping[str, Any]
 
@@ -66,6 +70,7 @@ class Work:
         store: the experiment's tables.
         load: its model, tokenizer and dictionaries.
         budget_bytes: memory for what one step of the work holds.
+        workers: how many pieces of it may be done at once; None for one on each core.
         about: names for people: experiment, model, corpus.
         explorer: address of the explorer's pages of the experiment.
         say: told how far the work is.
@@ -77,6 +82,7 @@ class Work:
     about: Mapping[str, str]
     explorer: str = ""
     say: Say = _quiet
+    workers: int | None = 1
 
     @classmethod
     def on(cls, experiment: Experiment, say: Say = _quiet) -> Self:
@@ -93,11 +99,23 @@ class Work:
             },
             explorer=f"{settings.explorer}/{experiment.name}",
             say=say,
+            workers=settings.model.workers,
         )
 
     def only(self, stages: Iterable[str], needs: Iterable[Need]) -> "Work":
         """The same work with nothing open but the tables of these stages and what is needed."""
         return replace(self, store=self.store.only(stages), load=self.load.only(needs))
+
+    def spread(self, function: Callable[["Work", T], R], items: Sequence[T]) -> Iterator[R]:
+        """`function(work, item)` for each item, in their order, several at once.
+
+        Each piece has its share of the memory. What it would say is lost where it is another
+        process that does it: let it return what there is to say.
+        """
+        self.load.everything()  # once, for all of them
+        workers = n_workers(self.workers)
+        share = replace(self, budget_bytes=self.budget_bytes // workers)
+        return spread(partial(function, share), items, workers)
 
 
 @dataclass(frozen=True)

@@ -55,15 +55,23 @@ def make_evaluations_of(
 ) -> Iterator[tuple[str, Made]]:
     """Judge the circuits of these behaviours on examples kept back."""
     of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    for n, job in enumerate(jobs, start=1):
-        found = load_circuit(work.store, source, job.key)
-        try:
-            rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
-        except InputError as error:
-            raise InputError(f"{job.key} cannot be judged: {error}") from error
-        said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else _why_not(found)
+    every = work.spread(partial(_evaluate_one, source, of_name), jobs)
+    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
         work.say(f"evaluation {n} of {len(jobs)}: {job.key}, {said}")
-        yield job.key, Made(TABLES["circuit_evaluations"].build(rows))
+        yield job.key, made
+
+
+def _evaluate_one(
+    source: BehaviourSource, of_name: Mapping[str, Behaviour], work: Work, job: Job[Judging]
+) -> tuple[Made, str]:
+    """The table of one circuit, and how faithful it is in words."""
+    found = load_circuit(work.store, source, job.key)
+    try:
+        rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
+    except InputError as error:
+        raise InputError(f"{job.key} cannot be judged: {error}") from error
+    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else _why_not(found)
+    return Made(TABLES["circuit_evaluations"].build(rows)), said
 
 
 def _judge(

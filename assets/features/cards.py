@@ -266,7 +266,7 @@ def _final_streams(model: LanguageModel, tokens: Sequence[Sequence[int]]) -> Ten
     import torch
 
     from core.inputs import pad
-    from core.models.replay import at_last
+    from core.readout import at_last
 
     some = tokens[:: max(1, len(tokens) // _N_STREAMS)][:_N_STREAMS]
     streams = []

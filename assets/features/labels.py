@@ -132,13 +132,19 @@ def make_rule_labels(work: Work, how: Labelling) -> Made:
     )
     half = np.repeat(np.arange(len(seen)) % 2, np.diff(begins))
 
-    table: list[dict[str, Any]] = []
-    for submodule in how.submodules:
+    def rows_of(work: Work, submodule: str) -> list[dict[str, Any]]:
+        rows: list[dict[str, Any]] = []
         for basis in BASES:
             name = f"{submodule}/{basis}"
-            own = _own_tokens(store, submodule, basis, features[name], begins)
+            own = _own_tokens(work.store, submodule, basis, features[name], begins)
             examples = _examples(whole, half, own, shared, made_on.active[name], len(heads[name]))
-            table += _rows(submodule, heads[name], examples, held_out, name, keys)
+            rows += _rows(submodule, heads[name], examples, held_out, name, keys)
+        return rows
+
+    table: list[dict[str, Any]] = []
+    every = work.spread(rows_of, how.submodules)
+    for submodule, rows in zip(how.submodules, every, strict=True):
+        table += rows
         work.say(f"{submodule}: labelled")
     notes = _summary(table)
     if notes:

@@ -9,9 +9,11 @@
     evaluations/SOURCE/NAME  evaluation_summary
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
+    labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
 
 NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
-cluster of samples or a file of pairs; NAME of a circuit is its cluster's or its task's.
+cluster of samples, a file of pairs or a classifier; NAME of a circuit is its cluster's, its task's
+or `CLASSIFIER`.
 """
 
 from __future__ import annotations
@@ -20,8 +22,11 @@ from typing import Literal, NamedTuple
 
 from assets.settings import CHOSEN
 
-BehaviourSource = Literal["clusters", "tasks"]
-"""Where a behaviour comes from: a cluster of samples, or a file of contrastive pairs."""
+BehaviourSource = Literal["clusters", "tasks", "classifiers"]
+"""Where a behaviour comes from: a cluster of samples, a file of contrastive pairs, or a probe that
+classifies texts."""
+CLASSIFIER = "probe"
+"""What the behaviour and the circuit of an experiment's classifier are called."""
 
 
 class Key(NamedTuple):
@@ -56,6 +61,10 @@ EVALUATION_SUMMARY = _alone("evaluation_summary")
 VOCABULARY = _alone("vocabulary")
 FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")
+LABELLED_TEXTS = _alone("labelled_texts")
+PROBE = Key("classifier/probe", "probe", "probe")
+JUDGEMENTS = Key("classifier/judgements", "judgements", "judgements")
+SHIFT = Key("classifier/shift", "shift", "shift")
 RULE_LABELS = Key("labels/rules", "labels", "rule_labels")
 ENDPOINT_LABELS = Key("labels/endpoint", "labels", "endpoint_labels")
 
@@ -99,6 +108,7 @@ def _grouped(clustering: str, part: str, stage: str) -> Key:
 _STAGES = {
     "clusters": ("cluster_behaviours", "circuits", "circuit_evaluations"),
     "tasks": ("task_behaviours", "task_circuits", "task_evaluations"),
+    "classifiers": ("classifier_behaviours", "classifier_circuits", "classifier_evaluations"),
 }
 
 

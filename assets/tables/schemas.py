@@ -43,6 +43,7 @@ class Table:
         return pa.Table.from_arrays(columns, schema=self.schema)
 
 
+_BYTE = pa.int8()
 _INT, _LONG, _FLOAT, _DOUBLE = pa.int32(), pa.int64(), pa.float32(), pa.float64()
 _TEXT, _BOOL = pa.string(), pa.bool_()
 _INTS, _FLOATS, _TEXTS = pa.list_(_INT), pa.list_(_FLOAT), pa.list_(_TEXT)
@@ -623,6 +624,28 @@ _ALL = (
                     "half of the tokens that the rule picks, or more, are of that behaviour",
                     null=True,
                 ),
+            ]
+        ),
+    ),
+    Table(
+        "labelled_texts",
+        "labelled_texts.parquet",
+        "one text with a label and an attribute",
+        pa.schema(
+            [
+                _column("id", _TEXT, "hash of the text"),
+                _column("set", _TEXT, "ambiguous, balanced_train or balanced_test"),
+                _column("label", _BYTE, "0 or 1: which of classifier.data.labels"),
+                _column("attribute", _BYTE, "0 or 1: which of classifier.data.attributes"),
+                _column("tokens", _INTS, "token ids, cut to what the model reads"),
+                _column(
+                    "tells",
+                    _TEXTS,
+                    "what each token tells, label, attribute or nothing, where the data say; else "
+                    "null",
+                    null=True,
+                ),
+                _column("text", _TEXT, "the whole text"),
             ]
         ),
     ),

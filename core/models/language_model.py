@@ -7,8 +7,8 @@ from any stream, for any selection of the recorded examples, through the model's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
@@ -18,22 +18,15 @@ from torch import Tensor, nn
 
 from core.errors import AdapterMismatch, InputError, MissingSubmodule
 from core.models.families import Family, family_of
+from core.models.hooks import Visit, first_of, visited
+from core.readout import last_token
 from core.types import Submodule, token_mask
 
 _TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
-Visit = Callable[[str, Tensor], Tensor]
-"""What is done at a submodule's value when a run meets it: (name, value) to the value used."""
-
-
 def _as_it_is(_name: str, value: Tensor) -> Tensor:
     return value
-
-
-def _first(output: Any) -> Tensor:
-    """The hidden states of a module's output, a tensor in some versions and a tuple in others."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _rows(value: Any, rows: Tensor, n_examples: int) -> Any:
@@ -43,6 +36,14 @@ def _rows(value: Any, rows: Tensor, n_examples: int) -> Any:
     if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == n_examples > 1:
         return value[rows]
     return value
+
+
+class _Enough(Exception):
+    """All that is to be recorded has been."""
+
+
+def _stop(_module: Any, _args: Any, _output: Any) -> None:
+    raise _Enough
 
 
 class _Selected(Mapping[str, Tensor]):
@@ -88,8 +89,7 @@ class Recording:
     @property
     def last(self) -> Tensor:
         """``(batch,)``: position of each example's last real token, whatever the padding side."""
-        n_pos = self.mask.shape[1]
-        return n_pos - 1 - self.mask.flip(1).int().argmax(1)
+        return last_token(self.mask)
 
     def stream_before(self, layer: int) -> Tensor:
         """The residual stream entering `layer`, ``(batch, pos, d)``."""
@@ -217,6 +217,25 @@ class LanguageModel:
             return self._out_proj(submodule.layer).weight.numel() // self.d_model
         return self.d_model
 
+    @property
+    def positions(self) -> Any:
+        """The module that embeds positions, added to ``embed``; None where there is none."""
+        path = self.family.position
+        return None if path is None else attrgetter(path)(self.hf)
+
+    def place_of(self, name: str) -> tuple[nn.Module, bool]:
+        """The module that puts out a submodule's value; or, with True, the one that is given it."""
+        (kind, layer), family = Submodule.parse(name), self.family
+        if kind == "embed":
+            return self.layers[0], True
+        if kind == "resid":
+            return self.layers[layer], False
+        if kind == "mlp":
+            return self._part(layer, family.post_mlp) or self._part(layer, family.mlp), False
+        if self.attn_input:
+            return self._out_proj(layer), True
+        return self._part(layer, family.post_attn) or self._attention(layer), False
+
     def _part(self, layer: int, path: str | None) -> Any:
         return None if path is None else attrgetter(path)(self.layers[layer])
 
@@ -229,12 +248,15 @@ class LanguageModel:
     # -- running -------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def record(self, tokens: Tensor, mask: Tensor | None = None) -> Recording:
+    def record(
+        self, tokens: Tensor, mask: Tensor | None = None, *, until: int | None = None
+    ) -> Recording:
         """Run the model on tokens and keep every submodule's output.
 
         Args:
             tokens: ``(batch, pos)`` token ids.
             mask: ``(batch, pos)``, True (or 1) at real tokens; padding may be on either side.
+            until: the last layer that is run; all where None.
 
         Raises:
             InputError: empty batch, an example without tokens, more positions than the model has,
@@ -250,13 +272,10 @@ class LanguageModel:
         # Causal attention never shows real tokens what is padded to their right: no mask is needed.
         if bool((mask[:, 1:] & ~mask[:, :-1]).any()):
             padded = {"attention_mask": mask.long(), "position_ids": positions}
-        with self._recording(values, contexts):
+        with suppress(_Enough), self._recording(values, contexts, until):
             self.hf.base_model(tokens, use_cache=False, **padded)
-        position: Tensor | float = 0.0
-        if self.family.position is not None:
-            position = attrgetter(self.family.position)(self.hf)(positions)
-        outputs = {"embed": values.pop("stream") - position}
-        outputs.update((name, values[name]) for name in self.submodules[1:])
+        position = 0.0 if self.positions is None else self.positions(positions)
+        outputs = {name: values[name] for name in self.submodules if name in values}
         return Recording(tokens, mask, outputs, position, tuple(contexts))
 
     def _check_tokens(self, tokens: Tensor) -> None:
@@ -274,15 +293,12 @@ class LanguageModel:
 
     @contextmanager
     def _recording(
-        self, values: dict[str, Tensor], contexts: list[Mapping[str, Any]]
+        self,
+        values: dict[str, Tensor],
+        contexts: list[Mapping[str, Any]],
+        until: int | None,
     ) -> Iterator[None]:
-        """Hooks that fill `values` and `contexts` while the model runs."""
-
-        def keep(name: str, *, copy: bool = False) -> Any:
-            def hook(_module: Any, _args: Any, output: Any) -> None:
-                values[name] = _first(output).clone() if copy else _first(output)
-
-            return hook
+        """Hooks that fill `values` and `contexts` while the model runs as far as layer `until`."""
 
         def keep_context(layer: int) -> Any:
             def hook(_module: Any, _args: Any, kwargs: Mapping[str, Any]) -> None:
@@ -291,35 +307,16 @@ class LanguageModel:
 
             return hook
 
-        def keep_input(name: str) -> Any:
-            def hook(_module: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
-                values[name] = args[0] if args else kwargs["hidden_states"]
-
-            return hook
-
-        family = self.family
         with ExitStack() as stack:
-
-            def add(handle: Any) -> None:
+            for i in range(self.n_layers):
+                handle = self._attention(i).register_forward_pre_hook(
+                    keep_context(i), with_kwargs=True
+                )
                 stack.callback(handle.remove)
-
-            add(self.layers[0].register_forward_pre_hook(keep_input("stream"), with_kwargs=True))
-            for i, layer in enumerate(self.layers):
-                attention = self._attention(i)
-                add(attention.register_forward_pre_hook(keep_context(i), with_kwargs=True))
-                if self.attn_input:
-                    projection = self._out_proj(i)
-                    add(
-                        projection.register_forward_pre_hook(
-                            keep_input(f"attn_{i}"), with_kwargs=True
-                        )
-                    )
-                else:
-                    adds = self._part(i, family.post_attn) or attention
-                    add(adds.register_forward_hook(keep(f"attn_{i}")))
-                adds = self._part(i, family.post_mlp) or self._part(i, family.mlp)
-                add(adds.register_forward_hook(keep(f"mlp_{i}", copy=family.in_place)))
-                add(layer.register_forward_hook(keep(f"resid_{i}")))
+            stack.enter_context(visited(self, values.setdefault, self.submodules))
+            if until is not None and until < self.n_layers - 1:
+                handle = self.layers[until].register_forward_hook(_stop)
+                stack.callback(handle.remove)
             yield
 
     @torch.no_grad()
@@ -372,7 +369,7 @@ class LanguageModel:
         attention = self._attention(layer)
         normed = self._part(layer, self.family.pre_attn)(stream)
         if not self.attn_input:
-            return self._after_attention(layer, _first(attention(normed, **context)))
+            return self._after_attention(layer, first_of(attention(normed, **context)))
         caught: list[Tensor] = []
         handle = self._out_proj(layer).register_forward_pre_hook(
             lambda _module, args: caught.append(args[0])
@@ -403,7 +400,7 @@ class LanguageModel:
         normed = self._part(layer, family.pre_mlp)(stream)
         # Mixtures of experts take (batch, pos, d) alone.
         batched = normed[:, None] if normed.ndim == 2 else normed
-        output = _first(self._part(layer, family.mlp)(batched)).view_as(normed)
+        output = first_of(self._part(layer, family.mlp)(batched)).view_as(normed)
         post = self._part(layer, family.post_mlp)
         return output if post is None else post(output)
 
@@ -449,20 +446,19 @@ class LanguageModel:
 
         Args:
             stream: ``(batch, ..., d)``, the last layer's output, before the final norm.
-            tokens: ``(batch, k)``: only these columns of the unembedding; all where None (then
-                any leading axes are allowed). With tokens, stream is ``(batch, d)``.
+            tokens: ``(batch, k)``: only these columns of the unembedding; all where None.
 
         Returns:
-            ``(batch, ..., vocabulary)`` or ``(batch, k)``.
+            ``(batch, ..., vocabulary)`` or ``(batch, ..., k)``.
         """
         normed = self.final_norm(stream)
         if tokens is None:
             out = self.unembedding(normed)
         else:
-            out = torch.einsum("bkd,bd->bk", self.unembedding.weight[tokens], normed)
+            out = torch.einsum("bkd,b...d->b...k", self.unembedding.weight[tokens], normed)
             bias = getattr(self.unembedding, "bias", None)
             if bias is not None:
-                out = out + bias[tokens]
+                out = out + bias[tokens].view(len(tokens), *[1] * (out.ndim - 2), -1)
         return out if self.soft_cap is None else self.soft_cap * torch.tanh(out / self.soft_cap)
 
     @torch.no_grad()

@@ -2,43 +2,27 @@
 
 Everything before the submodule is as recorded, everything after is computed again. ``attn_l`` and
 ``mlp_l`` enter the stream by addition, so nothing of their own layer is run again except what
-reads them (the MLP of a sequential model, for ``attn_l``). Of what comes after the last attention,
-only the last token and the columns of the unembedding that the metric reads are computed.
+reads them (the MLP of a sequential model, for ``attn_l``), and nothing behind the readout's site.
+Of what comes after the last attention, only the last token is computed where no other is read, and
+only the columns of the unembedding that the metric reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import torch
 from torch import Tensor
 
+from core.inputs import Inputs
 from core.metrics import Metric, read
 from core.models import LanguageModel, Recording
-from core.models.language_model import Visit
+from core.models.hooks import Visit
+from core.readout import LAST_LOGITS, LOGITS, Readout, at_last
 from core.types import Submodule
 
 _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
-
-
-def at_last(stream: Tensor, last: Tensor) -> Tensor:
-    """The vector at each example's last token, ``(batch, pos, d)`` to ``(batch, d)``."""
-    return stream[torch.arange(len(last), device=stream.device), last]
-
-
-def read_metric(model: LanguageModel, stream: Tensor, last: Tensor, metric: Metric) -> Tensor:
-    """The metric of a final residual stream.
-
-    Args:
-        stream: ``(batch, pos, d)``, the last layer's output, before the final norm.
-        last: ``(batch,)``, the position that is read.
-
-    Returns:
-        ``(batch,)`` in the metric's units.
-    """
-    return read(metric, model.logits(at_last(stream, last), metric.tokens))
 
 
 def stream_with(
@@ -72,18 +56,59 @@ class Resumed:
         model: the model that was recorded.
         recording: the recording, already narrowed to the examples of these runs (they may repeat).
         metric, last: ``(batch,)`` of the same examples.
+        readout: what the metric is given.
     """
 
     model: LanguageModel
     recording: Recording
     metric: Metric
     last: Tensor
+    readout: Readout = LAST_LOGITS
+
+    @classmethod
+    def record(cls, model: LanguageModel, inputs: Inputs) -> Resumed:
+        """Runs of some inputs, recorded as far as their readout's site."""
+        end = inputs.readout.end(model.n_layers)
+        recording = model.record(inputs.clean, inputs.mask, until=max(0, end.layer))
+        return cls(model, recording, inputs.metric, inputs.last, inputs.readout)
 
     def select(self, rows: Tensor) -> Resumed:
         """The same for the examples `rows`, which may repeat."""
-        return Resumed(
-            self.model, self.recording.select(rows), self.metric.select(rows), self.last[rows]
-        )
+        recording, metric = self.recording.select(rows), self.metric.select(rows)
+        return replace(self, recording=recording, metric=metric, last=self.last[rows])
+
+    @property
+    def end(self) -> Submodule:
+        """The submodule whose output is read."""
+        return self.readout.end(self.model.n_layers)
+
+    @property
+    def narrow_layer(self) -> int | None:
+        """The layer of which, after its attention, the last token alone is read; None if none."""
+        end = self.end
+        return end.layer if end.kind == "resid" and self.readout.pooling == "last" else None
+
+    def as_recorded(self) -> Tensor:
+        """The metric of the recorded run, ``(batch,)``."""
+        return self.read(self.recording.outputs[self.end.name])
+
+    def read(self, value: Tensor) -> Tensor:
+        """The metric, ``(batch,)``, of what the submodule at the end puts out.
+
+        Args:
+            value: ``(batch, pos, d)``; of the last stream, before the final norm.
+        """
+        if self.readout.pooling == "last":
+            return self._read_last(at_last(value, self.last))
+        if self.readout.site == LOGITS:
+            value = self.model.logits(value, self.metric.tokens)
+        return read(self.metric, self.readout.pool(value, self.recording.mask))
+
+    def _read_last(self, vector: Tensor) -> Tensor:
+        """The metric of the last token's vector, ``(batch, d)`` to ``(batch,)``."""
+        if self.readout.site == LOGITS:
+            vector = self.model.logits(vector, self.metric.tokens)
+        return read(self.metric, vector)
 
     def stream_with(self, name: str, value: Tensor) -> tuple[Tensor, int]:
         """The stream with a submodule's value replaced, and the layer that reads it next."""
@@ -100,26 +125,61 @@ class Resumed:
 
         Args:
             stream: ``(batch, pos, d)``.
-            visit: see `LanguageModel.layer`; in the last layer it sees ``(batch, d)``, the last
+            visit: see `LanguageModel.layer`; in `narrow_layer` it sees ``(batch, d)``, the last
                 token of each example alone.
             known: values of submodules that need not be computed, ``(batch, pos, d)``.
         """
-        model, context = self.model, self.recording.context
-        last = model.n_layers - 1
-        for i in range(layer, last):
-            attn, mlp = known.get(f"attn_{i}"), known.get(f"mlp_{i}")
-            stream = model.layer(i, stream, context[i], visit, attn=attn, mlp=mlp)
-        if layer > last:
-            return read_metric(model, stream, self.last, self.metric)
+        model, last = self.model, self.narrow_layer
+        if last is None or layer > last:
+            return self.read(self.value_at_end(stream, layer, visit, known))
+        stream = self._through(stream, range(layer, last), visit, known)
         # After the last attention only the last token matters: its MLP runs there alone.
         attn, mlp = known.get(f"attn_{last}"), known.get(f"mlp_{last}")
         if attn is None:
-            attn = model.attn(last, stream, context[last])
+            attn = model.attn(last, stream, self.recording.context[last])
         attn = at_last(attn, self.last)
         mlp = None if mlp is None else at_last(mlp, self.last)
         final = model.layer(last, at_last(stream, self.last), {}, visit, attn=attn, mlp=mlp)
-        return read(self.metric, model.logits(final, self.metric.tokens))
+        return self._read_last(final)
+
+    def _through(
+        self, stream: Tensor, layers: range, visit: Visit | None, known: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The stream after these layers."""
+        for i in layers:
+            attn, mlp = known.get(f"attn_{i}"), known.get(f"mlp_{i}")
+            context = self.recording.context[i]
+            stream = self.model.layer(i, stream, context, visit, attn=attn, mlp=mlp)
+        return stream
+
+    def value_at_end(
+        self,
+        stream: Tensor,
+        layer: int,
+        visit: Visit | None = None,
+        known: Mapping[str, Tensor] = _NOTHING,
+    ) -> Tensor:
+        """What the submodule at the end puts out, ``(batch, pos, d)``; arguments as of `finish`."""
+        end = self.end
+        if layer > end.layer:
+            # `embed` is read without the positions that the first layer is given with it.
+            return stream - self.recording.position if end.kind == "embed" else stream
+        stream = self._through(stream, range(layer, end.layer), visit, known)
+        values: dict[str, Tensor] = {}
+
+        def keep(name: str, value: Tensor) -> Tensor:
+            values[name] = value if visit is None else visit(name, value)
+            return values[name]
+
+        self._through(stream, range(end.layer, end.layer + 1), keep, known)
+        return values[end.name]
 
     def metric_with(self, name: str, value: Tensor) -> Tensor:
         """The metric, ``(batch,)``, with submodule `name` putting out `value`."""
+        end = self.end
+        if name == end.name:
+            return self.read(value)
+        layer = Submodule.parse(name).layer
+        if layer == end.layer and end.kind == "mlp":
+            return self.finish(self.recording.stream_before(layer), layer, known={name: value})
         return self.finish(*self.stream_with(name, value))

@@ -70,9 +70,14 @@ class Reference:
         mask = inputs.mask.long()
         with self._hooks(out, changes):
             out.logits = self.hf(tokens, attention_mask=mask, use_cache=False).logits
-        last = out.logits[torch.arange(len(tokens)), inputs.mask.sum(1) - 1]
-        columns = inputs.metric.tokens
-        out.metric = inputs.metric(last if columns is None else last.gather(1, columns))
+        site, columns = inputs.readout.site, inputs.metric.tokens
+        values = out.logits if site == "logits" else out.values[site]
+        pooled = []
+        for value, mask, i in zip(values, inputs.mask, range(len(tokens)), strict=True):
+            real = value[mask]
+            vector = real[-1] if inputs.readout.pooling == "last" else real.mean(0)
+            pooled.append(vector if columns is None else vector[columns[i]])
+        out.metric = inputs.metric(torch.stack(pooled))
         return out
 
     @contextmanager

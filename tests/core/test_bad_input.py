@@ -221,8 +221,8 @@ def test_activations_that_overflow_late_are_refused_before_the_early_layers_are_
     model, inputs = make_model("gpt_neox"), make_pairs()
     record = model.record
 
-    def overflowing(tokens: torch.Tensor, mask: Any = None) -> Recording:
-        recording = record(tokens, mask)
+    def overflowing(tokens: torch.Tensor, mask: Any = None, **how: Any) -> Recording:
+        recording = record(tokens, mask, **how)
         if torch.equal(tokens, getattr(inputs, side)):
             recording.outputs["mlp_1"][2, 1, 3] = torch.inf
         return recording
@@ -268,7 +268,11 @@ WRONG_EVALUATIONS: dict[str, tuple[dict[str, Any], type[CircuitError], str]] = {
         InputError,
         r"error_nodes 'none' is not one of circuit, drop",
     ),
-    "a start layer too late": ({"start_layer": 2}, InputError, r"the model's last layer is 1"),
+    "a start layer too late": (
+        {"start_layer": 2},
+        InputError,
+        r"that the metric reads is 1",
+    ),
     "resampling one example": (
         {"inputs": make_pairs(1), "ablation": "resample"},
         InputError,

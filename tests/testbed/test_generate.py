@@ -35,8 +35,7 @@ def test_everything_the_default_experiment_reads_is_written(tmp_path: Path) -> N
         if path.is_file()
     }
     pairs = {f"agreement/{name}_{split}.json" for name in STRUCTURES for split in SPLITS}
-    told = {"biographies/ambiguous.jsonl", "biographies/balanced.jsonl"}
-    assert written == {"corpus.jsonl", "settings.json"} | pairs | told
+    assert written == {"corpus.jsonl", "biographies.jsonl", "settings.json"} | pairs
     assert not list(tmp_path.rglob(".unfinished"))
 
 
@@ -55,7 +54,7 @@ def test_an_interrupted_run_is_not_taken_for_a_complete_one(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "write_biographies", interrupted)
+    monkeypatch.setattr(module, "labelled_biographies", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(tmp_path / "data", 5)
     monkeypatch.undo()

@@ -235,3 +235,16 @@ def test_a_circuit_of_one_distinct_sample_is_found_and_not_judged(experiment: Ex
     assert head["stability"] is None
     EVALUATION_SUMMARY_STAGE.run(experiment)
     assert names_in_summary(experiment) == {*experiment.clusters[1:], "simple"}
+
+
+def test_several_workers_write_the_same_tables(finished: Experiment, copied: Experiment) -> None:
+    several = read_experiment(write_experiment(copied.path.parent, model={"workers": 2}))
+    one, two = ArtifactStore(finished.artifacts), ArtifactStore(several.artifacts)
+    for stage in (CIRCUITS_STAGE, CIRCUIT_EVALUATIONS_STAGE):
+        assert stage.run(several, several.clusters, force=True) == len(several.clusters) > 1
+    for name in several.clusters:
+        for table in ("effects", "nodes", "edges"):
+            key = circuit("clusters", name, table)
+            assert two.content(key) == one.content(key)
+        judged = evaluation("clusters", name)
+        assert two.content(judged) == one.content(judged)

@@ -1,0 +1,1 @@
+"""A classifier that goes by the wrong thing, and what SHIFT makes of it (section 4)."""
