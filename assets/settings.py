@@ -299,6 +299,8 @@ class TrainSettings(Section):
     that these are smaller and can do without error nodes; relu and topk only."""
     tuning_lr: Annotated[Positive, Field(le=10)] = 1e-3
     """Learning rate of these steps."""
+    tuning_sparsity: PositiveOrZero = 0.08
+    """Weight of the sparsity penalty in these steps; relu only."""
     seed: Seed = 0
     """Of initialisation, shuffling, resampling and tuning."""
     buffer_mb: Positive = 1_024.0

@@ -109,7 +109,7 @@ def tune(experiment: Experiment, options: argparse.Namespace) -> None:
         learning_rate=options.lr,
         in_part=options.in_part,
         with_errors=options.with_errors,
-        sparsity=0.0 if chosen_k else experiment.settings.dictionaries.sparsity,
+        sparsity=0.0 if chosen_k else options.sparsity,
         seed=options.seed,
     )
     used = [tokens for tokens in contexts if len(tokens)]
@@ -219,8 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--experiment", type=Path, default=ROOT / "experiments" / "testbed.yaml")
     parser.add_argument("--set", nargs="*", default=[], help="settings of training: kind=topk")
-    parser.add_argument("--n-steps", type=int, default=120, help="of tuning")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--n-steps", type=int, default=TuningSettings.n_steps, help="of tuning")
+    parser.add_argument("--lr", type=float, default=TuningSettings.learning_rate)
+    parser.add_argument("--sparsity", type=float, default=TuningSettings.sparsity)
     parser.add_argument("--in-part", type=float, default=TuningSettings.in_part)
     parser.add_argument("--with-errors", type=float, default=TuningSettings.with_errors)
     parser.add_argument("--seed", type=int, default=0)

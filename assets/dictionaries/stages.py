@@ -102,6 +102,7 @@ class Training:
     dead_after: int | None
     tuning_steps: int
     tuning_lr: float | None
+    tuning_sparsity: float | None
     seed: int
     buffer_mb: float
     checkpoint_every: int = aside(1)
@@ -112,6 +113,7 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
     chosen_k = settings.kind in ("topk", "batchtopk")
+    penalised = settings.tuning_steps > 0 and not chosen_k
     reads_contexts = settings.activations == "model" or settings.tuning_steps > 0
     return Training(
         activations=settings.activations,
@@ -133,6 +135,7 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
         tuning_steps=settings.tuning_steps,
         tuning_lr=settings.tuning_lr if settings.tuning_steps else None,
+        tuning_sparsity=settings.tuning_sparsity if penalised else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
         checkpoint_every=settings.checkpoint_every,
@@ -227,7 +230,7 @@ def _tuned(
     how = TuningSettings(
         n_steps=settings.tuning_steps,
         learning_rate=settings.tuning_lr,
-        sparsity=settings.sparsity or 0.0,
+        sparsity=settings.tuning_sparsity or 0.0,
         seed=settings.seed,
     )
     contexts = training_contexts(work.store, settings.n_held_out or 0).tokens

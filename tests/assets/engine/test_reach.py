@@ -42,6 +42,7 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     "dictionaries.expansion": {"dictionaries": {"n_features": None}},
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
     "dictionaries.tuning_lr": {"dictionaries": {"tuning_steps": 5}},
+    "dictionaries.tuning_sparsity": {"dictionaries": {"tuning_steps": 5}},
     "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "circuits.tolerance": {"circuits": {"rule": "adaptive"}},
