@@ -6,6 +6,7 @@ Blocking checks keep everything downstream from running on something broken.
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import median
@@ -18,28 +19,43 @@ from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
 from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
-from assets.evaluations.summary import finite, names_of
-from assets.settings import CheckSettings, Experiment
-from assets.tables.conversions import frame
+from assets.evaluations.edges import agreement, measured_edges
+from assets.evaluations.summary import compared_of, finite, names_of
+from assets.settings import CheckSettings, Experiment, ExperimentError
+from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
+    CIRCUIT_OVERLAP,
+    CIRCUIT_TRANSFER,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     FILTERED_TOKENS,
     IMPORT_CHECKS,
+    JUDGEMENTS,
+    LABELLED_TEXTS,
     LABELS,
+    PROBE,
     RULE_LABELS,
+    SHIFT,
     BehaviourSource,
+    approximation,
     assignments,
+    baselines,
     cards,
     circuit,
     clusters,
+    edge_evaluation,
     evaluation,
     sae,
 )
+from assets.tables.schemas import TABLES
 
 _SHOWN = 10
 _MOST_UNMET = 0.05
+_ROUNDING = 1e-3
+"""Faithfulness of float32 runs that take different ways to the same numbers."""
+_LEAST_AGREEMENT = 0.75
+_MOST_MOVED = 0.01
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -310,6 +326,36 @@ def _evaluations_are_numbers(
     )
 
 
+def _middle(values: Sequence[float]) -> float:
+    """The median of those that are numbers; NaN if none is."""
+    return median(finite(values) or [math.nan])
+
+
+def _estimates_follow(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """Integrated gradients put nodes in much the order of their exact effects."""
+    how = experiment.settings.evaluations.approximations
+    assert how is not None, "checked where it is made"
+    names = experiment.examined if source == "clusters" else names_of(experiment)[source]
+    keys = [approximation(source, name, "fits") for name in names]
+    columns = ["estimator", "spearman", "slope"]
+    rows = [r for key in keys if store.footer(key) for r in store.read(key, columns).to_pylist()]
+    middle = {
+        (of, column): _middle([row[column] for row in rows if row["estimator"] == of])
+        for of in ("integrated", "attribution")
+        for column in ("spearman", "slope")
+    }
+    correlation = middle["integrated", "spearman"]
+    return Outcome(
+        not correlation < how.min_correlation,
+        f"In the middle of {len(rows) // 2} submodules and behaviours, ranks of integrated "
+        f"gradients correlate with exact effects by {correlation:.2f} (slope "
+        f"{middle['integrated', 'slope']:.2f}), those of attribution by "
+        f"{middle['attribution', 'spearman']:.2f} (slope {middle['attribution', 'slope']:.2f}).",
+    )
+
+
 def circuits_are_stable(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """Most circuits of clusters agree between halves of their examples as much as was asked for."""
     wanted = experiment.settings.circuits.stability
@@ -372,6 +418,59 @@ def pairs_are_predicted(experiment: Experiment, store: ArtifactStore) -> Outcome
     )
 
 
+def _edges_are_nodes(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """With every possible edge the nodes do what they do where no edge is ablated."""
+    off = {}
+    for name in _examined(source, experiment):
+        if store.footer(edge_evaluation(source, name)) is None:
+            continue
+        table = frame(store.read(edge_evaluation(source, name)))
+        whole = table[(table["kept"] == "strongest") & (table["share"] == 1)]["faithfulness"]
+        nodes = table[table["kept"] == "nodes"]["faithfulness"]
+        if len(nodes):
+            off[name] = abs(float(whole.iloc[0]) - float(nodes.iloc[0]))
+    # Where nothing is to be explained faithfulness is NaN either way.
+    far = [name for name, difference in off.items() if difference > _ROUNDING]
+    return Outcome(
+        not far,
+        f"{len(off)} circuits; with every edge in place the faithfulness of the nodes differs by "
+        f"at most {max(finite(list(off.values())), default=0.0):.1g}, more than rounding: "
+        f"{far or 'none'}.",
+    )
+
+
+def _weights_predict(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """Weights rank edges between features as interventions do."""
+    least = experiment.settings.evaluations.min_edge_correlation
+    table = measured_edges(store, source, _examined(source, experiment))
+    parts = {"between features": ~table["at_error"], "at error nodes": table["at_error"]}
+    rank = {
+        (of, by): agreement(table[rows], by)["rank"]
+        for of, rows in parts.items()
+        for by in ("path", "effect")
+    }
+    lowest = rank["between features", "path"]
+    says = "; ".join(
+        f"{of} {rank[of, 'path']:.2f} with the direct path and {rank[of, 'effect']:.2f} with the "
+        f"effect on the metric ({int(rows.sum())} edges)"
+        for of, rows in parts.items()
+    )
+    return Outcome(
+        not lowest < least,
+        f"Rank correlation of weights {says}. At least {least:g} is expected of the first "
+        "(evaluations.min_edge_correlation).",
+        {"rank correlation": lowest} if math.isfinite(lowest) else {},
+    )
+
+
+def _examined(source: BehaviourSource, experiment: Experiment) -> Sequence[str]:
+    return experiment.examined if source == "clusters" else names_of(experiment)[source]
+
+
 def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """With nearly every node kept, circuits of tasks are more faithful than with none."""
     first, low = experiment.settings.evaluations.error_nodes[0], []
@@ -384,6 +483,99 @@ def curves_rise(experiment: Experiment, store: ArtifactStore) -> Outcome:
         if not curve.sort_values("n_nodes")["faithfulness"].iloc[-1] > 0:
             low.append(name)
     return Outcome(bool(names) and not low, f"{len(names)} tasks; not faithful: {low or 'none'}.")
+
+
+def _whole_and_empty(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """All nodes together have faithfulness 1, none has 0 and leaves 1 to its complement."""
+    most, worst, where = experiment.settings.evaluations.rounding, 0.0, ""
+    points = _points(source, experiment, store)
+    exact = points[points["variant"].isin(_EXACT)]
+    whole = (exact[exact["fraction"] == 1]["faithfulness"] - 1).abs()
+    empty = exact[(exact["n_nodes"] == 0) & exact["fraction"].isna()]
+    off = {
+        "all nodes": whole,
+        "no node": empty["faithfulness"].abs(),
+        "the complement of none": (empty["completeness"] - 1).abs(),
+    }
+    for what, distances in off.items():
+        if len(distances.dropna()) and distances.max() >= worst:
+            at = points.loc[distances.idxmax()]
+            worst, where = float(distances.max()), f"{what} of {at['name']}, {at['variant']}"
+    return Outcome(
+        len(whole) > 0 and worst <= most,
+        f"{len(whole)} curves; faithfulness is furthest from 1, or 0, for {where or 'nothing'}: "
+        f"{worst:.2g}, of {most:g} that rounding may do (evaluations.rounding).",
+        {"furthest": worst},
+    )
+
+
+_EXACT = ("features", "neurons", "mlp_neurons", "random_nodes", "random_decoder")
+"""Variants whose nodes together are the whole model."""
+
+
+def _random_below_circuit(
+    source: BehaviourSource, experiment: Experiment, store: ArtifactStore
+) -> Outcome:
+    """As many random nodes are less faithful than the circuit, from its first start layer on."""
+    margin = experiment.settings.evaluations.random_margin
+    points = _points(source, experiment, store)
+    first = points["start_layer"] == points.groupby("name")["start_layer"].transform("first")
+    own = points[points["of_circuit"] & first]
+    table = own.groupby(["name", "variant"])["faithfulness"].mean().unstack("variant")
+    if not {"features", "random_nodes"} <= set(table):
+        return Outcome(True, "Circuits are not compared with random nodes (evaluations.variants).")
+    above = (table["features"] - table["random_nodes"]).dropna()
+    near = above[above < margin].index.tolist()
+    return Outcome(
+        len(above) > 0 and not near,
+        f"{len(above)} circuits; as many random nodes come nearer than {margin:g} "
+        f"(evaluations.random_margin) to: {', '.join(near[:_SHOWN]) or 'none'}.",
+        {"smallest margin": float(above.min())} if len(above) else {},
+    )
+
+
+def _points(source: BehaviourSource, experiment: Experiment, store: ArtifactStore) -> Frame:
+    """The points of all curves of baselines that are there."""
+    keys = [baselines(source, name) for name in compared_of(experiment).get(source, ())]
+    table = TABLES["baselines"].build(
+        row for key in keys if store.footer(key) for row in store.read(key).to_pylist()
+    )
+    return frame(table)
+
+
+def circuits_differ(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """No two clusters have nearly the same circuit."""
+    most = experiment.settings.evaluations.max_overlap
+    table = frame(store.read(CIRCUIT_OVERLAP))
+    of_clusters = (table["source"] == "clusters") & (table["other_source"] == "clusters")
+    pairs = table[of_clusters & (table["part"] == "nodes")]
+    alike = pairs[pairs["weighted"] > most].sort_values("weighted", ascending=False)
+    told = [f"{r['name']} and {r['other']} {r['weighted']:.2f}" for r in alike.to_dict("records")]
+    return Outcome(
+        not told,
+        f"{len(pairs)} pairs of circuits of clusters; sharing more than {most:g} of their effect "
+        f"(evaluations.max_overlap): {', '.join(told[:_SHOWN]) or 'none'}. Alike circuits are one "
+        "behaviour in two clusters: ask for fewer clusters.",
+        {"alike": len(told)},
+    )
+
+
+def own_circuits_explain_most(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Most behaviours are explained better by their own circuit than by the median other one."""
+    table = frame(store.read(CIRCUIT_TRANSFER))
+    table = table[~table["by_position"]].dropna(subset="faithfulness")
+    own = table[table["name"] == table["circuit"]].set_index(["source", "name"])["faithfulness"]
+    others = table[table["name"] != table["circuit"]].groupby(["source", "name"])["faithfulness"]
+    compared = (own - others.median()).dropna()
+    worse = [name for (_, name), ahead in compared.items() if not ahead > 0]
+    return Outcome(
+        len(worse) <= len(compared) / 2,
+        f"{len(compared)} behaviours judged with circuits of others; explained no better by their "
+        f"own than by the median other: {', '.join(worse[:_SHOWN]) or 'none'}.",
+        {"behaviours": len(compared), "no better": len(worse)},
+    )
 
 
 def circuit_features_fire(experiment: Experiment, store: ArtifactStore) -> Outcome:
@@ -427,6 +619,78 @@ def annotations_are_used(_experiment: Experiment, store: ArtifactStore) -> Outco
     )
 
 
+def sets_are_balanced(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """In each set of labelled texts the groups are equally large, and no text is in two sets."""
+    table = frame(store.read(LABELLED_TEXTS, ["id", "set", "label", "attribute"]))
+    sizes = table.groupby(["set", "label", "attribute"]).size()
+    uneven = sorted({name for name, own in sizes.groupby("set") if own.nunique() > 1})
+    n_twice = int(table["id"].duplicated().sum())
+    return Outcome(
+        not uneven and not n_twice,
+        f"Sets with groups of different sizes: {', '.join(uneven) or 'none'}; {n_twice} texts are "
+        "there twice.",
+        {"texts": len(table), "twice": n_twice},
+    )
+
+
+def texts_are_read_whole(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """At most half of the labelled texts are cut."""
+    notes, n = store.notes(LABELLED_TEXTS), store.n_rows(LABELLED_TEXTS)
+    n_cut, most = notes["n_cut"], notes["n_positions"]
+    return Outcome(
+        n_cut <= n / 2,
+        f"{n_cut} of {n} labelled texts are longer than the {most} tokens that are read of each.",
+        {"cut": n_cut, "texts": n},
+    )
+
+
+def features_are_judged(experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The judge that counts has judged every feature, not all alike, and much as the truth has."""
+    how = experiment.settings.classifier
+    judge = how.judgements.judge if how else ""
+    table = frame(store.read(JUDGEMENTS, ["submodule", "feature", "judge", "irrelevant"]))
+    own, truth = (
+        table[table["judge"] == one].set_index(["submodule", "feature"])["irrelevant"]
+        for one in (judge, "truth")
+    )
+    n, n_irrelevant = store.notes(JUDGEMENTS)["n_features"], int(own.sum())
+    agrees = float((own == truth.loc[own.index]).mean()) if len(own) else math.nan
+    return Outcome(
+        len(own) == n and 0 < n_irrelevant < n and agrees >= _LEAST_AGREEMENT,
+        f"{judge} has judged {len(own)} of {n} features, {n_irrelevant} of them irrelevant"
+        + (f", and agrees with the truth on {agrees:.0%}." if len(own) else "."),
+        {"features": n, "judged": len(own), "irrelevant": n_irrelevant},
+    )
+
+
+def probe_has_settled(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The probe's last epoch hardly moved its loss, and it is better than no probe."""
+    (row,) = store.read(PROBE, ["loss_before", "loss"]).to_pylist()
+    moved = abs(row["loss_before"] - row["loss"])
+    return Outcome(
+        moved <= _MOST_MOVED and row["loss"] < math.log(2),
+        f"Loss {row['loss']:.3f} nats, {row['loss_before']:.3f} before the last epoch; it should "
+        f"move by no more than {_MOST_MOVED} (classifier.probe.epochs) and be below that of "
+        "guessing, 0.693.",
+        {"loss": row["loss"], "moved": moved},
+    )
+
+
+def judging_matters(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """Retrained on the model without the judged features, the probe beats every control."""
+    columns = ["method", "probe", "is_control", "worst_group"]
+    rows = [r for r in store.read(SHIFT, columns).to_pylist() if r["probe"] == "retrained"]
+    (own,) = (row["worst_group"] for row in rows if row["method"] == "shift")
+    controls = {row["method"]: row["worst_group"] for row in rows if row["is_control"]}
+    best = max(controls, key=lambda name: controls[name])
+    return Outcome(
+        own > controls[best],
+        f"Worst group {own:.1%} with the judged features ablated and the probe retrained; of the "
+        f"controls {best} comes nearest, {controls[best]:.1%}.",
+        {"worst group": own, "best control": controls[best]},
+    )
+
+
 _CHECKS = (
     Check("contexts_have_text", "contexts", "Every context has two tokens or more.",
           contexts_have_text, blocking=True),
@@ -464,10 +728,34 @@ _CHECKS = (
           partial(_evaluations_are_numbers, "clusters"), warns=True),
     Check("evaluations_are_numbers", "task_evaluations", "Most can be judged.",
           partial(_evaluations_are_numbers, "tasks"), warns=True),
+    Check("edges_are_nodes", "circuit_edge_evaluations", "All edges kept is all nodes kept.",
+          partial(_edges_are_nodes, "clusters")),
+    Check("edges_are_nodes", "task_edge_evaluations", "All edges kept is all nodes kept.",
+          partial(_edges_are_nodes, "tasks")),
+    Check("weights_predict", "circuit_edge_evaluations", "Weights rank edges as interventions do.",
+          partial(_weights_predict, "clusters"), warns=True),
+    Check("weights_predict", "task_edge_evaluations", "Weights rank edges as interventions do.",
+          partial(_weights_predict, "tasks"), warns=True),
+    Check("estimates_follow", "circuit_approximations", "Estimates order nodes as patching does.",
+          partial(_estimates_follow, "clusters"), warns=True),
+    Check("estimates_follow", "task_approximations", "Estimates order nodes as patching does.",
+          partial(_estimates_follow, "tasks"), warns=True),
     Check("curves_rise", "task_evaluations", "Large circuits are faithful.",
           curves_rise, warns=True),
+    Check("whole_and_empty", "circuit_baselines", "All nodes give 1, and none gives 0.",
+          partial(_whole_and_empty, "clusters"), warns=True),
+    Check("whole_and_empty", "task_baselines", "All nodes give 1, and none gives 0.",
+          partial(_whole_and_empty, "tasks"), warns=True),
+    Check("random_below_circuit", "circuit_baselines", "Random nodes are no circuit.",
+          partial(_random_below_circuit, "clusters"), warns=True),
+    Check("random_below_circuit", "task_baselines", "Random nodes are no circuit.",
+          partial(_random_below_circuit, "tasks"), warns=True),
     Check("circuits_are_faithful", "evaluation_summary", "The median circuit is faithful enough.",
           circuits_are_faithful, warns=True),
+    Check("circuits_differ", "circuit_overlap", "No two clusters have the same circuit.",
+          circuits_differ, warns=True),
+    Check("own_circuits_explain_most", "circuit_transfer", "Circuits explain their own behaviour.",
+          own_circuits_explain_most, warns=True),
     Check("circuit_features_fire", "cards", "No feature of a circuit is silent.",
           circuit_features_fire, warns=True),
     Check("labels_predict", "rule_labels", "Rules predict text that they were not made from.",
@@ -476,6 +764,22 @@ _CHECKS = (
           summary_is_current, warns=True),
     Check("annotations_are_used", "labels", "People's labels are of these dictionaries.",
           annotations_are_used, warns=True),
+    Check("sets_are_balanced", "labelled_texts", "Groups are equal, and no text is there twice.",
+          sets_are_balanced, blocking=True),
+    Check("texts_are_read_whole", "labelled_texts", "Most labelled texts are not cut.",
+          texts_are_read_whole, warns=True),
+    Check("probe_has_settled", "probe", "Training went on long enough.",
+          probe_has_settled, warns=True),
+    Check("circuits_have_nodes", "classifier_circuits", "The circuit has nodes.",
+          partial(_circuits_have_nodes, "classifiers"), warns=True),
+    Check("integrals_converged", "classifier_circuits", "Effects sum to what they should.",
+          partial(_integrals_converged, "classifiers"), warns=True),
+    Check("evaluations_are_numbers", "classifier_evaluations", "It can be judged.",
+          partial(_evaluations_are_numbers, "classifiers"), warns=True),
+    Check("judging_matters", "shift", "Judged features do better than controls.",
+          judging_matters, warns=True),
+    Check("features_are_judged", "judgements", "The judge has judged, much as the truth has.",
+          features_are_judged, warns=True),
 )  # fmt: skip
 
 
@@ -499,6 +803,18 @@ def asset_check(check: Check, experiment: Experiment) -> dg.AssetChecksDefinitio
         )
 
     return run
+
+
+def outcomes(
+    experiment: Experiment, store: ArtifactStore, assets: Sequence[str]
+) -> list[tuple[Check, Outcome]]:
+    """What the checks of these assets find now; those whose table is not there are left out."""
+    found = []
+    for check in _CHECKS:
+        if check.asset in assets:
+            with suppress(ExperimentError):
+                found.append((check, check.look(experiment, store)))
+    return found
 
 
 def broken_checks(experiment: Experiment, asset: str) -> list[str]:

@@ -14,6 +14,8 @@ from typing import Any
 import dagster as dg
 
 BLUE, RED, GRID = "#2b6cb0", "#c53030", "#dddddd"
+_MOST_NUMBERS = 12
+"""Columns of a heat map up to which numbers are written into it."""
 
 
 def picture(png: bytes) -> dg.MetadataValue:
@@ -116,14 +118,115 @@ def density_histogram(densities: Any) -> bytes:
     return png_of(figure)
 
 
-def curves(lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> bytes:
+Lines = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+"""Curves by name: where on the x axis, and how high."""
+
+
+def curves(lines: Lines, x: str, y: str) -> bytes:
     """Several curves over a logarithmic axis."""
-    figure, axis = figure_of(5.5, 3.2)
-    for name, (xs, ys) in lines.items():
-        axis.plot(xs, ys, marker="o", markersize=3, label=name)
-    axis.set_xscale("symlog", linthresh=1)
+    return panels({y: lines}, x)
+
+
+def panels(by_title: Mapping[str, Lines], x: str) -> bytes:
+    """Panels of curves over one logarithmic axis, below each other; one legend for all."""
+    height = 3.2 if len(by_title) == 1 else 2.2 * len(by_title)
+    figure, axes = figure_of(5.5, height, len(by_title), dpi=80 if len(by_title) == 1 else 64)
+    axes = [axes] if len(by_title) == 1 else list(axes)
+    for axis, (title, lines) in zip(axes, by_title.items(), strict=True):
+        for i, (name, (xs, ys)) in enumerate(lines.items()):
+            axis.plot(xs, ys, marker="o", markersize=3, label=name, color=f"C{i}")
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_ylabel(title)
+        axis.axhline(1.0, color="#999999", linewidth=0.8)
+    axes[0].legend(fontsize=7)
+    axes[-1].set_xlabel(x)
+    return png_of(figure)
+
+
+def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> bytes:
+    """Points of several groups, on axes that are logarithmic away from zero; y = x is drawn."""
+    figure, axis = figure_of(4.5, 4.2)
+    every = [abs(value) for pair in groups.values() for values in pair for value in values]
+    most = max(every, default=0.0) or 1.0
+    axis.axline((0, 0), slope=1, color="#999999", linewidth=0.8)
+    for name, (xs, ys) in groups.items():
+        axis.scatter(xs, ys, s=9, alpha=0.7, linewidths=0, label=name)
+    for scale in (axis.set_xscale, axis.set_yscale):
+        scale("symlog", linthresh=most / 100)
     axis.set_xlabel(x)
     axis.set_ylabel(y)
-    axis.axhline(1.0, color="#999999", linewidth=0.8)
     axis.legend(fontsize=7)
+    return png_of(figure)
+
+
+def heat_map(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    values: Any,
+    *,
+    axes: tuple[str, str],
+    label: str,
+    low: float = 0.0,
+    high: float = 1.0,
+) -> bytes:
+    """A coloured square for each value, with its number where there is room.
+
+    Args:
+        rows, columns: their names.
+        values: ``(row, column)``; NaN stays white.
+        axes: what rows and what columns are.
+        low, high: ends of the colour scale.
+    """
+    import numpy as np
+
+    values = np.asarray(values, dtype=float)
+    each = 0.55 if len(columns) <= _MOST_NUMBERS else 0.2
+    width, height = (2.2 + each * max(4, len(names)) for names in (columns, rows))
+    figure, axis = figure_of(width + 1.0, height)
+    image = axis.imshow(values, vmin=low, vmax=high, cmap="Blues", aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=90)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlabel=axes[1], ylabel=axes[0])
+    if len(columns) <= _MOST_NUMBERS:
+        for (row, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = value > (low + high) / 2
+                axis.text(
+                    column, row, f"{value:.2f}", ha="center", va="center", fontsize=8,
+                    color="white" if dark else "black",
+                )  # fmt: skip
+    figure.colorbar(image, ax=axis, label=label)
+    return png_of(figure)
+
+
+Points = tuple[Sequence[float], Sequence[float]]
+
+
+def scatters(panels: Mapping[str, Mapping[str, Points]], x: str, n_columns: int = 4) -> bytes:
+    """Small multiples: a scatter plot for each name, its axes of one scale, over the line y = x.
+
+    Args:
+        panels: by name the points of each series, in the same order everywhere.
+        x: what stands on the horizontal axes; the series stand on the vertical ones.
+    """
+    from matplotlib.figure import Figure
+
+    n_rows = math.ceil(len(panels) / n_columns)
+    figure = Figure(figsize=(1.7 * n_columns, 1.6 * n_rows + 0.5), dpi=72)
+    axes = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for axis, (name, series) in zip(axes, panels.items(), strict=False):
+        most = max(abs(v) for points in series.values() for part in points for v in part) or 1.0
+        axis.plot((-most, most), (-most, most), color=GRID, linewidth=0.8)
+        for (label, (xs, ys)), colour in zip(series.items(), (BLUE, RED), strict=False):
+            axis.plot(xs, ys, "o", markersize=3, color=colour, alpha=0.6, label=label)
+        ticks = [float(f"{sign * most / 1.1:.1g}") for sign in (-1, 0, 1)]
+        axis.set(xticks=ticks, yticks=ticks)
+        axis.set_title(name, fontsize=8)
+        axis.tick_params(labelsize=6)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    figure.supxlabel(x, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="lower right")
+    # By hand: looking for a layout that fits takes longer than the measurement.
+    figure.subplots_adjust(0.07, 0.6 / (1.6 * n_rows), 0.99, 0.96, 0.35, 0.45)
     return png_of(figure)

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core.options import (
+    VARIANTS,
     WITH_DICTIONARIES,
     Ablation,
     Algorithm,
@@ -36,11 +37,13 @@ from core.options import (
     ErrorNodes,
     EstimatorName,
     Format,
+    Pooling,
     Reduction,
     Representation,
     Rule,
     SingleMetric,
     TokenizerReading,
+    Variant,
 )
 
 CHOSEN = "chosen"
@@ -481,6 +484,23 @@ class CircuitSettings(Section):
             )
 
 
+class ApproximationSettings(Section):
+    """How estimated effects are held against interventions (Figure 8)."""
+
+    n_sampled: Count = 16
+    """Nodes of each submodule that are patched one at a time: half of them the strongest, the
+    others drawn among nodes of every size."""
+    n_examples: Count = 8
+    """Most examples that are patched in, of those a circuit is found from."""
+    sizes: Annotated[tuple[Count, ...], Field(min_length=1)] = (25, 50, 100, 200)
+    """Sizes of the circuits chosen by each estimator, whose faithfulness is compared."""
+    seed: Seed = 0
+    """Of the nodes that are drawn."""
+    min_correlation: Share = 0.5
+    """Warn where the ranks of integrated gradients and of exact effects correlate less, in the
+    median submodule."""
+
+
 class EvaluationSettings(Section):
     """How circuits are judged (section 3.2)."""
 
@@ -499,14 +519,57 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
+    n_examined: CountOrZero | None = None
+    """The first so many clusters are examined closer, as every task is: held against baselines,
+    edges judged, circuits judged on each other's behaviours; null examines all."""
+    edge_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (
+        0.01,
+        0.02,
+        0.05,
+        0.1,
+        0.2,
+        0.4,
+        0.7,
+    )
+    """Of a circuit examined closer, such shares of the possible edges between its nodes are kept,
+    the strongest or random ones, and ablated, the strongest."""
+    n_edges_measured: CountOrZero = 4
+    """Edges of each kind (between which submodules, from or into error nodes) measured by
+    intervention in each of these circuits."""
+    n_edge_examples: Count = 8
+    """Examples on which they are, of those that the circuit was found from."""
+    min_edge_correlation: Annotated[float, Field(ge=-1, le=1)] = 0.7
+    """Warn where weights of edges between features rank them otherwise than interventions along
+    their direct paths do: where the rank correlation is lower."""
+    approximations: ApproximationSettings | None = ApproximationSettings()
+    """How good estimated effects are, of tasks and of clusters that are examined closer; not
+    measured where null."""
     min_faithfulness: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.2
     """Warn where the median circuit of the experiment is below this."""
+    variants: tuple[Variant, ...] = VARIANTS
+    """What circuits of every size are made of, to compare: features with all error nodes, with
+    none of them (no_errors) or those of the residual stream (residual_errors); neurons of the same
+    submodules; hidden neurons of MLPs (mlp_neurons); nodes drawn at random (random_nodes);
+    directions drawn at random (random_decoder). Nothing is compared where empty."""
+    n_random: Count = 3
+    """Draws of random_nodes, whose mean is taken."""
+    n_minimal: CountOrZero = 24
+    """Nodes of a circuit, the strongest first, without each of which it is judged once more."""
+    random_margin: Annotated[float, Field(ge=-_MOST, le=_MOST)] = 0.1
+    """Warn where as many random nodes are nearer than this to a circuit's faithfulness."""
+    rounding: Positive = 1e-3
+    """Warn where all nodes together have a faithfulness further than this from 1, or none of them
+    from 0."""
+    max_overlap: Share = 0.8
+    """Warn where the circuits of two clusters share more of their effect than this."""
 
     def clashes(self) -> Iterator[Problem]:
         """Thresholds that do not rise, and layers that are there twice."""
         layers = (self.start_layer, *self.other_start_layers)
         if len(set(layers)) < len(layers):
             yield ("other_start_layers",), "name a layer twice, or that of start_layer."
+        if len(set(self.variants)) < len(self.variants):
+            yield ("variants",), "name one twice."
         if not self.lowest_threshold < self.highest_threshold:
             told = f"must be above lowest_threshold, {self.lowest_threshold:g}."
             yield ("highest_threshold",), told
@@ -681,13 +744,78 @@ class JudgementSettings(Section):
             yield ("words",), told
 
 
+class ProbeSettings(Section):
+    """The classifier: logistic regression on a pooled stream (App. E.1)."""
+
+    site: Text | None = None
+    """The submodule it reads; the stream before the last layer, resid_L, where not given."""
+    pooling: Pooling = "mean"
+    """The mean over a text's tokens, or its last token."""
+    epochs: Annotated[Count, Field(le=100_000)] = 1
+    """Passes over the texts, 1 in the paper; enough for the loss to settle where texts are few."""
+    lr: Annotated[Positive, Field(le=10)] = 0.01
+    """Learning rate of AdamW."""
+    weight_decay: PositiveOrZero = 0.01
+    """Weight decay of AdamW."""
+    batch: Count = 128
+    """Texts per step."""
+    seed: Seed = 0
+    """Of its initial weights and of the order of texts."""
+
+
+class ClassifierCircuitSettings(Section):
+    """How the classifier's circuit is found: zero ablation, summed over positions (App. E.2)."""
+
+    n_examples: Count = 100
+    """Ambiguous texts it is found from."""
+    n_evaluated: Count = 40
+    """Others that it is judged on."""
+    steps: Annotated[Count, Field(le=10_000)] = 10
+    """Points of the integral, by the midpoint rule."""
+    node_threshold: PositiveOrZero = 0.1
+    """Keep a node whose effect is larger, in logits of the probe."""
+    edge_threshold: PositiveOrZero = 0.01
+    """Keep an edge whose effect is larger."""
+    start_layer: CountOrZero = 0
+    """First layer whose nodes are ablated when the circuit is judged."""
+
+
+class ShiftSettings(Section):
+    """What is ablated, and what it is compared with (section 4, Table 2)."""
+
+    ablation: Literal["zero", "mean"] = "zero"
+    """What ablated features are set to: zero, or their mean over the ambiguous texts."""
+    error_nodes: bool = False
+    """Ablate the circuit's error nodes too."""
+    keywords: tuple[Text, ...] = ()
+    """Words about the label for concept bottleneck probing (App. E.2), left out where none is
+    given."""
+    n_seeds: Annotated[Count, Field(ge=2, le=1_000)] = 5
+    """How often probes are trained anew, each on texts drawn with replacement: the spread in the
+    table."""
+    n_draws: Annotated[Count, Field(le=1_000)] = 5
+    """How often features are drawn for controls by chance; seeds take the draws in turn. The model
+    reads the texts anew for each draw of each of three controls."""
+
+    def clashes(self) -> Iterator[Problem]:
+        """Draws that no seed takes."""
+        if self.n_draws > self.n_seeds:
+            yield ("n_draws",), f"{self.n_seeds} seeds (n_seeds) take no more draws than that."
+
+
 class ClassifierSettings(Section):
     """A classifier, and what SHIFT makes of it (section 4)."""
 
     data: LabelledTextSettings
     """What it learns from and is judged on."""
+    probe: ProbeSettings = ProbeSettings()
+    """How it is trained."""
+    circuit: ClassifierCircuitSettings = ClassifierCircuitSettings()
+    """What of the model it rests on."""
     judgements: JudgementSettings = JudgementSettings()
     """Which of its features are about the attribute."""
+    shift: ShiftSettings = ShiftSettings()
+    """What ablating them does."""
 
 
 class RerunSettings(Section):
@@ -812,6 +940,13 @@ class Settings(Section):
             )
         return section
 
+    @field_validator("classifier")
+    @classmethod
+    def _reads_a_site(cls, section: ClassifierSettings | None, above: ValidationInfo) -> Any:
+        if section is not None and {"model", "submodules"} <= above.data.keys():
+            refuse(_site_problems(section, above.data["model"].n_layers, above.data["submodules"]))
+        return section
+
     @field_validator("evaluations")
     @classmethod
     def _of_one_length(cls, section: EvaluationSettings, above: ValidationInfo) -> Any:
@@ -840,6 +975,34 @@ def _no_start(layer: int, n_layers: int, submodules: Sequence[str]) -> str | Non
     if not any(_layer_of(name) >= layer for name in submodules):
         return "no dictionary sits there or after it (embed apart): nothing is ablated."
     return None
+
+
+def _site_problems(
+    section: ClassifierSettings, n_layers: int, submodules: Sequence[str] | None
+) -> Iterator[Problem]:
+    """A site that the model does not have, or that no dictionary can change."""
+    known, site = submodule_names(n_layers), section.probe.site
+    if site is None and n_layers < 2:
+        yield ("probe", "site"), "a model of one layer has no stream before the last: name a site."
+        return
+    site = site or default_site(n_layers)
+    if site not in known:
+        told = f"a model of {n_layers} layers has no '{site}'.{nearest(site, known)}"
+        yield ("probe", "site"), told
+        return
+    chosen, end = submodules or known, known.index(site)
+    first = section.circuit.start_layer
+    if not any(known.index(name) <= end and name != "embed" for name in chosen):
+        told = f"no dictionary sits at {site} or before it (embed apart): it has no circuit."
+        yield ("probe", "site"), told
+    elif not any(known.index(name) <= end and _layer_of(name) >= first for name in chosen):
+        told = f"no dictionary sits there or after it, as far as {site}: nothing is ablated."
+        yield ("circuit", "start_layer"), told
+
+
+def default_site(n_layers: int) -> str:
+    """The stream before the last layer (App. E.1)."""
+    return f"resid_{n_layers - 2}"
 
 
 def _grouping_problems(
@@ -957,6 +1120,11 @@ class Experiment:
         clustering = self.settings.clustering
         n_clusters = max(clustering.k)
         return [f"k{i:05d}" for i in range(min(n_clusters, clustering.max_clusters or n_clusters))]
+
+    @property
+    def examined(self) -> list[str]:
+        """Keys of the clusters whose circuits are examined closer: the first of `clusters`."""
+        return self.clusters[: self.settings.evaluations.n_examined]
 
     @property
     def annotations(self) -> Path:

@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from core.ablate import ablated
     from core.circuit import attribute, find_circuit
     from core.dictionaries import Dictionary, identity_dictionary
     from core.edges import edge_effects
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from core.models import LanguageModel, load_model, load_tokenizer
     from core.pictures.describe import describe_circuit
     from core.pictures.draw import draw_circuit
+    from core.probe import Probe, pooled_vectors, train_probe
+    from core.readout import Readout
     from core.types import Circuit, Edge, Node
 
 _WHERE = {
@@ -39,6 +42,9 @@ _WHERE = {
     "IntegratedGradients": "core.estimators",
     "LanguageModel": "core.models",
     "Node": "core.types",
+    "Probe": "core.probe",
+    "Readout": "core.readout",
+    "ablated": "core.ablate",
     "attribute": "core.circuit",
     "describe_circuit": "core.pictures.describe",
     "draw_circuit": "core.pictures.draw",
@@ -49,8 +55,10 @@ _WHERE = {
     "load_model": "core.models",
     "load_tokenizer": "core.models",
     "node_effects": "core.effects",
+    "pooled_vectors": "core.probe",
     "tokenize_pairs": "core.inputs",
     "tokenize_single": "core.inputs",
+    "train_probe": "core.probe",
 }
 
 __all__ = [
@@ -65,6 +73,9 @@ __all__ = [
     "IntegratedGradients",
     "LanguageModel",
     "Node",
+    "Probe",
+    "Readout",
+    "ablated",
     "attribute",
     "describe_circuit",
     "draw_circuit",
@@ -75,8 +86,10 @@ __all__ = [
     "load_model",
     "load_tokenizer",
     "node_effects",
+    "pooled_vectors",
     "tokenize_pairs",
     "tokenize_single",
+    "train_probe",
 ]
 
 

@@ -26,7 +26,7 @@ from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, MissingSubmodule
 from core.inputs import Inputs
 from core.models import LanguageModel
-from core.models.hooks import visited
+from core.models.hooks import Visit, visited
 from core.models.replay import Resumed
 from core.options import ABLATIONS, Ablation, check_list, check_option
 from core.readout import at_last
@@ -149,9 +149,12 @@ def parts_of(
         index = torch.tensor(features, dtype=torch.long, device=device)
         if any(node.pos is not None for node in at):
             where = torch.zeros(n_pos, len(features) + 1, dtype=dtype)
-            for node in at:
-                rows = slice(None) if node.pos is None else node.pos
-                where[rows, column.get(node.feature, -1)] = 1
+            places = [
+                (pos, column.get(node.feature, -1))
+                for node in at
+                for pos in (range(n_pos) if node.pos is None else (node.pos,))
+            ]
+            where[tuple(torch.tensor(places).T)] = 1
             where = where.to(device)
             parts[name] = Part(index, where[:, :-1], where[:, -1:])
         else:
@@ -212,6 +215,10 @@ class Edit:
             out += wide
         return out.to(x.dtype)
 
+    def select(self, rows: Tensor) -> Edit:
+        """The same edit for the examples `rows`, which may repeat."""
+        return replace(self, shift=self.shift[rows]) if self.shift.ndim == 3 else self
+
     def at_last(self, last: Tensor) -> Edit:
         """The same edit of each example's last token alone, ``(batch, d)``."""
         weight = None if self.weight is None else self.weight[last]
@@ -261,17 +268,21 @@ def run_edited(runs: Resumed, edits: Mapping[str, Edit]) -> Tensor:
             the first of the edits are read.
         edits: by submodule name, at least one.
     """
-    stream, layer, known = _start(runs, edits)
-    at, narrow = {}, runs.narrow_layer
+    stream, layer, known = begin(runs, edits)
     for name, edit in edits.items():
         if edit.is_whole and name not in known:
             known[name] = _everywhere(edit, runs)
-        at[name] = edit.at_last(runs.last) if Submodule.parse(name).layer == narrow else edit
+    return runs.finish(stream, layer, visiting(runs, edits), known)
 
-    def edited(name: str, x: Tensor) -> Tensor:
-        return at[name](x) if name in at else x
 
-    return runs.finish(stream, layer, edited, known)
+def visiting(runs: Resumed, edits: Mapping[str, Edit]) -> Visit:
+    """What these edits do to the values that `Resumed.finish` of the runs meets."""
+    narrow = runs.narrow_layer
+    at = {
+        name: edit.at_last(runs.last) if Submodule.parse(name).layer == narrow else edit
+        for name, edit in edits.items()
+    }
+    return lambda name, x: at[name](x) if name in at else x
 
 
 @contextmanager
@@ -374,7 +385,7 @@ def _everywhere(edit: Edit, runs: Resumed) -> Tensor:
     return edit.shift.to(runs.model.dtype).expand(*runs.recording.mask.shape, -1)
 
 
-def _start(runs: Resumed, edits: Mapping[str, Edit]) -> tuple[Tensor, int, dict[str, Tensor]]:
+def begin(runs: Resumed, edits: Mapping[str, Edit]) -> tuple[Tensor, int, dict[str, Tensor]]:
     """The stream to begin with, the layer that reads it, and what else is known as recorded."""
     recording, names = runs.recording, causal_order(edits)
     for name in reversed(names):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from core.dictionaries import Dictionary, check_widths
 from core.edges import EdgeEffects, edge_effects, node_keys
-from core.effects import Effects, node_effects, tolerated
+from core.effects import Effects, node_effects
 from core.errors import ShapeMismatch
 from core.estimators import (
     Enough,
@@ -23,6 +22,7 @@ from core.estimators import (
     check_threshold,
 )
 from core.inputs import Inputs
+from core.lines import tolerated
 from core.models import LanguageModel
 from core.options import check_list
 from core.sparse import add_at
@@ -83,20 +83,6 @@ class Aggregated:
             both += int((one & other).sum())
             either += int((one | other).sum())
         return both / either if either else 1.0
-
-
-def inclusion(effect: float, stderr: float | None, threshold: float) -> float | None:
-    """How likely a node or edge is kept, were the circuit found from as many other examples.
-
-    P(|e| > threshold) for e normal with the mean and standard error that were measured; effects
-    that few examples have are further from normal than this says. None without a standard error.
-    """
-    if stderr is None:
-        return None
-    if stderr == 0:
-        return float(abs(effect) > threshold)
-    above, below = ((threshold + sign * effect) / stderr for sign in (-1, 1))
-    return (math.erfc(above / math.sqrt(2)) + math.erfc(below / math.sqrt(2))) / 2
 
 
 @dataclass

@@ -354,10 +354,12 @@ class _Pullbacks:
     def through_write(self, name: str, down: _Rows) -> _Rows:
         """Back from the stream to a submodule's value, where it is written through a projection."""
         kind, layer = Submodule.parse(name)
-        if not (kind == "attn" and self.model.attn_input):
+        projected = {"attn": self.model.attn_input, "mlp": self.model.mlp_input}
+        if not projected.get(kind, False):
             return down
         x = self.run.outputs[name].flatten(0, 1)[down.token].requires_grad_()
-        y = self.model.write_attn(layer, x)
+        write = self.model.write_attn if kind == "attn" else self.model.write_mlp
+        y = write(layer, x)
         (x_bar,) = torch.autograd.grad(y, x, down.vector.to(y.dtype))
         return _Rows(down.token, down.node, x_bar.to(down.vector.dtype))
 

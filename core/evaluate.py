@@ -31,6 +31,7 @@ from core.circuit import examples_per_batch
 from core.dictionaries import Dictionary, check_widths
 from core.errors import InputError, NotFinite, ShapeMismatch
 from core.inputs import Inputs, check_answers
+from core.intervals import draw_shares, interval
 from core.models import LanguageModel
 from core.models.replay import Resumed
 from core.options import ERROR_NODES, Ablation, ErrorNodes, check_list, check_option
@@ -46,7 +47,8 @@ class Evaluation:
     ``n_nodes`` counts the circuit's nodes that could be ablated here: not those of `embed`, of
     layers before the start layer, or error nodes that are dropped.
     ``faithfulness`` and ``completeness`` are NaN where ablating everything leaves the metric as
-    it is: there is then nothing to explain.
+    it is: there is then nothing to explain. ``faithfulness_low`` and ``faithfulness_high`` are the
+    ends of its 95% interval over draws of the examples, see `core.intervals`.
     """
 
     n_nodes: int
@@ -57,6 +59,8 @@ class Evaluation:
     m_complement: float
     faithfulness: float
     completeness: float
+    faithfulness_low: float
+    faithfulness_high: float
 
 
 def _check_source(inputs: Inputs, source: Inputs, ablation: Ablation) -> None:
@@ -87,6 +91,7 @@ class Evaluator:
             ``mean`` where the inputs are pairs and ``zero`` where they are single.
         start_layer: submodules of earlier layers are left alone (2 for Pythia in the paper).
         values_from: inputs the ablation values are taken from; `inputs` where None.
+        seed: of resampling, and of the draws behind intervals.
         budget_bytes: memory for activations in flight, and for what runs begin with: kept from
             the clean runs where it fits, else recorded again for each evaluation.
 
@@ -141,9 +146,11 @@ class Evaluator:
             if ablation == "resample"
             else examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
         )
-        self._metrics: dict[tuple[frozenset[_Key], bool], float] = {}
-        self._starts, self.m_full = self._record_starts(budget_bytes // 4)
-        self.m_empty = self._run((), complement=False)
+        self._shares = draw_shares(inputs.n_examples, seed=seed)
+        self._metrics: dict[tuple[frozenset[_Key], bool], Tensor] = {}
+        self._starts, self._full = self._record_starts(budget_bytes // 4)
+        self._empty = self._run((), complement=False)
+        self.m_full, self.m_empty = float(self._full.mean()), float(self._empty.mean())
         if not (math.isfinite(self.m_full) and math.isfinite(self.m_empty)):
             raise NotFinite(
                 f"the metric is {self.m_full} for the whole model and {self.m_empty} with all "
@@ -151,17 +158,22 @@ class Evaluator:
                 "and the model's dtype."
             )
 
+    def runs(self) -> Iterable[Resumed]:
+        """Each batch of examples, recorded as far as edited runs begin with it."""
+        return self._starts or self._recordings()
+
     def _recordings(self) -> Iterator[Resumed]:
         for batch in self.inputs.batches(self.batch):
             yield Resumed.record(self.model, batch)
 
     @torch.no_grad()
-    def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], float]:
-        """What runs begin with, if it takes no more than `most_bytes`, and m(M)."""
+    def _record_starts(self, most_bytes: int) -> tuple[list[Resumed], Tensor]:
+        """What runs begin with, if it takes no more than `most_bytes`, and each example's m(M)."""
         n_examples, n_pos = self.inputs.clean.shape
-        each = n_pos * (3 * self.model.d_model + n_pos) * self.model.dtype.itemsize
-        fits = n_examples * each <= most_bytes
         names = start_of(self.dictionaries, self.model.parallel)
+        width = sum(self.model.width(name) for name in names)
+        each = n_pos * (width + n_pos) * self.model.dtype.itemsize
+        fits = n_examples * each <= most_bytes
         starts, metrics = [], []
         for runs in self._recordings():
             outputs = runs.recording.outputs
@@ -169,18 +181,18 @@ class Evaluator:
             if fits:
                 first = {name: outputs[name] for name in names}
                 starts.append(replace(runs, recording=replace(runs.recording, outputs=first)))
-        return starts, _mean(metrics)
+        return starts, _joined(metrics)
 
-    def _run(self, nodes: Iterable[Node], *, complement: bool) -> float:
-        """Mean metric with `nodes` kept, or all but `nodes`; each set of them runs once."""
+    def _run(self, nodes: Iterable[Node], *, complement: bool) -> Tensor:
+        """Each example's metric with `nodes` kept, or all but `nodes`; each set runs once."""
         key = frozenset((n.submodule, n.feature, n.pos) for n in nodes), complement
         if key not in self._metrics:
-            edits = self._edits(nodes, complement=complement)
-            runs = self._starts or self._recordings()
-            self._metrics[key] = _mean([run_edited(batch, edits) for batch in runs])
+            edits = self.edits(nodes, complement=complement)
+            self._metrics[key] = _joined([run_edited(batch, edits) for batch in self.runs()])
         return self._metrics[key]
 
-    def _edits(self, nodes: Iterable[Node], *, complement: bool) -> dict[str, Edit]:
+    def edits(self, nodes: Iterable[Node], *, complement: bool = False) -> dict[str, Edit]:
+        """What becomes of every submodule with `nodes` kept, or all but `nodes`."""
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
         n_pos = self.inputs.clean.shape[1]
         parts = parts_of(nodes, self.dictionaries, n_pos, self.model.device, dtype)
@@ -189,8 +201,14 @@ class Evaluator:
             for name, part in parts.items()
         }
 
-    def _counted(self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes) -> list[Node]:
-        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops."""
+    def counted(
+        self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
+    ) -> list[Node]:
+        """The nodes that runs can keep: none never ablated, none that `error_nodes` drops.
+
+        Raises:
+            MissingSubmodule, InputError, ShapeMismatch: see `evaluate`.
+        """
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
         nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
@@ -228,7 +246,11 @@ class Evaluator:
             )
 
     def evaluate(
-        self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
+        self,
+        circuit: Circuit | Sequence[Node],
+        error_nodes: ErrorNodes = "circuit",
+        *,
+        complement: bool = True,
     ) -> Evaluation:
         """Faithfulness and completeness of a circuit, or of a bare set of nodes.
 
@@ -236,24 +258,26 @@ class Evaluator:
             error_nodes: ``circuit``: as the circuit has them; ``drop``: none of them is in the
                 circuit; ``drop_but_resid``: only the residual stream's; ``remove``, ``keep``: all
                 ablated, or all kept, in the circuit's run and in its complement's.
+            complement: run it too; without that, completeness is NaN.
 
         Raises:
             MissingSubmodule, InputError, ShapeMismatch: a node is none of these dictionaries, or
                 at no position of these inputs; or an unknown choice of error nodes.
         """
         check_option("error_nodes", error_nodes, ERROR_NODES)
-        nodes = self._counted(circuit, error_nodes)
+        nodes = self.counted(circuit, error_nodes)
         staying, leaving = nodes, nodes
         if error_nodes in ("remove", "keep"):
             features = [node for node in nodes if not node.is_error]
             errors = [Node(name, ERROR, None, 0.0) for name in self.dictionaries]
             staying = features + (errors if error_nodes == "keep" else [])
             leaving = features + (errors if error_nodes == "remove" else [])
-        m_circuit = self._run(staying, complement=False)
-        m_complement = self._run(leaving, complement=True)
-        span = self.m_full - self.m_empty
-        scale = max(abs(self.m_full), abs(self.m_empty), 1.0)
-        defined = abs(span) > 1e-6 * scale
+        circuit_metrics = self._run(staying, complement=False)
+        m_circuit = float(circuit_metrics.mean())
+        m_complement = (
+            float(self._run(leaving, complement=True).mean()) if complement else float("nan")
+        )
+        low, high = self._interval(circuit_metrics)
         return Evaluation(
             n_nodes=len(nodes),
             n_examples=self.inputs.n_examples,
@@ -261,9 +285,28 @@ class Evaluator:
             m_empty=self.m_empty,
             m_circuit=m_circuit,
             m_complement=m_complement,
-            faithfulness=(m_circuit - self.m_empty) / span if defined else float("nan"),
-            completeness=(m_complement - self.m_empty) / span if defined else float("nan"),
+            faithfulness=self.share(m_circuit),
+            completeness=self.share(m_complement),
+            faithfulness_low=low,
+            faithfulness_high=high,
         )
+
+    @property
+    def span(self) -> float:
+        """m(M) - m(empty), what there is to explain; NaN where that is nothing but rounding."""
+        span, scale = self.m_full - self.m_empty, max(abs(self.m_full), abs(self.m_empty), 1.0)
+        return span if abs(span) > 1e-6 * scale else float("nan")
+
+    def share(self, metric: float) -> float:
+        """How much of the behaviour is in a run: (m - m(empty)) / span."""
+        return (metric - self.m_empty) / self.span
+
+    def _interval(self, metrics: Tensor) -> tuple[float, float]:
+        """The interval of faithfulness, the ratio of means, over draws of the examples."""
+        if math.isnan(self.span):
+            return float("nan"), float("nan")
+        kept, whole = metrics - self._empty, self._full - self._empty
+        return interval(self._shares, lambda shares: (shares @ kept) / (shares @ whole))
 
     def curve(
         self,
@@ -295,8 +338,9 @@ class Evaluator:
         ]
 
 
-def _mean(metrics: Sequence[Tensor]) -> float:
-    return float(torch.cat(list(metrics)).double().mean())
+def _joined(metrics: Sequence[Tensor]) -> Tensor:
+    """Metrics of batches, ``(example,)`` in float64."""
+    return torch.cat(list(metrics)).double().cpu()
 
 
 def _is_dropped(error: Node, error_nodes: ErrorNodes) -> bool:

@@ -16,6 +16,15 @@ Rule = Literal["midpoint", "left", "gauss", "adaptive"]
 SingleMetric = Literal["log_odds", "log_prob", "margin"]
 Ablation = Literal["mean", "zero", "resample"]
 ErrorNodes = Literal["circuit", "drop", "drop_but_resid", "remove", "keep"]
+Variant = Literal[
+    "features",
+    "no_errors",
+    "residual_errors",
+    "neurons",
+    "mlp_neurons",
+    "random_nodes",
+    "random_decoder",
+]
 DictionaryKind = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
 Representation = Literal[
     "activations",
@@ -47,6 +56,7 @@ RULES: tuple[Rule, ...] = get_args(Rule)
 SINGLE_METRICS: tuple[SingleMetric, ...] = get_args(SingleMetric)
 ABLATIONS: tuple[Ablation, ...] = get_args(Ablation)
 ERROR_NODES: tuple[ErrorNodes, ...] = get_args(ErrorNodes)
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 DICTIONARY_KINDS: tuple[DictionaryKind, ...] = get_args(DictionaryKind)
 REPRESENTATIONS: tuple[Representation, ...] = get_args(Representation)
 REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)

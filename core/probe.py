@@ -6,18 +6,23 @@ its metric makes it a behaviour that a circuit explains (section 4). Training is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid, normalize
 
 from core.errors import InputError, NotFinite
-from core.inputs import Inputs
-from core.readout import Readout
+from core.inputs import Inputs, pad
+from core.options import check_list
+from core.readout import LOGITS, Readout
 from core.shapes import Float, Int
 from core.types import token_mask
+
+if TYPE_CHECKING:
+    from core.models import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -109,6 +114,54 @@ class Probe:
         return Inputs(tokens, token_mask(tokens, mask), metric, readout=readout)
 
 
+@torch.no_grad()
+def pooled_vectors(
+    model: LanguageModel,
+    texts: Sequence[Sequence[int]],
+    readout: Readout,
+    *,
+    batch_tokens: int = 8192,
+) -> Float[Tensor, "n d"]:
+    """What a readout gives of each text, in batches of texts of like length.
+
+    Inside of `core.ablate.ablated`, that of the ablated run.
+
+    Args:
+        texts: token ids of each.
+        batch_tokens: tokens run at a time, padding included.
+
+    Raises:
+        InputError: no text, one without tokens, or one longer than the model's positions; or a
+            readout of logits, which are no stream.
+        MissingSubmodule: the model has no such site.
+    """
+    check_list("texts", texts)
+    if readout.site == LOGITS:
+        raise InputError("a probe reads a stream: name its submodule, such as resid_4.")
+    width, end = model.width(readout.site), readout.end(model.n_layers)
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    vectors = torch.empty(len(texts), width, device=model.device)
+    start = 0
+    while start < len(order):
+        # The longest of a batch comes last; a first guess by the next one's length is enough.
+        rows = order[start : start + max(1, batch_tokens // max(1, len(texts[order[start]])))]
+        while len(rows) > 1 and len(rows) * len(texts[rows[-1]]) > batch_tokens:
+            rows = rows[:-1]
+        recording = model.record(*pad([texts[i] for i in rows]), until=max(0, end.layer))
+        pooled = readout.pool(recording.outputs[readout.site], recording.mask)
+        vectors[rows] = pooled.to(vectors.dtype)
+        start += len(rows)
+    return vectors
+
+
+def similarities(
+    pooled: Float[Tensor, "n d"], concepts: Float[Tensor, "concept d"]
+) -> Float[Tensor, "n concept"]:
+    """Cosine of each text's vector with that of each concept, for concept bottleneck probing
+    (App. E.2): a probe of these can tell no more of a text than how near it is to each."""
+    return normalize(pooled, dim=1) @ normalize(concepts, dim=1).T
+
+
 def _check_labels(label: Tensor, n: int) -> None:
     if not isinstance(label, Tensor) or label.shape != (n,) or label.is_floating_point():
         raise InputError(f"labels must be ({n},) whole numbers, 0 or 1: one for each text.")
@@ -169,4 +222,4 @@ def train_probe(
             logits = pooled[rows] @ weight + bias
             binary_cross_entropy_with_logits(logits, label[rows].to(logits)).backward()
             optimiser.step()
-    return Probe(weight.detach(), float(bias), (before, loss()))
+    return Probe(weight.detach(), float(bias.detach()), (before, loss()))

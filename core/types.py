@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -271,6 +271,11 @@ class Circuit:
     def by_position(self) -> bool:
         """Whether each position of a node is a node of its own."""
         return any(node.pos is not None for node in self.nodes)
+
+    def with_edges_above(self, threshold: float) -> Circuit:
+        """The same nodes with those of the edges whose absolute weight exceeds `threshold`."""
+        edges = tuple(edge for edge in self.edges if abs(edge.weight) > threshold)
+        return replace(self, edges=edges, settings={**self.settings, "edge_threshold": threshold})
 
     def kept(self, submodule: str) -> list[Node]:
         """The circuit's nodes at one submodule."""

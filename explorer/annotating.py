@@ -14,7 +14,8 @@ from explorer.annotations import now
 from explorer.reader import Basis, Reader
 
 N_FEATURES = 40
-"""Features of a circuit that are gone through, the strongest; as many of each kind are mixed in."""
+"""Features of a circuit that are gone through, the strongest; as many of each kind are mixed in.
+Of a classifier's circuit it is all of them: each is judged for SHIFT."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def queue(
     """
     held = reader.held_by(source, name)
     effects = {} if held is None else held.by_feature
-    strongest = sorted(effects, key=lambda feature: -abs(effects[feature]))[:N_FEATURES]
+    most = None if source == "classifiers" else N_FEATURES
+    strongest = sorted(effects, key=lambda feature: -abs(effects[feature]))[:most]
     items = [_item(feature) for feature in strongest]
     if not blind:
         return items

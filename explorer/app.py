@@ -260,6 +260,8 @@ class Explorer:
     ) -> Response:
         reader, file, source, name = self.place(request)
         blind = request.query_params.get("blind", "") == "1"
+        classifier = reader.experiment.settings.classifier
+        judged = classifier.data if classifier and source == "classifiers" and not blind else None
         seed = _whole(request.query_params.get("seed", "0"))
         items = queue(reader, source, name, blind=blind, seed=seed)
         i = min(max(_whole(request.query_params.get("i", "1")), 1), max(1, len(items)))
@@ -271,7 +273,10 @@ class Explorer:
         said = {
             (one.basis, one.name): one
             for one in file.annotations()
-            if one.by == by and (one.blind or not blind) and not is_stale(reader, one)
+            if one.by == by
+            and (one.blind or not blind)
+            and not is_stale(reader, one)
+            and (one.relevant is not None or not judged)
         }
         before = None if item is None else said.get((item.basis, item.name))
         if not typed and before is not None:
@@ -285,7 +290,7 @@ class Explorer:
         return self.page(
             "annotate.html",
             status,
-            title=f"{reader.experiment.name} · {name} · annotate",
+            title=f"{reader.experiment.name} · {name} · {'judge' if judged else 'annotate'}",
             reader=reader,
             source=source,
             name=name,
@@ -298,6 +303,7 @@ class Explorer:
             weights=(reader.weights(item.submodule) if item else None) or "",
             sign="" if item is None else item.sign(seed),
             blind=blind,
+            judged=judged,
             seed=seed,
             new_seed=random.randrange(1, 10**6),
             longest=LONGEST,

@@ -46,7 +46,7 @@ def merged(
 
     Members of one submodule and position become the strongest of them, with the sum of their
     effects; edges between the same two nodes then add up. Effects are first-order, so the sum is
-    the estimate for all members together.
+    the estimate for all members together; its standard error is not known.
 
     Returns:
         The circuit, and by the name of each node that stands for others, all their names.
@@ -64,7 +64,8 @@ def merged(
         first[place] = len(kept)
         strongest = max(of_place, key=lambda i: abs(nodes[i].effect))
         effect = math.fsum(nodes[i].effect for i in of_place)
-        kept.append(nodes[strongest]._replace(effect=effect))
+        stderr = nodes[strongest].stderr if len(of_place) == 1 else None
+        kept.append(nodes[strongest]._replace(effect=effect, stderr=stderr))
         number |= dict.fromkeys(of_place, first[place])
         if len(of_place) > 1:
             plain = plain_name(nodes[strongest])

@@ -204,6 +204,8 @@ class Reader:
         def grouped() -> dict[str, list[Row]]:
             of_name: dict[str, list[Row]] = {}
             for row in self.store.read(key).to_pylist():
+                if source == "classifiers":
+                    row["answer"] = f" class {row['answer']}"
                 of_name.setdefault(row["name"], []).append(row)
             return of_name
 

@@ -55,8 +55,13 @@ class TokenTexts:
             self.problem = f"Tokens are shown by their numbers: {error}"
             return unknown
 
-    def raw(self, token: int) -> str:
-        """A token as it stands in a text; bytes that are no character are spelled."""
+    def raw(self, token: int | str) -> str:
+        """A token as it stands in a text; bytes that are no character are spelled.
+
+        An answer that is no token, such as the class of a text, is text already.
+        """
+        if isinstance(token, str):
+            return token
         if token not in self._known:
             self._known[token] = self._text(token)
         return self._known[token]
@@ -76,7 +81,9 @@ class TokenTexts:
             other = self._context(example["patch"], example["patch_answer"])
         return self._context(example["clean"], example["answer"], other)
 
-    def _context(self, tokens: Sequence[int], answer: int, other: Context | None = None) -> Context:
+    def _context(
+        self, tokens: Sequence[int], answer: int | str, other: Context | None = None
+    ) -> Context:
         before = "".join(self.raw(token) for token in tokens[-LONGEST:])
         last = self.raw(answer)
         if last.startswith(" ") and last.strip():  # the space stands before what is marked

@@ -17,6 +17,7 @@ from assets.tables.places import (
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     LABELS,
+    REPORT,
     RULE_LABELS,
     circuit,
     cluster_pages,
@@ -215,6 +216,7 @@ def _by_task(summary: Frame) -> list[str]:
             str(row["n_nodes"]),
             str(row["n_edges"]),
             f"{row['faithfulness']:.2f}",
+            f"{row['faithfulness_low']:.2f}-{row['faithfulness_high']:.2f}",
             f"{row['area']:.2f}",
             *(
                 "-" if isnan(row[n]) else f"{row[n]:.0f}"
@@ -223,7 +225,8 @@ def _by_task(summary: Frame) -> list[str]:
         ]
         for row in summary[summary["error_nodes"] == first].to_dict("records")
     ]
-    header = ("task", "pairs", "nodes", "edges", "faithful", "area", "nodes for .5", "nodes for .9")
+    header = ("task", "pairs", "nodes", "edges", "faithful", "95%")
+    header += ("area", "nodes for .5", "nodes for .9")
     title = f"Circuits of tasks (faithfulness on unseen pairs, error nodes: {first})"
     return [*_heading(title), *_rows(header, table)]
 
@@ -251,10 +254,11 @@ def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]
 
 def _places(store: ArtifactStore) -> list[str]:
     places = (
+        ("report, in one page", store.path(REPORT, ".html")),
         ("tables", store.root),
         ("clusters", store.path(cluster_pages(), "/index.html")),
         ("pictures", store.root / "circuits" / "*" / "*" / "circuit.svg"),
         ("what tables hold", "docs/tables.md"),
         ("Dagster UI", "make ui, then http://127.0.0.1:3000"),
     )
-    return [*_heading("Where to look"), *(f"{name:<18}{place}" for name, place in places)]
+    return [*_heading("Where to look"), *(f"{name:<21}{place}" for name, place in places)]

@@ -8,23 +8,28 @@ from assets.dictionaries.stages import dictionary_stages
 from assets.discovery.clusterings import discovery_stages
 from assets.discovery.comparisons import comparison_stages
 from assets.engine.stage import Stage
+from assets.evaluations.edges import edge_stages
 from assets.evaluations.stages import evaluation_stages
 from assets.features.labels import feature_stages
+from assets.report.stages import report_stage
 from assets.settings import Experiment
-from assets.shift.stages import classifier_stages
+from assets.shift.stages import classifier_stages, shift_stages
 
 _STEPS = (
     corpus_stages,
     dictionary_stages,
     discovery_stages,
     comparison_stages,
+    classifier_stages,
     circuit_stages,
     evaluation_stages,
+    edge_stages,
     feature_stages,
-    classifier_stages,
+    shift_stages,
 )
 
 
 def stages_of(experiment: Experiment) -> list[Stage]:
     """All stages of an experiment, in an order in which they can run."""
-    return [stage for step in _STEPS for stage in step(experiment)]
+    stages = [stage for step in _STEPS for stage in step(experiment)]
+    return [*stages, report_stage(stages)]

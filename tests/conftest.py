@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from assets.settings import Experiment
 
 # Shapes in annotations are checked at every call; before any of these modules is imported.
-install_import_hook(["core.types", "core.effects", "core.edges"], "beartype.beartype")
+install_import_hook(["core.types", "core.effects", "core.lines", "core.edges"], "beartype.beartype")
 
 
 def pytest_configure() -> None:

@@ -95,7 +95,13 @@ def settings(**changed: Any) -> dict[str, Any]:
         "filter": {"max_loss": 30.0, "n_samples": 24, "max_per_document": 2},
         "clustering": {"k": 3, "max_clusters": 4},
         "circuits": {"steps": 2, "node_threshold": 0.01, "edge_threshold": 0.01, "n_examples": 4},
-        "evaluations": {"error_nodes": ["circuit"], "n_thresholds": 2},
+        "evaluations": {
+            "error_nodes": ["circuit"],
+            "n_thresholds": 2,
+            "n_examined": 2,
+            "n_random": 1,
+            "n_minimal": 4,
+        },
         "tasks": {
             "pairs": {"simple": {"train": "./train.json", "test": "./test.json"}},
         },

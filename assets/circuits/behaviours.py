@@ -1,8 +1,9 @@
 """Stage 5: behaviours: a metric, examples to find a circuit from and examples to judge it on.
 
 Wherever a behaviour comes from, a cluster of samples here, a file of contrastive pairs in
-`assets.circuits.pairs`, it is a row of one table and its examples are rows of another. What
-follows, effects, circuit, picture and evaluations, is the same for all.
+`assets.circuits.pairs`, a classifier in `assets.shift.probe`, it is a row of one table and its
+examples are rows of another. What follows, effects, circuit, picture and evaluations, is the same
+for all.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from assets.discovery.clusterings import members
 from assets.discovery.tokens import example
@@ -18,7 +19,7 @@ from assets.engine.recipe import digest
 from assets.engine.stage import Made, Metadata, TableStage, Work, always, contents
 from assets.engine.store import ArtifactStore, Content
 from assets.plots import records
-from assets.settings import Experiment, ExperimentError
+from assets.settings import ClassifierSettings, Experiment, ExperimentError
 from assets.tables.conversions import read_samples
 from assets.tables.places import (
     FILTERED_TOKENS,
@@ -29,13 +30,40 @@ from assets.tables.places import (
     examples,
 )
 from assets.tables.schemas import TABLES
-from core.options import SINGLE_METRICS, SingleMetric
+from core.options import SINGLE_METRICS, Pooling, SingleMetric
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from core.discovery import Sample
     from core.inputs import Inputs
 
-Metric = SingleMetric | Literal["logit_difference"]
+Metric = SingleMetric | Literal["logit_difference", "probe_margin"]
+
+
+@dataclass(frozen=True)
+class ReadBy:
+    """The probe that the behaviour of a classifier is read by.
+
+    Attributes:
+        site, pooling: where it reads, see `core.readout.Readout`.
+        weight, bias: its logit of class 1 is weight . pooled + bias.
+    """
+
+    site: str
+    pooling: Pooling
+    weight: tuple[float, ...]
+    bias: float
+
+    def inputs(self, tokens: Tensor, label: Tensor, mask: Tensor) -> Inputs:
+        """Texts with the probe's margin of these labels as their metric."""
+        import torch
+
+        from core.probe import Probe
+        from core.readout import Readout
+
+        probe = Probe(torch.tensor(self.weight), self.bias)
+        return probe.inputs(tokens, label, Readout(self.site, self.pooling), mask)
 
 
 @dataclass(frozen=True)
@@ -43,11 +71,11 @@ class Example:
     """One input of a behaviour.
 
     Attributes:
-        number: of the sample, or of the pair in its file.
+        number: of the sample, of the pair in its file, or of the labelled text.
         found: a circuit is found from it.
         evaluated: a circuit is judged on it.
         clean: token ids.
-        answer: the token that follows.
+        answer: the token that follows, or the class of a text that is classified.
         patch, patch_answer: the other side of a contrastive pair; None for a single input.
     """
 
@@ -65,8 +93,9 @@ class Behaviour:
     """What a circuit explains.
 
     Attributes:
-        name: the cluster or task.
-        metric: of single inputs' answers, or the ``logit_difference`` of pairs.
+        name: the cluster, the task or the classifier.
+        metric: of single inputs' answers, the ``logit_difference`` of pairs, or the
+            ``probe_margin`` of a classifier.
         by_position: each position of a node is a node of its own.
         examples: what a circuit is found from and judged on; none for an empty cluster.
         size: samples of the cluster, or usable pairs of the file.
@@ -74,6 +103,7 @@ class Behaviour:
         about: one example as text.
         label: what is known to be behind it, if that is known.
         tokens: what stands at each position of the first example, by position only.
+        probe: of a classifier only.
     """
 
     name: str
@@ -85,12 +115,14 @@ class Behaviour:
     about: str
     label: str | None = None
     tokens: tuple[str, ...] | None = None
+    probe: ReadBy | None = None
 
     @property
     def digest(self) -> str:
-        """Hash of what shapes a circuit: metric, positions and their names, examples."""
+        """Hash of what shapes a circuit: metric, positions and their names, examples, probe."""
         examples = [asdict(e) for e in self.examples]
-        return digest([self.metric, self.by_position, self.tokens, examples])
+        probe = [] if self.probe is None else [asdict(self.probe)]
+        return digest([self.metric, self.by_position, self.tokens, examples, *probe])
 
     @property
     def held_out(self) -> bool:
@@ -110,6 +142,8 @@ class Behaviour:
         chosen = self.chosen(side)
         clean, mask = pad([e.clean for e in chosen])
         answer = torch.tensor([e.answer for e in chosen])
+        if self.probe is not None:
+            return self.probe.inputs(clean, answer, mask)
         if self.metric in SINGLE_METRICS:
             return Inputs.single(clean, answer, mask, self.metric)
         patch, _ = pad([e.patch or () for e in chosen])
@@ -133,6 +167,7 @@ def behaviours_made(source: BehaviourSource, found: Iterable[Behaviour]) -> Made
             "about": b.about,
             "label": b.label,
             "tokens": b.tokens and list(b.tokens),
+            **_probe_columns(b.probe),
             "digest": b.digest,
         }
         for b in every
@@ -142,6 +177,15 @@ def behaviours_made(source: BehaviourSource, found: Iterable[Behaviour]) -> Made
         TABLES["behaviours"].build(heads),
         beside={examples(source): TABLES["examples"].build(rows)},
     )
+
+
+_PROBE = ("site", "pooling", "weight", "bias")
+
+
+def _probe_columns(probe: ReadBy | None) -> Mapping[str, Any]:
+    if probe is None:
+        return dict.fromkeys(_PROBE)
+    return {**asdict(probe), "weight": list(probe.weight)}
 
 
 def _row(chosen: Example) -> dict[str, object]:
@@ -171,6 +215,9 @@ def read_behaviours(
             about=head["about"],
             label=head["label"],
             tokens=head["tokens"] and tuple(head["tokens"]),
+            probe=None
+            if head["site"] is None
+            else ReadBy(head["site"], head["pooling"], tuple(head["weight"]), float(head["bias"])),
         )
         for head in store.read(behaviours(source)).to_pylist()
         if head["name"] in wanted
@@ -333,7 +380,16 @@ CLUSTER_BEHAVIOURS_STAGE = TableStage(
 )
 
 
+def classifier_settings(experiment: Experiment) -> ClassifierSettings:
+    """The experiment's classifier, which stages of a classifier have."""
+    classifier = experiment.settings.classifier
+    assert classifier is not None, "stages of a classifier exist only with one"
+    return classifier
+
+
 def example_lines(behaviour: Behaviour, tokenizer: object, n: int = 5) -> str:
-    """The first examples as Markdown, one line each, the answer in brackets."""
+    """The first examples as Markdown, one line each, the answer or the class in brackets."""
+    classes = ("class 0", "class 1") if behaviour.probe else None
     chosen = behaviour.examples[:n]
-    return "\n".join(f"- `{example(tokenizer, e.clean, e.answer)}`" for e in chosen)
+    said = (example(tokenizer, e.clean, classes[e.answer] if classes else e.answer) for e in chosen)
+    return "\n".join(f"- `{one}`" for one in said)

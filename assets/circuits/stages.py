@@ -13,6 +13,7 @@ from assets.circuits.behaviours import (
     CLUSTER_BEHAVIOURS_STAGE,
     Behaviour,
     behaviour_digests,
+    classifier_settings,
     example_lines,
     read_behaviours,
 )
@@ -23,14 +24,22 @@ from assets.engine.store import ArtifactStore
 from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
 from assets.tables.conversions import circuit_tables, label_texts, read_circuit
-from assets.tables.places import DICTIONARY_SET, LABELS, BehaviourSource, behaviours, circuit
+from assets.tables.places import (
+    CLASSIFIER,
+    DICTIONARY_SET,
+    LABELS,
+    BehaviourSource,
+    behaviours,
+    circuit,
+)
 from core.estimators import Attribution, Enough, Estimator, Exact, IntegratedGradients
 
 if TYPE_CHECKING:
     from core.types import Circuit
 
 FLOOR = 1e-4
-"""Effects above this are kept, so that a circuit can be cut at any threshold above it."""
+"""Effects of nodes and edges above this are kept, so that a circuit can be cut at any threshold
+above it."""
 
 TOLERANCE = 0.1
 """Of adaptive integrals where the experiment names none."""
@@ -43,7 +52,7 @@ _DRAWN_NODES = 16
 class Finding:
     """How a circuit is found; see `assets.settings.CircuitSettings`.
 
-    `lowest` is the least effect of the nodes kept for circuits of other sizes.
+    `lowest` is the least effect of the nodes and edges kept for circuits of other sizes.
     """
 
     estimator: Estimator
@@ -88,7 +97,7 @@ def _make_one(
     picture, behaviour = circuit(source, job.key), of_name[job.key]
     if not behaviour.examples:
         work.store.path(picture, ".svg").unlink(missing_ok=True)
-        return _tables(source, job.key, None, None, []), "empty"
+        return _tables(source, job.key, None, None, None, []), "empty"
     how = job.settings
     effects = attribute(
         work.load.model(),
@@ -99,18 +108,19 @@ def _make_one(
         enough=how.enough,
         budget_bytes=work.budget_bytes,
     )
-    found = effects.circuit(
+    joined = effects.circuit(
         node_threshold=how.node_threshold,
-        edge_threshold=how.edge_threshold,
+        edge_threshold=min(how.lowest, how.edge_threshold),
         edges=how.estimator.has_gradients,
         settings={**work.about, "name": job.key, "made_from": dict(job.recipe.inputs)},
         tokens=behaviour.tokens,
     )
+    found = joined.with_edges_above(how.edge_threshold)
     every = effects.circuit(node_threshold=how.lowest, edge_threshold=0.0, edges=False)
     title = f"{work.about['experiment']} {job.key}"
     drawn = work.store.write_text(picture, ".svg", draw_circuit(found, title=title))
     cut = (how.node_threshold, how.edge_threshold)
-    return _tables(source, job.key, found, every, [drawn], cut), _size(found)
+    return _tables(source, job.key, found, every, joined, [drawn], cut), _size(found)
 
 
 def _size(found: Circuit) -> str:
@@ -131,12 +141,15 @@ def _tables(
     name: str,
     found: Circuit | None,
     every: Circuit | None,
+    joined: Circuit | None,
     files: Sequence[Any],
     cut: tuple[float, float] | None = None,
 ) -> Made:
     tables = circuit_tables(name, found)
+    of_edges = circuit_tables(name, joined, included_above=cut)["edges"]
     beside = {
         circuit(source, name, "effects"): circuit_tables(name, every, included_above=cut)["nodes"],
+        circuit(source, name, "edge_effects"): of_edges,
         circuit(source, name, "edges"): tables["edges"],
         circuit(source, name, "nodes"): tables["nodes"],
     }
@@ -188,6 +201,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "edges": len(found.edges),
         "examples": found.n_examples,
         **({} if found.stability is None else {"stability": found.stability}),
+        **_standings(found),
         "largest completeness gap": max(found.gaps.values()),
         "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found, labels),
@@ -197,6 +211,14 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
+
+
+def _standings(found: Circuit) -> dict[str, int]:
+    """How many nodes other examples would keep, where that is known."""
+    from core.stability import count_standings, standing_of
+
+    counts = count_standings(standing_of(found))
+    return {f"{name} nodes": n for name, n in counts.items() if n is not None}
 
 
 def _drawing(found: Circuit, name: str, labels: Mapping[str, str]) -> dg.MetadataValue[Any]:
@@ -261,12 +283,17 @@ def _reads_cluster(experiment: Experiment, _name: str) -> Finding:
     return Finding(estimator_of(settings), threshold, settings.edge_threshold, enough)
 
 
-def _reads_task(experiment: Experiment, _name: str) -> Finding:
-    tasks = task_settings(experiment)
+def task_estimator(experiment: Experiment) -> Estimator:
+    """The estimator of pairs: the experiment's, with the points that tasks name."""
     estimator = estimator_of(experiment.settings.circuits)
     if isinstance(estimator, IntegratedGradients):
-        estimator = IntegratedGradients(tasks.steps)
-    return Finding(estimator, tasks.node_threshold, tasks.edge_threshold)
+        return IntegratedGradients(task_settings(experiment).steps)
+    return estimator
+
+
+def _reads_task(experiment: Experiment, _name: str) -> Finding:
+    tasks = task_settings(experiment)
+    return Finding(task_estimator(experiment), tasks.node_threshold, tasks.edge_threshold)
 
 
 CIRCUITS_STAGE = _circuit_stage(
@@ -288,9 +315,32 @@ TASK_CIRCUITS_STAGE = _circuit_stage(
 )
 
 
+def _reads_classifier(experiment: Experiment, _name: str) -> Finding:
+    settings = classifier_settings(experiment).circuit
+    estimator = estimator_of(experiment.settings.circuits)
+    if isinstance(estimator, IntegratedGradients):
+        estimator = IntegratedGradients(settings.steps)
+    return Finding(estimator, settings.node_threshold, settings.edge_threshold)
+
+
+CLASSIFIER_CIRCUITS_STAGE = _circuit_stage(
+    "classifiers",
+    "classifier_circuits",
+    "The circuit of the classifier: the features and errors with the largest effect on the margin "
+    "of its probe, and the edges between them, as far as the layer that the probe reads.",
+    partitions=lambda _experiment: [CLASSIFIER],
+    reads=_reads_classifier,
+)
+
+
 def circuit_stages(experiment: Experiment) -> list[Stage]:
-    """The stages from behaviours to circuits; those of tasks where the experiment has any."""
+    """The stages from behaviours to circuits; those of tasks where the experiment has any.
+
+    A classifier's behaviours are made in `assets.shift`, before these.
+    """
     stages: list[Stage] = [CLUSTER_BEHAVIOURS_STAGE, CIRCUITS_STAGE]
     if experiment.settings.tasks is not None:
         stages += [TASK_BEHAVIOURS_STAGE, TASK_CIRCUITS_STAGE]
+    if experiment.settings.classifier is not None:
+        stages.append(CLASSIFIER_CIRCUITS_STAGE)
     return stages

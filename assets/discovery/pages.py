@@ -68,7 +68,7 @@ def write_cluster_pages(
     Returns:
         The overview, ``index.html``.
     """
-    templates = _templates()
+    templates = templates_in()
     behaviours = None if truth is None else [harmless(behaviour) for behaviour in truth]
     # From page to page one goes down the overview's table.
     ordered = sorted(summaries, key=lambda s: (-s.size, -_sortable(s.coherence)))
@@ -127,9 +127,10 @@ def write_cluster_pages(
     return index
 
 
-def _templates() -> jinja2.Environment:
+def templates_in(*folders: Path) -> jinja2.Environment:
+    """Templates of these folders, and of the one beside this file with what pages share."""
     templates = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=jinja2.FileSystemLoader([*folders, Path(__file__).with_name("templates")]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -73,10 +73,13 @@ def show_filtered_tokens(work: Work, _settings: Filter) -> Metadata:
     }
 
 
-def example(tokenizer: Any, context: Sequence[int], answer_id: int) -> str:
-    """The end of a context and its answer in brackets, on one line, harmless wherever shown."""
+def example(tokenizer: Any, context: Sequence[int], answer_id: int | str) -> str:
+    """The end of a context and its answer in brackets, on one line, harmless wherever shown.
+
+    An answer that is no token is given as text.
+    """
     before = " ".join(tokenizer.decode(list(context)).split())[-_EXAMPLE_CHARACTERS:]
-    answer = tokenizer.decode([answer_id])
+    answer = answer_id if isinstance(answer_id, str) else tokenizer.decode([answer_id])
     return harmless(f"…{before} [{answer.strip() or repr(answer)}]".replace("`", "'"))
 
 

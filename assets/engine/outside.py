@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def stat_of(file: Path) -> tuple[str, int, int]:
 
 
 def hub_commits(experiment: Experiment) -> dict[str, str]:
-    """The commits that the hub's model and data set are at now, by id.
+    """The commits that the hub's model and data sets are at now, by id.
 
     Raises:
         OSError, HfHubHTTPError: the hub cannot be reached, or knows no such id.
@@ -114,14 +115,10 @@ def hub_commits(experiment: Experiment) -> dict[str, str]:
     from huggingface_hub import HfApi
 
     settings, hub = experiment.settings, HfApi()
-    asked = {
-        settings.model.source: lambda: hub.model_info(
-            settings.model.source, revision=settings.model.revision
-        ),
-        settings.corpus.source: lambda: hub.dataset_info(
-            settings.corpus.source, revision=settings.corpus.revision
-        ),
-    }
+    model, classifier = settings.model, settings.classifier
+    asked = {model.source: lambda: hub.model_info(model.source, revision=model.revision)}
+    for data in (settings.corpus, *([classifier.data] if classifier else [])):
+        asked[data.source] = partial(hub.dataset_info, data.source, revision=data.revision)
     return {
         source: ask().sha or ""
         for source, ask in asked.items()

@@ -42,6 +42,7 @@ GROUPS = (
     "evaluations",
     "features",
     "classifier",
+    "report",
 )
 """What is read, and then the steps of the method, in order."""
 

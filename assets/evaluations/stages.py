@@ -8,22 +8,20 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
+from assets.circuits.behaviours import Behaviour, classifier_settings, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
-from assets.engine.store import ArtifactStore
+from assets.evaluations.approximations import approximation_stages
+from assets.evaluations.baselines import baseline_stages
+from assets.evaluations.fresh import judged_from
+from assets.evaluations.overlap import CIRCUIT_OVERLAP_STAGE
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
+from assets.evaluations.transfer import CIRCUIT_TRANSFER_STAGE
 from assets.plots import curves, picture
-from assets.settings import EvaluationSettings, Experiment, ExperimentError
+from assets.settings import EvaluationSettings, Experiment
 from assets.tables.conversions import frame, read_nodes
-from assets.tables.places import (
-    DICTIONARY_SET,
-    BehaviourSource,
-    behaviours,
-    circuit,
-    evaluation,
-)
+from assets.tables.places import CLASSIFIER, BehaviourSource, behaviours, circuit, evaluation
 from assets.tables.schemas import TABLES
 from core.errors import InputError
 from core.options import Ablation, ErrorNodes
@@ -70,7 +68,7 @@ def _evaluate_one(
         rows = [] if found is None else list(_judge(source, work, of_name[job.key], found, job))
     except InputError as error:
         raise InputError(f"{job.key} cannot be judged: {error}") from error
-    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else _why_not(found)
+    said = f"faithfulness {rows[0]['faithfulness']:.2f}" if rows else why_not(found)
     return Made(TABLES["circuit_evaluations"].build(rows)), said
 
 
@@ -112,7 +110,8 @@ def _judge(
                 yield {**common, "threshold": threshold, **_columns(point)}
 
 
-def _why_not(found: Circuit | None) -> str:
+def why_not(found: Circuit | None) -> str:
+    """Why a behaviour's circuit is not judged."""
     return "empty" if found is None else "not judged: its cluster holds one distinct sample"
 
 
@@ -124,36 +123,21 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
     """Faithfulness and completeness of the circuit, and faithfulness at every size."""
     table = frame(work.store.read(evaluation(source, name)))
     if table.empty:
-        return {"not judged": _why_not(load_circuit(work.store, source, name))}
+        return {"not judged": why_not(load_circuit(work.store, source, name))}
     shown: dict[str, Any] = {}
     for own in table[table["threshold"].isna()].to_dict("records"):
         of = f"from layer {own['start_layer']}, error nodes: {own['error_nodes']}"
         for column in ("faithfulness", "completeness"):
             if math.isfinite(own[column]):
                 shown[f"{column} ({of})"] = float(own[column])
+        if math.isfinite(own["faithfulness_low"]):
+            interval = f"{own['faithfulness_low']:.2f} to {own['faithfulness_high']:.2f}"
+            shown[f"95% of draws of {own['n_examples']} examples ({of})"] = interval
     lines = {
         str(error_nodes): (rows["n_nodes"].tolist(), rows["faithfulness"].tolist())
         for error_nodes, rows in table.dropna(subset="threshold").groupby("error_nodes", sort=False)
     }
     return {**shown, "curve": picture(curves(lines, "nodes", "faithfulness"))} if lines else shown
-
-
-def _check_fresh(
-    store: ArtifactStore, source: BehaviourSource, wanted: Mapping[str, Mapping[str, str]]
-) -> None:
-    """Raise if a circuit was found from other examples or dictionaries than there are now."""
-    stale = []
-    for name, inputs in wanted.items():
-        made_from = store.notes(circuit(source, name))["inputs"]
-        if any(made_from[key] != inputs[key] for key in ("behaviour", DICTIONARY_SET.path)):
-            stale.append(name)
-    if stale:
-        stage = circuit(source, stale[0]).stage
-        raise ExperimentError(
-            f"{stage}: {', '.join(stale[:8])}{' and others' if len(stale) > 8 else ''} of "
-            f"{len(wanted)} were found from earlier examples or dictionaries, so judging them now "
-            f"would mix the two. Materialize {stage} first."
-        )
 
 
 def _evaluation_stage(
@@ -166,22 +150,6 @@ def _evaluation_stage(
 ) -> PartitionedStage[Judging]:
     """The stage that judges the circuits of the behaviours of one source."""
 
-    def inputs(work: Work, settings: Mapping[str, Judging]) -> Mapping[str, Mapping[str, str]]:
-        of_behaviour = behaviour_digests(work.store, source)
-        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-        # Edges do not enter: the same nodes and examples give the same numbers.
-        every = {
-            key: {
-                "behaviour": of_behaviour[key],
-                "nodes": work.store.content(circuit(source, key, "nodes")),
-                "effects": work.store.content(circuit(source, key, "effects")),
-                **dictionaries,
-            }
-            for key in settings
-        }
-        _check_fresh(work.store, source, every)
-        return every
-
     return PartitionedStage(
         name=name,
         group="evaluations",
@@ -192,7 +160,7 @@ def _evaluation_stage(
         deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
         needs=always("model", "dictionaries"),
         reads=reads,
-        inputs=inputs,
+        inputs=lambda work, settings: judged_from(work, source, settings),
         make=partial(make_evaluations_of, source),
         show=partial(show_evaluation_of, source),
     )
@@ -230,9 +198,34 @@ TASK_EVALUATIONS_STAGE = _evaluation_stage(
 )
 
 
+def _reads_classifier(experiment: Experiment, _name: str) -> Judging:
+    how = experiment.settings.evaluations
+    start_layer = classifier_settings(experiment).circuit.start_layer
+    return Judging("zero", how.error_nodes, start_layer, thresholds(how))
+
+
+CLASSIFIER_EVALUATIONS_STAGE = _evaluation_stage(
+    "classifiers",
+    "classifier_evaluations",
+    "Faithfulness and completeness of the classifier's circuit, at every size, on texts that were "
+    "not used to find it.",
+    partitions=lambda _experiment: [CLASSIFIER],
+    reads=_reads_classifier,
+)
+
+
 def evaluation_stages(experiment: Experiment) -> list[Stage]:
-    """The stages that judge circuits, and the summary over all of them."""
+    """The stages that judge circuits, those that compare them, and those over all of them."""
     stages: list[Stage] = [CIRCUIT_EVALUATIONS_STAGE]
     if experiment.settings.tasks is not None:
         stages.append(TASK_EVALUATIONS_STAGE)
-    return [*stages, EVALUATION_SUMMARY_STAGE]
+    if experiment.settings.classifier is not None:
+        stages.append(CLASSIFIER_EVALUATIONS_STAGE)
+    return [
+        *stages,
+        *baseline_stages(experiment),
+        *approximation_stages(experiment),
+        EVALUATION_SUMMARY_STAGE,
+        CIRCUIT_OVERLAP_STAGE,
+        CIRCUIT_TRANSFER_STAGE,
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from assets.circuits.pairs import task_settings
@@ -11,11 +13,13 @@ from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore, together
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
-from assets.tables.conversions import Frame, frame
+from assets.tables.conversions import Frame, frame, read_nodes
 from assets.tables.places import (
+    CLASSIFIER,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     BehaviourSource,
+    baselines,
     behaviours,
     circuit,
     evaluation,
@@ -26,25 +30,51 @@ Names = Mapping[BehaviourSource, tuple[str, ...]]
 """The behaviours that have a circuit, by source."""
 
 
+@dataclass(frozen=True)
+class Summed:
+    """What is summed up.
+
+    Attributes:
+        names: the behaviours that have a circuit, by source.
+        compared: those of them that are held against baselines.
+    """
+
+    names: Names
+    compared: Names
+
+
 def names_of(experiment: Experiment) -> Names:
     """The behaviours of an experiment that have a circuit."""
     names: dict[BehaviourSource, tuple[str, ...]] = {"clusters": tuple(experiment.clusters)}
     if experiment.settings.tasks is not None:
         names["tasks"] = tuple(task_settings(experiment).pairs)
+    if experiment.settings.classifier is not None:
+        names["classifiers"] = (CLASSIFIER,)
     return names
 
 
-def make_evaluation_summary(work: Work, names: Names) -> Made:
+def compared_of(experiment: Experiment) -> Names:
+    """Those whose circuits are held against baselines, by source."""
+    if not experiment.settings.evaluations.variants:
+        return {}
+    tasks = names_of(experiment).get("tasks", ())
+    names: Names = {"clusters": tuple(experiment.examined), "tasks": tasks}
+    return {source: of_source for source, of_source in names.items() if of_source}
+
+
+def make_evaluation_summary(work: Work, summed: Summed) -> Made:
     """One row for each circuit, start layer and policy for error nodes."""
     rows, n_stale, dictionaries = [], 0, work.store.content(DICTIONARY_SET)
-    for source, of_source in names.items():
+    for source, of_source in summed.names.items():
         known = {row["name"]: row for row in work.store.read(behaviours(source)).to_pylist()}
         for name in of_source:
             made_from = {"behaviour": known[name]["digest"], DICTIONARY_SET.path: dictionaries}
             if not _is_of(work.store, source, name, made_from):
                 n_stale += 1
                 continue
-            rows += _rows(work.store, source, known[name])
+            compared = name in summed.compared.get(source, ())
+            halves = _halves(work.store, source, name, made_from) if compared else {}
+            rows += _rows(work.store, source, known[name], halves)
     if n_stale:
         work.say(f"{n_stale} circuits are of earlier examples or dictionaries and left out")
     return Made(TABLES["evaluation_summary"].build(rows), {"n_stale": n_stale})
@@ -58,11 +88,27 @@ def _is_of(
     return all(store.notes(key)["inputs"].items() >= made_from.items() for key in keys)
 
 
+Halves = Mapping[tuple[str, int], float | None]
+"""Nodes for half of a behaviour, by variant and start layer."""
+
+
+def _halves(
+    store: ArtifactStore, source: BehaviourSource, name: str, made_from: Mapping[str, str]
+) -> Halves:
+    """Nodes for half of a behaviour; none where baselines are of earlier examples."""
+    key = baselines(source, name)
+    if store.footer(key) is None or not store.notes(key)["inputs"].items() >= made_from.items():
+        return {}
+    rows = store.read(baselines(source, name, "baseline_scores")).to_pylist()
+    return {(row["variant"], row["start_layer"]): row["nodes_half"] for row in rows}
+
+
 def _rows(
-    store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any]
+    store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any], halves: Halves
 ) -> Iterator[dict[str, Any]]:
     name = behaviour["name"]
-    heads = store.read(circuit(source, name), list(_FOUND)).to_pylist()
+    heads = store.read(circuit(source, name), [*_FOUND, "settings"]).to_pylist()
+    stands = _stands(store, source, name, heads)
     table = frame(store.read(evaluation(source, name)))
     for (start_layer, error_nodes), points in table.groupby(
         ["start_layer", "error_nodes"], sort=False
@@ -73,6 +119,7 @@ def _rows(
             **{column: behaviour[column] for column in _BEHAVIOUR},
             **{column: own[column] for column in _JUDGED},
             **heads[0],  # the circuit's own nodes, also those that this policy leaves out
+            **stands,
             "source": source,
             "start_layer": start_layer,
             "error_nodes": error_nodes,
@@ -80,12 +127,38 @@ def _rows(
             "area": area_of(curve),
             "nodes_half": nodes_for(curve, 0.5),
             "nodes_nine_tenths": nodes_for(curve, 0.9),
+            **_against_neurons(halves, start_layer, error_nodes),
         }
+
+
+def _against_neurons(halves: Halves, start_layer: int, error_nodes: str) -> dict[str, float | None]:
+    variant = {"circuit": "features", "drop": "no_errors", "drop_but_resid": "residual_errors"}
+    features = halves.get((variant.get(error_nodes, ""), start_layer))
+    neurons = halves.get(("neurons", start_layer))
+    return {
+        "half_by_features": features,
+        "half_by_neurons": neurons,
+        "neurons_per_feature": neurons / features if features and neurons else None,
+    }
+
+
+def _stands(
+    store: ArtifactStore, source: BehaviourSource, name: str, heads: Sequence[Mapping[str, Any]]
+) -> dict[str, int | None]:
+    """How many nodes of a circuit other examples would keep, as columns."""
+    from core.stability import count_standings, standings
+
+    nodes = read_nodes(store.read(circuit(source, name, "nodes")))
+    settings = json.loads(heads[0]["settings"]) if heads else {}
+    return {f"n_{k}": n for k, n in count_standings(standings(nodes, settings)).items()}
 
 
 _FOUND = ("n_nodes", "n_edges", "gap", "unmet", "stability")
 _BEHAVIOUR = ("name", "size", "about", "label", "metric")
-_JUDGED = ("n_examples", "held_out", "m_full", "m_empty", "faithfulness", "completeness")
+_JUDGED = (
+    *("n_examples", "held_out", "m_full", "m_empty"),
+    *("faithfulness", "faithfulness_low", "faithfulness_high", "completeness"),
+)
 
 
 def area_of(curve: Frame) -> float:
@@ -108,7 +181,7 @@ def nodes_for(curve: Frame, share: float) -> int | None:
     return int(enough["n_nodes"].min()) if len(enough) else None
 
 
-def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
+def show_evaluation_summary(work: Work, _summed: Summed) -> Metadata:
     """How faithful the circuits are, as numbers, a picture and a table."""
     table = frame(work.store.read(EVALUATION_SUMMARY))
     shown: dict[str, Any] = {"left out as stale": work.store.notes(EVALUATION_SUMMARY)["n_stale"]}
@@ -121,8 +194,9 @@ def show_evaluation_summary(work: Work, _names: Names) -> Metadata:
             shown[f"faithfulness ({what})"] = picture(
                 histogram(values.tolist(), f"faithfulness, {what}", low=-0.5, high=1.5)
             )
-    columns = ["source", "name", "size", "n_nodes", "n_edges", "faithfulness", "area", "gap"]
-    columns += ["stability", "about"]
+    columns = ["source", "name", "size", "n_nodes", "n_edges"]
+    columns += ["faithfulness", "faithfulness_low", "faithfulness_high", "area", "gap"]
+    columns += ["stability", "n_core", "n_contingent", "n_noise", "neurons_per_feature", "about"]
     first = table.drop_duplicates(["source", "name"])[columns].head(25)
     shown["circuits"] = records(first.to_dict("records"))
     return shown
@@ -133,10 +207,13 @@ def finite(values: Sequence[float]) -> list[float]:
     return [value for value in values if math.isfinite(value)]
 
 
-def _inputs(work: Work, names: Names) -> Mapping[str, str]:
+def _inputs(work: Work, summed: Summed) -> Mapping[str, str]:
     content = work.store.content
     inputs = {DICTIONARY_SET.path: content(DICTIONARY_SET)}
-    for source, of_source in names.items():
+    for source, of_source in summed.compared.items():
+        scores = (baselines(source, name, "baseline_scores") for name in of_source)
+        inputs[baselines(source, "").stage] = together(map(content, scores))
+    for source, of_source in summed.names.items():
         inputs[behaviours(source).path] = content(behaviours(source))
         inputs[circuit(source, "").stage] = together(
             content(key(source, name)) for name in of_source for key in (circuit, evaluation)
@@ -144,12 +221,13 @@ def _inputs(work: Work, names: Names) -> Mapping[str, str]:
     return inputs
 
 
-def _deps(names: Names) -> Sequence[str]:
+def _deps(summed: Summed) -> Sequence[str]:
     return [
         DICTIONARY_SET.stage,
+        *(baselines(source, "").stage for source in summed.compared),
         *(
             key.stage
-            for source in names
+            for source in summed.names
             for key in (behaviours(source), circuit(source, ""), evaluation(source, ""))
         ),
     ]
@@ -162,7 +240,7 @@ EVALUATION_SUMMARY_STAGE = TableStage(
     kinds=frozenset({"pandas", "parquet"}),
     key=EVALUATION_SUMMARY,
     deps=_deps,
-    reads=names_of,
+    reads=lambda experiment: Summed(names_of(experiment), compared_of(experiment)),
     inputs=_inputs,
     make=make_evaluation_summary,
     show=show_evaluation_summary,

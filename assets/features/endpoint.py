@@ -32,11 +32,14 @@ from assets.tables.places import (
 )
 from assets.tables.schemas import TABLES
 
-INSTRUCTION = (
+CARD_SAYS = (
     "Below are pieces of text on which one feature of a language model is active. Tokens on which "
     "it is active stand in «», those on which it is most active in ««»». Then come the tokens that "
-    "it makes more likely to follow. Say in at most twelve words what the feature stands for. "
-    "Answer with the description alone."
+    "it makes more likely to follow. "
+)
+INSTRUCTION = (
+    CARD_SAYS + "Say in at most twelve words what the feature stands for. Answer with the "
+    "description alone."
 )
 _LONGEST = 200
 _MOST_BYTES = 1 << 20
@@ -150,8 +153,8 @@ def _marked(text: Any, share: float) -> str:
     return f"««{text}»»" if share > 0.5 else f"«{text}»"
 
 
-def ask(asking: Asking, card: str) -> str:
-    """A description of a card, one line of at most 200 characters.
+def ask(asking: Asking, card: str, instruction: str = INSTRUCTION) -> str:
+    """What is answered about a card, a description: one line of at most 200 characters.
 
     Raises:
         NoAnswer: no answer in time, an error, or one that is no description.
@@ -160,7 +163,7 @@ def ask(asking: Asking, card: str) -> str:
         "model": asking.model,
         "temperature": 0,
         "messages": [
-            {"role": "system", "content": INSTRUCTION},
+            {"role": "system", "content": instruction},
             {"role": "user", "content": card},
         ],
     }
@@ -176,10 +179,10 @@ def ask(asking: Asking, card: str) -> str:
         # What the server says may hold the key; its status does not.
         status = error.code if isinstance(error, urllib.error.HTTPError) else type(error).__name__
         raise NoAnswer(f"no answer: {status}") from None
-    return _description(answer)
+    return _line(answer)
 
 
-def _description(answer: bytes) -> str:
+def _line(answer: bytes) -> str:
     try:
         content: Any = json.loads(answer)["choices"][0]["message"]["content"]
     except (ValueError, LookupError, TypeError, RecursionError):
@@ -188,7 +191,7 @@ def _description(answer: bytes) -> str:
         raise NoAnswer("an answer without text")
     label = harmless(" ".join(content.split()).strip(" \"'"))
     if not label or len(label) > _LONGEST:
-        raise NoAnswer("an answer that is no short description")
+        raise NoAnswer("an answer that is not one short line")
     return label
 
 

@@ -344,11 +344,15 @@ class Sources:
     endpoint: bool
 
 
-def _reads_sources(experiment: Experiment) -> Sources:
-    labels = experiment.settings.labels
-    files = [Source(file, experiment.resolve(file)) for file in labels.annotations]
+def annotation_sources(experiment: Experiment) -> tuple[Source, ...]:
+    """The files of people's descriptions, the experiment's own last."""
+    files = experiment.settings.labels.annotations
     own = experiment.annotations
-    return Sources((*files, Source(own.name, str(own))), labels.endpoint is not None)
+    return (*(Source(file, experiment.resolve(file)) for file in files), Source(own.name, str(own)))
+
+
+def _reads_sources(experiment: Experiment) -> Sources:
+    return Sources(annotation_sources(experiment), experiment.settings.labels.endpoint is not None)
 
 
 def make_labels(work: Work, sources: Sources) -> Made:

@@ -247,6 +247,7 @@ def chosen(
     """
     rng = Random(texts.seed)
     of_group = _grouped(pool, rng)
+    sizes = ", ".join(f"{len(of_group[g])} of {_named(texts, g)}" for g in GROUPS)
     n_train, n_test = texts.n_train // 4, 0 if judged else texts.n_test // 4
     agreeing = texts.n_ambiguous // 2
     shares = (len(of_group[g]) / (n_train + n_test + agreeing * (g[0] == g[1])) for g in GROUPS)
@@ -264,7 +265,6 @@ def chosen(
         sets[TEST] = _take(of_judged, GROUPS, min(texts.n_test // 4, most))
     empty = [name for name, members in sets.items() if not members]
     if empty:
-        sizes = ", ".join(f"{len(of_group[g])} of {_named(texts, g)}" for g in GROUPS)
         raise ExperimentError(
             f"classifier.data: {sizes} are too few for the sets {', '.join(empty)} to have a text "
             "of each group: give more texts, or make the other sets smaller."

@@ -14,7 +14,7 @@ from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
     from core.discovery import Sample
-    from core.types import Circuit, Node
+    from core.types import Circuit, Edge, Node
 
 _VALUES_AT_ONCE = 1 << 26
 
@@ -113,7 +113,7 @@ def circuit_tables(
         included_above: thresholds of nodes and edges that inclusion is meant of, if not those the
             circuit was cut at.
     """
-    from core.circuit import inclusion
+    from core.stability import inclusion
 
     if circuit is None:
         return {table: TABLES[table].build([]) for table in ("circuit", "nodes", "edges")}
@@ -164,9 +164,19 @@ def read_nodes(table: pa.Table) -> list[Node]:
     ]
 
 
+def read_edges(table: pa.Table) -> list[Edge]:
+    """The edges of an edges table, in order."""
+    from core.types import Edge
+
+    return [
+        Edge(row["upstream"], row["downstream"], row["weight"], row["stderr"])
+        for row in table.to_pylist()
+    ]
+
+
 def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
     """The circuit of the tables circuit, nodes and edges; None where they are empty."""
-    from core.types import Circuit, Edge
+    from core.types import Circuit
 
     heads = tables["circuit"].to_pylist()
     if not heads:
@@ -174,10 +184,7 @@ def read_circuit(tables: Mapping[str, pa.Table]) -> Circuit | None:
     head = heads[0]
     return Circuit(
         nodes=tuple(read_nodes(tables["nodes"])),
-        edges=tuple(
-            Edge(row["upstream"], row["downstream"], row["weight"], row["stderr"])
-            for row in tables["edges"].to_pylist()
-        ),
+        edges=tuple(read_edges(tables["edges"])),
         settings=json.loads(head["settings"]),
         n_examples=head["n_examples"],
         metric_clean=head["metric_clean"],

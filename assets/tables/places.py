@@ -5,11 +5,16 @@
     clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
-    circuits/SOURCE/NAME/{effects, edges, nodes, circuit}, the picture in circuit.svg
-    evaluations/SOURCE/NAME  evaluation_summary
+    circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}, the picture in circuit.svg
+    evaluations/SOURCE/NAME  evaluation_summary  circuit_overlap  circuit_transfer
+    baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
+    approximations/SOURCE/NAME/{nodes, fits, rankings}
+    edges/SOURCE/NAME/{evaluations, interventions}
+    report, the page in report.html
     vocabulary  feature_circuits  cards/SUBMODULE  cards/SUBMODULE_contexts
     labels/rules  labels/endpoint  labels
-    labelled_texts  classifier/{probe, judgements, shift}, the probe's weights in probe.safetensors
+    labelled_texts  classifier/{probe, probe_groups}, the weights in probe.safetensors
+    classifier/{judgements, shift, shift_seeds, ablated_features}, a page in shift.html
 
 NAME of a clustering is `CHOSEN` or a comparison's; SOURCE is where a behaviour comes from, a
 cluster of samples, a file of pairs or a classifier; NAME of a circuit is its cluster's, its task's
@@ -58,13 +63,19 @@ CLUSTERING_BEHAVIOURS = Key(
     "clustering_behaviours", "clustering_behaviours", "clustering_comparison"
 )
 EVALUATION_SUMMARY = _alone("evaluation_summary")
+CIRCUIT_OVERLAP = _alone("circuit_overlap")
+CIRCUIT_TRANSFER = _alone("circuit_transfer")
+REPORT = _alone("report")
 VOCABULARY = _alone("vocabulary")
 FEATURE_CIRCUITS = _alone("feature_circuits")
 LABELS = _alone("labels")
 LABELLED_TEXTS = _alone("labelled_texts")
 PROBE = Key("classifier/probe", "probe", "probe")
+PROBE_GROUPS = Key("classifier/probe_groups", "probe_groups", "probe")
 JUDGEMENTS = Key("classifier/judgements", "judgements", "judgements")
 SHIFT = Key("classifier/shift", "shift", "shift")
+SHIFT_SEEDS = Key("classifier/shift_seeds", "shift_seeds", "shift")
+ABLATED_FEATURES = Key("classifier/ablated_features", "ablated_features", "shift")
 RULE_LABELS = Key("labels/rules", "labels", "rule_labels")
 ENDPOINT_LABELS = Key("labels/endpoint", "labels", "endpoint_labels")
 
@@ -127,14 +138,51 @@ DROPPED_PAIRS = Key("behaviours/dropped_pairs", "dropped_pairs", _STAGES["tasks"
 
 
 def circuit(source: BehaviourSource, name: str, table: str = "circuit") -> Key:
-    """A circuit's tables: effects (of the nodes' columns), edges, nodes, and the circuit itself."""
-    columns = "nodes" if table == "effects" else table
+    """A circuit's tables: effects and edge_effects (of the columns of nodes and edges), edges,
+    nodes, and the circuit itself."""
+    columns = {"effects": "nodes", "edge_effects": "edges"}.get(table, table)
     return Key(f"circuits/{source}/{name}/{table}", columns, _STAGES[source][1])
 
 
 def evaluation(source: BehaviourSource, name: str) -> Key:
     """How a circuit was judged."""
     return Key(f"evaluations/{source}/{name}", "circuit_evaluations", _STAGES[source][2])
+
+
+def baselines(source: BehaviourSource, name: str, table: str = "baselines") -> Key:
+    """A circuit's baselines: scores, losses without each node, and the points of all curves."""
+    stage = {"clusters": "circuit_baselines"}.get(source, "task_baselines")
+    return Key(f"baselines/{source}/{name}/{table}", table, stage)
+
+
+_EDGE_STAGES = {
+    "clusters": "circuit_edge_evaluations",
+    "tasks": "task_edge_evaluations",
+    "classifiers": "classifier_edge_evaluations",
+}
+
+
+def edge_evaluation(
+    source: BehaviourSource,
+    name: str,
+    part: Literal["evaluations", "interventions"] = "evaluations",
+) -> Key:
+    """How the edges of a circuit were judged: some of them kept, and one by one."""
+    return Key(f"edges/{source}/{name}/{part}", f"edge_{part}", _EDGE_STAGES[source])
+
+
+_APPROXIMATIONS = {
+    "clusters": "circuit_approximations",
+    "tasks": "task_approximations",
+    "classifiers": "classifier_approximations",
+}
+
+
+def approximation(source: BehaviourSource, name: str, table: str = "nodes") -> Key:
+    """How good estimates of effects are: of single nodes, by submodule (fits), for circuits
+    (rankings)."""
+    columns = "approximations" if table == "nodes" else f"approximation_{table}"
+    return Key(f"approximations/{source}/{name}/{table}", columns, _APPROXIMATIONS[source])
 
 
 def cards(submodule: str) -> Key:

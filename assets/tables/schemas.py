@@ -51,16 +51,40 @@ _LONGS, _DOUBLES = pa.list_(_LONG), pa.list_(_DOUBLE)
 
 _SUBMODULE = _column("submodule", _TEXT, "embed, attn_L, mlp_L or resid_L")
 _SAMPLE = _column("sample", _INT, "number of the sample, from 0")
-_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it")
-_METRIC = _column("metric", _TEXT, "circuits.metric, or logit_difference of pairs")
+_NAME = _column("name", _TEXT, "cluster or task, as the experiment names it; probe")
+_METRIC = _column(
+    "metric", _TEXT, "circuits.metric, logit_difference (pairs) or probe_margin (classifiers)"
+)
 _START_LAYER = _column("start_layer", _INT, "first layer whose nodes are ablated")
 _BASIS = _column("basis", _TEXT, "features of the dictionary, or neurons of the submodule itself")
+_NODE = (
+    _SUBMODULE,
+    _column("feature", _INT, "number of the feature; -1 for the error node"),
+    _column("pos", _INT, "position; null where summed over positions", null=True),
+)
 _FEATURE = _column("feature", _INT, "number of the feature or neuron, from 0")
 _WEIGHTS = _column(
     "weights", _TEXT, "hash of the dictionary's weights; null for neurons", null=True
 )
 _ERROR_NODES = _column("error_nodes", _TEXT, "policy for error nodes")
+_ESTIMATE = _column("estimator", _TEXT, "attribution or integrated")
 _CLUSTER = _column("cluster", _INT, "number of the cluster, from 0, the largest first")
+
+_VARIANT = _column("variant", _TEXT, "what the nodes are, see evaluations.variants")
+_N_POSSIBLE = _column(
+    "n_possible",
+    _INT,
+    "nodes that could be kept: those that are not zero somewhere in the examples",
+)
+
+_INTERVAL = (
+    _column(
+        "faithfulness_low",
+        _DOUBLE,
+        "lower end of its 95% interval over draws of the examples (bootstrap); NaN of one example",
+    ),
+    _column("faithfulness_high", _DOUBLE, "upper end"),
+)
 
 # What every evaluation of a circuit says.
 _EVALUATED = (
@@ -69,6 +93,7 @@ _EVALUATED = (
     _column("m_circuit", _DOUBLE, "with all but the circuit ablated"),
     _column("m_complement", _DOUBLE, "with only the circuit ablated"),
     _column("faithfulness", _DOUBLE, "(m_circuit - m_empty) / (m_full - m_empty)"),
+    *_INTERVAL,
     _column("completeness", _DOUBLE, "the same for m_complement; small is good"),
 )
 
@@ -86,6 +111,16 @@ _FOUND = (
         "Jaccard index of circuits from either half of the examples",
         null=True,
     ),
+)
+_STANDINGS = (
+    _column(
+        "n_core",
+        _INT,
+        "nodes that nine of ten draws of as many examples would keep; null for one example",
+        null=True,
+    ),
+    _column("n_contingent", _INT, "nodes that are kept in some draws only", null=True),
+    _column("n_noise", _INT, "nodes within two standard errors of no effect", null=True),
 )
 _STDERR = _column("stderr", _DOUBLE, "standard error over examples", null=True)
 _INCLUSION = _column(
@@ -329,14 +364,14 @@ _ALL = (
     ),
     Table(
         "behaviours",
-        "behaviours/SOURCE.parquet; SOURCE is clusters or tasks",
+        "behaviours/SOURCE.parquet; SOURCE is clusters, tasks or classifiers",
         "one behaviour: what a circuit explains",
         pa.schema(
             [
                 _NAME,
                 _METRIC,
                 _column("by_position", _BOOL, "each position of a node is a node of its own"),
-                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("size", _INT, "samples of the cluster, pairs or texts used"),
                 _column("n_found", _INT, "examples a circuit is found from"),
                 _column("n_evaluated", _INT, "examples it is judged on"),
                 _column("n_dropped", _INT, "samples that repeat, or pairs left out: dropped_pairs"),
@@ -344,7 +379,11 @@ _ALL = (
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
                 _column("tokens", _TEXTS, "column labels, by position only", null=True),
-                _column("digest", _TEXT, "hash of metric, positions and examples"),
+                _column("site", _TEXT, "submodule that a probe reads, else null", null=True),
+                _column("pooling", _TEXT, "mean over tokens, or the last", null=True),
+                _column("weight", _DOUBLES, "the probe's weights", null=True),
+                _column("bias", _DOUBLE, "and its bias", null=True),
+                _column("digest", _TEXT, "hash of metric, positions, examples and probe"),
             ]
         ),
     ),
@@ -355,11 +394,11 @@ _ALL = (
         pa.schema(
             [
                 _NAME,
-                _column("number", _INT, "number of the sample, or of the pair in its file"),
+                _column("number", _INT, "number of the sample, pair of its file, or text"),
                 _column("found", _BOOL, "the circuit is found from it"),
                 _column("evaluated", _BOOL, "the circuit is judged on it"),
                 _column("clean", _INTS, "token ids before the answer, as used"),
-                _column("answer", _INT, "token id of the answer"),
+                _column("answer", _INT, "token id of the answer, or the class of a text"),
                 _column("patch", _INTS, "the other side of a pair", null=True),
                 _column("patch_answer", _INT, "and its answer", null=True),
             ]
@@ -406,9 +445,7 @@ _ALL = (
         pa.schema(
             [
                 _column("node", _INT, "number of the node in the circuit, from 0"),
-                _SUBMODULE,
-                _column("feature", _INT, "number of the feature; -1 for the error node"),
-                _column("pos", _INT, "position; null where summed over positions", null=True),
+                *_NODE,
                 _column("effect", _DOUBLE, "aggregated indirect effect, in the metric's units"),
                 _STDERR,
                 _INCLUSION,
@@ -417,7 +454,8 @@ _ALL = (
     ),
     Table(
         "edges",
-        "circuits/SOURCE/NAME/edges.parquet",
+        "circuits/SOURCE/NAME/edges.parquet; beside it edge_effects.parquet, the same of every "
+        "edge between its nodes with a weight above 1e-4",
         "one edge of the circuit",
         pa.schema(
             [
@@ -453,6 +491,186 @@ _ALL = (
         ),
     ),
     Table(
+        "approximations",
+        "approximations/SOURCE/NAME/nodes.parquet",
+        "one node, patched alone, beside what estimators say of it",
+        pa.schema(
+            [
+                _NAME,
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature; -1 for the error"),
+                _column("pos", _INT, "position; null where patched at all", null=True),
+                _column("drawn", _TEXT, "strongest, or at random among those of about its size"),
+                _column("exact", _DOUBLE, "mean change of the metric when it is patched (eq. 2)"),
+                _column("attribution", _DOUBLE, "its estimate by attribution patching (eq. 3)"),
+                _column("integrated", _DOUBLE, "by integrated gradients (eq. 4)"),
+            ]
+        ),
+    ),
+    Table(
+        "approximation_fits",
+        "approximations/SOURCE/NAME/fits.parquet",
+        "how one estimator follows exact effects at one submodule",
+        pa.schema(
+            [
+                _NAME,
+                _SUBMODULE,
+                _ESTIMATE,
+                _column("answers", _TEXT, "single effect or joint share"),
+                _column("n_nodes", _INT, "nodes compared"),
+                _column("pearson", _DOUBLE, "correlation with exact effects; NaN without spread"),
+                _column("spearman", _DOUBLE, "correlation of ranks, likewise"),
+                _column("slope", _DOUBLE, "estimate over exact, least squares through zero"),
+                _column("sign", _DOUBLE, "share of nodes of which it has the sign"),
+                _column("gap", _DOUBLE, "mean absolute completeness gap of the submodule"),
+            ]
+        ),
+    ),
+    Table(
+        "approximation_rankings",
+        "approximations/SOURCE/NAME/rankings.parquet",
+        "the nodes with the largest effects by one estimator, judged as a circuit",
+        pa.schema(
+            [
+                _NAME,
+                _ESTIMATE,
+                _column("n_nodes", _INT, "nodes left in"),
+                _column("faithfulness", _DOUBLE, "of these nodes"),
+                _column("held_out", _BOOL, "judged on other examples than found from"),
+            ]
+        ),
+    ),
+    Table(
+        "edge_evaluations",
+        "edges/SOURCE/NAME/evaluations.parquet",
+        "a circuit's nodes judged with some of the edges between them",
+        pa.schema(
+            [
+                _NAME,
+                _column(
+                    "kept",
+                    _TEXT,
+                    "which edges: strongest, a share of those between nodes; random, as many of "
+                    "them; weakest, all but the strongest share; circuit, those of the circuit; "
+                    "nodes, no edge is ablated, the nodes are judged as circuit_evaluations does. "
+                    "Edges into the metric are kept in all but circuit",
+                ),
+                _column("share", _DOUBLE, "that share; null for circuit and nodes", null=True),
+                _column(
+                    "threshold",
+                    _DOUBLE,
+                    "least |weight| among the strongest share, or that of the circuit's edges; "
+                    "null where there is none",
+                    null=True,
+                ),
+                _column("n_edges", _INT, "edges that are kept, of those that can be ablated"),
+                _column("n_possible", _INT, "edges that can be ablated"),
+                _column("n_nodes", _INT, "nodes that can be ablated"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _START_LAYER,
+                _column("n_examples", _INT, "examples it is judged on"),
+                _column("held_out", _BOOL, "none of them was used to find it"),
+                _column("m_full", _DOUBLE, "mean metric of the model"),
+                _column("m_empty", _DOUBLE, "with every node ablated"),
+                _column("m_edges", _DOUBLE, "with the nodes and these edges kept"),
+                _column("faithfulness", _DOUBLE, "(m_edges - m_empty) / (m_full - m_empty)"),
+            ]
+        ),
+    ),
+    Table(
+        "edge_interventions",
+        "edges/SOURCE/NAME/interventions.parquet",
+        "one edge of the circuit measured by intervention along its direct path",
+        pa.schema(
+            [
+                _NAME,
+                _column("upstream", _INT, "node it leaves"),
+                _column("downstream", _INT, "node it enters"),
+                _column("kind", _TEXT, "kinds of submodules that it joins: resid -> mlp"),
+                _column("from_error", _BOOL, "it leaves an error node"),
+                _column("into_error", _BOOL, "it enters an error node"),
+                _column("n_examples", _INT, "the circuit's first examples, of which all are means"),
+                _column("weight", _DOUBLE, "its weight on these, in the metric's units"),
+                _column(
+                    "path",
+                    _DOUBLE,
+                    "the same, but what the patched upstream node changes of the downstream one is "
+                    "computed along the direct path and not by its derivative",
+                ),
+                _column("effect", _DOUBLE, "what that change alone does to the metric"),
+            ]
+        ),
+    ),
+    Table(
+        "baselines",
+        "baselines/SOURCE/NAME/baselines.parquet",
+        "a circuit of one size, of one kind of nodes",
+        pa.schema(
+            [
+                _NAME,
+                _VARIANT,
+                _column("draw", _INT, "of random_nodes; null for others", null=True),
+                _START_LAYER,
+                _column(
+                    "fraction",
+                    _DOUBLE,
+                    "share of n_possible that was asked for (MIB); null for sizes in equal ratios",
+                    null=True,
+                ),
+                _column("of_circuit", _BOOL, "as many nodes as the circuit has"),
+                _N_POSSIBLE,
+                _column("n_nodes", _INT, "nodes left in: the strongest, or those drawn first"),
+                _column("ablation", _TEXT, "what other nodes are set to"),
+                _column("n_examples", _INT, "examples it is judged on"),
+                *_EVALUATED,
+            ]
+        ),
+    ),
+    Table(
+        "baseline_scores",
+        "baselines/SOURCE/NAME/baseline_scores.parquet",
+        "one kind of nodes, over all sizes",
+        pa.schema(
+            [
+                _NAME,
+                _VARIANT,
+                _START_LAYER,
+                _N_POSSIBLE,
+                *(
+                    _column(
+                        f"nodes_{words}",
+                        _DOUBLE,
+                        f"nodes for faithfulness {share}, between points of the curve; null where "
+                        "none reaches it",
+                        null=True,
+                    )
+                    for words, share in (("half", 0.5), ("eight_tenths", 0.8), ("nine_tenths", 0.9))
+                ),
+                _column("area", _DOUBLE, "area under faithfulness against the kept share"),
+                _column("cpr", _DOUBLE, "the same at MIB's fractions alone"),
+                _column("cmd", _DOUBLE, "area between that curve and 1"),
+            ]
+        ),
+    ),
+    Table(
+        "node_losses",
+        "baselines/SOURCE/NAME/node_losses.parquet",
+        "a node of the circuit, taken out by itself",
+        pa.schema(
+            [
+                _NAME,
+                _START_LAYER,
+                *_NODE,
+                _column("effect", _DOUBLE, "its effect, in the metric's units"),
+                _column(
+                    "loss",
+                    _DOUBLE,
+                    "faithfulness of the circuit less that of the circuit without the node",
+                ),
+            ]
+        ),
+    ),
+    Table(
         "evaluation_summary",
         "evaluation_summary.parquet",
         "one circuit judged from one layer on, under one policy for error nodes",
@@ -460,7 +678,7 @@ _ALL = (
             [
                 _column("source", _TEXT, "clusters or tasks"),
                 _NAME,
-                _column("size", _INT, "samples of the cluster, or pairs used"),
+                _column("size", _INT, "samples of the cluster, pairs or texts used"),
                 _column("about", _TEXT, "an example and its answer"),
                 _column("label", _TEXT, "what is known to be behind it", null=True),
                 _METRIC,
@@ -470,11 +688,13 @@ _ALL = (
                 _column("n_nodes", _INT, "nodes of the circuit"),
                 _column("n_edges", _INT, "edges of the circuit"),
                 *_FOUND,
+                *_STANDINGS,
                 _column("n_examples", _INT, "examples it is judged on"),
                 _column("held_out", _BOOL, "none of them was used to find it"),
                 _column("m_full", _DOUBLE, "mean metric of the model"),
                 _column("m_empty", _DOUBLE, "with every node ablated"),
                 _column("faithfulness", _DOUBLE, "faithfulness of the circuit"),
+                *_INTERVAL,
                 _column("completeness", _DOUBLE, "faithfulness of its complement"),
                 _column(
                     "area",
@@ -484,6 +704,68 @@ _ALL = (
                 ),
                 _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),
                 _column("nodes_nine_tenths", _INT, "fewest nodes with faithfulness .9", null=True),
+                _column(
+                    "half_by_features",
+                    _DOUBLE,
+                    "nodes for faithfulness .5, between points of the curve; null where not "
+                    "compared or never reached, as below",
+                    null=True,
+                ),
+                _column("half_by_neurons", _DOUBLE, "the same for neurons", null=True),
+                _column("neurons_per_feature", _DOUBLE, "the second over the first", null=True),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_overlap",
+        "circuit_overlap.parquet",
+        "two circuits and one kind of part: what they share of it",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where the first comes from"),
+                _NAME,
+                _column("other_source", _TEXT, "where the other comes from"),
+                _column("other", _TEXT, "its cluster or task"),
+                _column("part", _TEXT, "nodes, features (nodes that are no errors) or edges"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "positions count, for tasks of as many tokens; else parts are summed over them",
+                ),
+                _column("n", _INT, "parts of the first"),
+                _column("n_other", _INT, "parts of the other"),
+                _column("n_shared", _INT, "parts that both hold"),
+                _column("jaccard", _DOUBLE, "n_shared / (n + n_other - n_shared)"),
+                _column(
+                    "weighted",
+                    _DOUBLE,
+                    "the same of |effect| or |weight|, as shares of either circuit's sum: sum of "
+                    "the smaller / sum of the larger",
+                ),
+                _column("contained", _DOUBLE, "n_shared / n"),
+                _column("other_contained", _DOUBLE, "n_shared / n_other"),
+            ]
+        ),
+    ),
+    Table(
+        "circuit_transfer",
+        "circuit_transfer.parquet",
+        "one behaviour and one circuit, its own or another's, judged on its examples",
+        pa.schema(
+            [
+                _column("source", _TEXT, "clusters or tasks, where both come from"),
+                _column("name", _TEXT, "cluster or task whose examples it is judged on"),
+                _column("circuit", _TEXT, "cluster or task whose circuit it is"),
+                _column(
+                    "by_position",
+                    _BOOL,
+                    "nodes are kept at their positions alone, for tasks of as many tokens; else "
+                    "everywhere",
+                ),
+                _ERROR_NODES,
+                _START_LAYER,
+                _column("n_nodes", _INT, "nodes that are kept, as far as dictionaries have them"),
+                _column("faithfulness", _DOUBLE, "as in circuit_evaluations"),
             ]
         ),
     ),
@@ -628,6 +910,94 @@ _ALL = (
         ),
     ),
     Table(
+        "probe",
+        "classifier/probe.parquet; the weights also in classifier/probe.safetensors",
+        "the probe that classifies",
+        pa.schema(
+            [
+                _column("site", _TEXT, "the submodule it reads"),
+                _column("pooling", _TEXT, "mean over tokens, or the last"),
+                _column("weight", _DOUBLES, "its logit of class 1 is weight . pooled + bias"),
+                _column("bias", _DOUBLE, "see weight"),
+                _column("loss_before", _DOUBLE, "cross-entropy before the last epoch, nats"),
+                _column("loss", _DOUBLE, "cross-entropy of the trained probe, nats"),
+            ]
+        ),
+    ),
+    Table(
+        "probe_groups",
+        "classifier/probe_groups.parquet",
+        "one group of one set of texts",
+        pa.schema(
+            [
+                _column("set", _TEXT, "set of labelled_texts"),
+                _column("label", _BYTE, "0 or 1"),
+                _column("attribute", _BYTE, "0 or 1"),
+                _column("n", _INT, "texts"),
+                _column("accuracy", _DOUBLE, "share of them that the probe gives their label"),
+            ]
+        ),
+    ),
+    Table(
+        "shift",
+        "classifier/shift.parquet",
+        "one way to train or edit the classifier, over all seeds",
+        pa.schema(
+            [
+                _column("method", _TEXT, "what is ablated, or what the probe is trained on"),
+                _column(
+                    "probe",
+                    _TEXT,
+                    "trained: before anything is ablated; centred: then its bias moved so that the "
+                    "mean logit of the ambiguous texts is zero; retrained: on ablated ones",
+                ),
+                _column("is_control", _BOOL, "what should not do as well as shift"),
+                _column("label_accuracy", _DOUBLE, "of the balanced texts to judge on, mean"),
+                _column("label_accuracy_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("attribute_accuracy", _DOUBLE, "share predicted as their attribute, mean"),
+                _column("attribute_accuracy_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("worst_group", _DOUBLE, "accuracy of the worst of the four groups, mean"),
+                _column("worst_group_sd", _DOUBLE, "its standard deviation over seeds"),
+                _column("n_seeds", _INT, "probes, or draws, that this is over"),
+                _column("n_circuit", _INT, "features of the circuit"),
+                _column("n_judged", _INT, "of these, those judged"),
+                _column("n_ablated", _DOUBLE, "units ablated, or tokens deleted of a text, mean"),
+                _column("judge", _TEXT, "whose judgements were used"),
+            ]
+        ),
+    ),
+    Table(
+        "shift_seeds",
+        "classifier/shift_seeds.parquet",
+        "one seed of one way",
+        pa.schema(
+            [
+                _column("method", _TEXT, "as in shift"),
+                _column("probe", _TEXT, "as in shift"),
+                _column("seed", _INT, "from 0"),
+                _column("label_accuracy", _DOUBLE, "of the balanced texts to judge on"),
+                _column("attribute_accuracy", _DOUBLE, "share predicted as their attribute"),
+                _column("worst_group", _DOUBLE, "accuracy of the worst of the four groups"),
+                _column("groups", _DOUBLES, "of groups 00, 01, 10, 11 (label, attribute)"),
+                _column("n_ablated", _DOUBLE, "units ablated, or tokens deleted of a text"),
+            ]
+        ),
+    ),
+    Table(
+        "ablated_features",
+        "classifier/ablated_features.parquet",
+        "one unit that shift or a skyline ablates",
+        pa.schema(
+            [
+                _column("method", _TEXT, "as in shift"),
+                _SUBMODULE,
+                _BASIS,
+                _FEATURE,
+                _column("effect", _DOUBLE, "on the label's margin; of skylines, the attribute's"),
+            ]
+        ),
+    ),
+    Table(
         "labelled_texts",
         "labelled_texts.parquet",
         "one text with a label and an attribute",
@@ -646,6 +1016,37 @@ _ALL = (
                     null=True,
                 ),
                 _column("text", _TEXT, "the whole text"),
+            ]
+        ),
+    ),
+    Table(
+        "judgements",
+        "classifier/judgements.parquet",
+        "what one judge says of one feature of the classifier's circuit",
+        pa.schema(
+            [
+                _SUBMODULE,
+                _column("feature", _INT, "number of the feature, from 0"),
+                _column("judge", _TEXT, "truth, words, rule, person or endpoint"),
+                _column("used", _BOOL, "it is the judge that the experiment names"),
+                _column(
+                    "irrelevant",
+                    _BOOL,
+                    "the feature is about the attribute and not about the label",
+                ),
+                _column("reason", _TEXT, "what the judge goes by"),
+            ]
+        ),
+    ),
+    Table(
+        "report",
+        "report.parquet; the page beside it in report.html",
+        "one section of the page",
+        pa.schema(
+            [
+                _column("section", _TEXT, "its place in the page: report.html#section"),
+                _column("title", _TEXT, "its heading"),
+                _column("blocks", _INT, "tables, pictures and paragraphs in it"),
             ]
         ),
     ),

@@ -53,9 +53,10 @@ def promoted(model: LanguageModel, units: Units, reads: Tensor, k: int) -> tuple
     """
     rows = units.dictionary.decoder[units.features].to(reads.dtype)
     kind, layer = Submodule.parse(units.submodule)
-    if kind == "attn" and model.attn_input:
-        # Read where attention's output projection reads.
-        rows = model.write_attn(layer, rows) - model.write_attn(layer, torch.zeros_like(rows))
+    if (kind == "attn" and model.attn_input) or (kind == "mlp" and model.mlp_input):
+        # Read where a projection reads.
+        write = model.write_attn if kind == "attn" else model.write_mlp
+        rows = write(layer, rows) - write(layer, torch.zeros_like(rows))
     k = min(k, len(reads))
     n_at_once = max(1, _BYTES_AT_ONCE // (4 * len(reads)))
     up, down = [], []

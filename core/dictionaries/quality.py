@@ -205,7 +205,11 @@ def in_series(
         for name in (attn, mlp, resid):
             if name not in parts:
                 middle = model.after_attn(layer, stream, parts[attn])
-                parts[name] = middle + parts[mlp] if name == resid else model.mlp(layer, middle)
+                parts[name] = (
+                    middle + model.write_mlp(layer, parts[mlp])
+                    if name == resid
+                    else model.mlp(layer, middle)
+                )
             if name in dictionaries:
                 dictionary, x = dictionaries[name], parts[name]
                 parts[name] = dictionary.decode(dictionary.encode(x)).to(x.dtype)

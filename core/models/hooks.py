@@ -6,7 +6,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from core.models.language_model import LanguageModel
@@ -53,6 +53,17 @@ def _on_output(visit: Visit, name: str, copy: bool) -> Any:
         return (used, *output[1:]) if isinstance(output, tuple) else used
 
     return hook
+
+
+def given_to(module: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """What a module is given while something runs."""
+    caught: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _module, args: caught.append(args[0]))
+    try:
+        run()
+    finally:
+        handle.remove()
+    return caught[0]
 
 
 @contextmanager

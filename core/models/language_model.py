@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from core.errors import AdapterMismatch, InputError, MissingSubmodule
 from core.models.families import Family, family_of
-from core.models.hooks import Visit, first_of, visited
+from core.models.hooks import Visit, first_of, given_to, visited
 from core.readout import last_token
 from core.types import Submodule, token_mask
 
@@ -129,18 +129,21 @@ class LanguageModel:
         hf: the model; put in evaluation mode, its parameters freed of gradients.
         attn_input: put ``attn_l`` at the input of the attention's output projection (Gemma Scope)
             instead of at what attention adds to the stream.
+        mlp_input: put ``mlp_l`` at the input of the MLP's down projection, its hidden neurons,
+            instead of at what the MLP adds.
 
     Raises:
         UnknownFamily: no adapter describes the model.
+        MissingSubmodule: hidden neurons are asked for, and where they are is not known.
         AdapterMismatch: the adapter's layers do not reproduce the model's own run.
     """
 
-    def __init__(self, hf: Any, *, attn_input: bool = False) -> None:
+    def __init__(self, hf: Any, *, attn_input: bool = False, mlp_input: bool = False) -> None:
         self.hf = hf.eval().requires_grad_(False)
         self.config = hf.config
         self.family: Family = family_of(hf.config)
         self.parallel = self.family.parallel(hf.config)
-        self.attn_input = attn_input
+        self.attn_input, self.mlp_input = attn_input, mlp_input
         self.soft_cap: float | None = getattr(hf.config, "final_logit_softcapping", None)
         self.unembedding: nn.Linear = hf.get_output_embeddings()
         if self.dtype == torch.float64 and getattr(hf, "_can_set_experts_implementation", bool)():
@@ -148,6 +151,8 @@ class LanguageModel:
         try:
             self.layers = list(attrgetter(self.family.layers)(hf))
             self.final_norm = attrgetter(self.family.final_norm)(hf)
+            if mlp_input:
+                self.check_hidden()
             difference = self._difference()
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -215,7 +220,16 @@ class LanguageModel:
             )
         if submodule.kind == "attn" and self.attn_input:
             return self._out_proj(submodule.layer).weight.numel() // self.d_model
-        return self.d_model
+        return self.n_neurons(name) if submodule.kind == "mlp" and self.mlp_input else self.d_model
+
+    def check_hidden(self) -> None:
+        """Raise `MissingSubmodule` unless the hidden neurons of every MLP are known."""
+        for layer in range(self.n_layers):
+            self._down_proj(f"mlp_{layer}")
+
+    def at_hidden(self) -> LanguageModel:
+        """The same model with ``mlp_l`` at the hidden neurons; raises `MissingSubmodule`."""
+        return LanguageModel(self.hf, attn_input=self.attn_input, mlp_input=True)
 
     @property
     def positions(self) -> Any:
@@ -230,6 +244,8 @@ class LanguageModel:
             return self.layers[0], True
         if kind == "resid":
             return self.layers[layer], False
+        if kind == "mlp" and self.mlp_input:
+            return self._down_proj(name), True
         if kind == "mlp":
             return self._part(layer, family.post_mlp) or self._part(layer, family.mlp), False
         if self.attn_input:
@@ -370,15 +386,7 @@ class LanguageModel:
         normed = self._part(layer, self.family.pre_attn)(stream)
         if not self.attn_input:
             return self._after_attention(layer, first_of(attention(normed, **context)))
-        caught: list[Tensor] = []
-        handle = self._out_proj(layer).register_forward_pre_hook(
-            lambda _module, args: caught.append(args[0])
-        )
-        try:
-            attention(normed, **context)
-        finally:
-            handle.remove()
-        return caught[0]
+        return given_to(self._out_proj(layer), lambda: attention(normed, **context))
 
     def _after_attention(self, layer: int, output: Tensor) -> Tensor:
         post = self._part(layer, self.family.post_attn)
@@ -388,21 +396,33 @@ class LanguageModel:
         """What a value of ``attn_layer`` adds to the stream, ``(..., d)``."""
         if not self.attn_input:
             return value
-        return self._after_attention(layer, self._out_proj(layer)(value))
+        return self._after_attention(layer, self._out_proj(layer)(value.contiguous()))
 
     def after_attn(self, layer: int, stream: Tensor, attn: Tensor) -> Tensor:
         """The stream between attention and MLP, which the MLP of a sequential model reads."""
         return stream + self.write_attn(layer, attn)
 
     def mlp(self, layer: int, stream: Tensor) -> Tensor:
-        """What the MLP of `layer` adds, given the stream it reads, ``(batch, d)`` or with pos."""
-        family = self.family
-        normed = self._part(layer, family.pre_mlp)(stream)
+        """Value of ``mlp_layer`` for the stream it reads, ``(batch, d)`` or with pos."""
+        mlp = self._part(layer, self.family.mlp)
+        normed = self._part(layer, self.family.pre_mlp)(stream)
         # Mixtures of experts take (batch, pos, d) alone.
         batched = normed[:, None] if normed.ndim == 2 else normed
-        output = first_of(self._part(layer, family.mlp)(batched)).view_as(normed)
-        post = self._part(layer, family.post_mlp)
+        if self.mlp_input:
+            hidden = given_to(self._down_proj(f"mlp_{layer}"), lambda: mlp(batched))
+            return hidden.view(*normed.shape[:-1], -1)
+        return self._after_mlp(layer, first_of(mlp(batched)).view_as(normed))
+
+    def _after_mlp(self, layer: int, output: Tensor) -> Tensor:
+        post = self._part(layer, self.family.post_mlp)
         return output if post is None else post(output)
+
+    def write_mlp(self, layer: int, value: Tensor) -> Tensor:
+        """What a value of ``mlp_layer`` adds to the stream, ``(..., d)``."""
+        if not self.mlp_input:
+            return value
+        # GPT-2's projections take no expanded views.
+        return self._after_mlp(layer, self._down_proj(f"mlp_{layer}")(value.contiguous()))
 
     def layer(
         self,
@@ -431,7 +451,8 @@ class LanguageModel:
         middle = self.after_attn(layer, stream, attn)
         if mlp is None:
             mlp = self.mlp(layer, stream if self.parallel else middle)
-        return visit(f"resid_{layer}", middle + visit(f"mlp_{layer}", mlp))
+        added = self.write_mlp(layer, visit(f"mlp_{layer}", mlp))
+        return visit(f"resid_{layer}", middle + added)
 
     def run_layers(
         self, stream: Tensor, context: Sequence[Mapping[str, Any]], first: int = 0
@@ -476,7 +497,8 @@ class LanguageModel:
         pairs = [(self.logits(stream), self.hf(tokens, use_cache=False).logits)]
         for i in range(self.n_layers):
             middle = self.after_attn(i, recording.stream_before(i), outputs[f"attn_{i}"])
-            pairs.append((middle + outputs[f"mlp_{i}"], outputs[f"resid_{i}"]))
+            added = self.write_mlp(i, outputs[f"mlp_{i}"])
+            pairs.append((middle + added, outputs[f"resid_{i}"]))
         relative = [
             (ours - theirs).abs().max() / theirs.abs().max().clamp(min=1) for ours, theirs in pairs
         ]

@@ -9,10 +9,12 @@ only the columns of the unembedding that the metric reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
 from core.inputs import Inputs
@@ -26,12 +28,13 @@ _NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def stream_with(
-    model: LanguageModel, recording: Recording, name: str, value: Tensor
+    model: LanguageModel, recording: Recording, name: str, value: Tensor, visit: Visit | None = None
 ) -> tuple[Tensor, int]:
     """The stream of a recorded run with a submodule's value replaced, and the layer reading it.
 
     Args:
         value: ``(batch, pos, d)``, what the submodule puts out instead.
+        visit: see `LanguageModel.layer`, in the submodule's own layer.
     """
     outputs = recording.outputs
     kind, layer = Submodule.parse(name)
@@ -42,10 +45,10 @@ def stream_with(
     stream, context = recording.stream_before(layer), recording.context[layer]
     if kind == "mlp":
         attn = outputs[f"attn_{layer}"]
-        return model.layer(layer, stream, context, attn=attn, mlp=value), layer + 1
+        return model.layer(layer, stream, context, visit, attn=attn, mlp=value), layer + 1
     # In parallel models the MLP does not read what attention writes.
     mlp = outputs[f"mlp_{layer}"] if model.parallel else None
-    return model.layer(layer, stream, context, attn=value, mlp=mlp), layer + 1
+    return model.layer(layer, stream, context, visit, attn=value, mlp=mlp), layer + 1
 
 
 @dataclass(frozen=True)
@@ -99,20 +102,22 @@ class Resumed:
             value: ``(batch, pos, d)``; of the last stream, before the final norm.
         """
         if self.readout.pooling == "last":
-            return self._read_last(at_last(value, self.last))
+            return self.read_last(at_last(value, self.last))
         if self.readout.site == LOGITS:
             value = self.model.logits(value, self.metric.tokens)
         return read(self.metric, self.readout.pool(value, self.recording.mask))
 
-    def _read_last(self, vector: Tensor) -> Tensor:
+    def read_last(self, vector: Tensor) -> Tensor:
         """The metric of the last token's vector, ``(batch, d)`` to ``(batch,)``."""
         if self.readout.site == LOGITS:
             vector = self.model.logits(vector, self.metric.tokens)
         return read(self.metric, vector)
 
-    def stream_with(self, name: str, value: Tensor) -> tuple[Tensor, int]:
+    def stream_with(
+        self, name: str, value: Tensor, visit: Visit | None = None
+    ) -> tuple[Tensor, int]:
         """The stream with a submodule's value replaced, and the layer that reads it next."""
-        return stream_with(self.model, self.recording, name, value)
+        return stream_with(self.model, self.recording, name, value, visit)
 
     def finish(
         self,
@@ -140,7 +145,7 @@ class Resumed:
         attn = at_last(attn, self.last)
         mlp = None if mlp is None else at_last(mlp, self.last)
         final = model.layer(last, at_last(stream, self.last), {}, visit, attn=attn, mlp=mlp)
-        return self._read_last(final)
+        return self.read_last(final)
 
     def _through(
         self, stream: Tensor, layers: range, visit: Visit | None, known: Mapping[str, Tensor]
@@ -183,3 +188,31 @@ class Resumed:
         if layer == end.layer and end.kind == "mlp":
             return self.finish(self.recording.stream_before(layer), layer, known={name: value})
         return self.finish(*self.stream_with(name, value))
+
+    def together(self, names: Iterable[str]) -> list[list[str]]:
+        """Names in causal order, grouped by where runs with one of them replaced go on.
+
+        Those of a layer all end up in the stream that the next layer reads; what is read, and what
+        leads to it inside its own layer, stands alone.
+        """
+        end = self.end
+
+        def goes_on(name: str) -> tuple[int, str]:
+            layer = Submodule.parse(name).layer
+            return layer, name if layer == end.layer and end.kind != "resid" else ""
+
+        return [list(group) for _, group in groupby(names, key=goes_on)]
+
+    def metrics_with(self, values: Sequence[tuple[str, Tensor, Tensor]]) -> Tensor:
+        """The metric, ``(n,)``, of runs with different submodules replaced, in one pass.
+
+        Args:
+            values: of each submodule its name, the examples ``(n,)`` and what it puts out in
+                each, ``(n, pos, d)``; names are those of one group of `together`.
+        """
+        if len(values) == 1:
+            ((name, rows, value),) = values
+            return self.select(rows).metric_with(name, value)
+        starts = [self.select(rows).stream_with(name, value) for name, rows, value in values]
+        every = self.select(torch.cat([rows for _, rows, _ in values]))
+        return every.finish(torch.cat([stream for stream, _ in starts]), starts[0][1])

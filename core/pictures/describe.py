@@ -9,6 +9,7 @@ several submodules on its way, so they compare submodules and do not divide up t
 from __future__ import annotations
 
 import math
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -22,12 +23,23 @@ from core.pictures.selection import (
     strongest_first,
 )
 from core.pictures.text import printable, token_text
-from core.pictures.wording import counted, listed, metric_text, metric_values, plain, signed
+from core.pictures.wording import (
+    counted,
+    edges_at_errors,
+    listed,
+    metric_text,
+    metric_values,
+    plain,
+    signed,
+)
+from core.stability import Standing, count_standings, standing_of
 from core.types import Circuit, Edge, Node
 
 _WIDTH = 100
 _BAR = 16
 _N_PATHS = 3
+_MARKS: dict[Standing | None, str] = {None: "", "core": "", "contingent": "~", "noise": "?"}
+"""What stands behind the effect of a node that other examples might not have."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,11 @@ def _header(circuit: Circuit) -> Iterator[str]:
         f"nodes     {counted(len(circuit.nodes), 'node')}, {n_errors} of them errors"
         + _bound(known, "node_threshold", "effect")
     )
+    stands = count_standings(standing_of(circuit))
+    if stands["core"] is not None:
+        marks = {name: f" ({mark})" if (mark := _MARKS[name]) else "" for name in stands}
+        told = ", ".join(f"{n} {name}{marks[name]}" for name, n in stands.items())
+        yield f"examples  other draws would have: {told}"
     yield f"edges     {counted(len(circuit.edges), 'edge')}" + _bound(
         known, "edge_threshold", "weight"
     )
@@ -210,7 +227,9 @@ def _header(circuit: Circuit) -> Iterator[str]:
         )
     for key in ("faithfulness", "completeness"):
         if key in known:
-            yield f"{key}  {plain(known[key])}"
+            ends = [known.get(f"{key}_{end}") for end in ("low", "high")]
+            between = "" if None in ends else f" (95%: {' to '.join(map(plain, ends))})"
+            yield f"{key}  {plain(known[key])}{between}"
 
 
 def _bound(settings: Mapping[str, object], key: str, what: str) -> str:
@@ -227,6 +246,7 @@ def _node_lines(circuit: Circuit, selection: Selection, labels: Mapping[str, str
     yield f"Nodes by submodule, with the effect of each (+ where {change} raises the metric)"
     strongest = max(abs(node.effect) for node in circuit.nodes)
     shown = [circuit.nodes[i] for i in selection.nodes]
+    stands = dict(zip(circuit.nodes, standing_of(circuit), strict=True))
     name_width = min(40, max(_columns(_name(node, circuit)) for node in shown))
     by_submodule: dict[str, list[Node]] = {}
     for node in sorted(circuit.nodes, key=causal_rank):
@@ -240,7 +260,8 @@ def _node_lines(circuit: Circuit, selection: Selection, labels: Mapping[str, str
             bar = ("+" if node.effect > 0 else "-") * math.ceil(_BAR * share)
             label = printable(labels.get(plain_name(node), ""))
             name = _pad(_name(node, circuit), name_width)
-            yield f"  {name}  {signed(node.effect):>9}  {bar:<{_BAR}}  {label}"
+            mark = _MARKS[stands[node]]
+            yield f"  {name}  {signed(node.effect):>9}{mark:<1} {bar:<{_BAR}}  {label}"
         if len(listed_nodes) < len(members):
             yield f"  ({counted(len(members) - len(listed_nodes), 'weaker node')} not listed)"
 
@@ -256,6 +277,8 @@ def _edge_lines(circuit: Circuit, max_edges: int) -> Iterator[str]:
     second = min(40, max(map(_columns, ends), default=0))
     for edge, name, end in zip(strongest, names, ends, strict=True):
         yield f"  {_pad(name, first)} -> {_pad(end, second)}  {signed(edge.weight):>9}"
+    if note := edges_at_errors(circuit):
+        yield from textwrap.wrap(note, _WIDTH)
 
 
 def _end(edge: Edge, circuit: Circuit) -> str:

@@ -1,13 +1,14 @@
 """A circuit as a picture, in the style of the paper's figures: one SVG document, no other files.
 
 Rectangles are features, triangles errors; blue raises the metric, red lowers it, deeper the
-stronger. Rows are submodules, the embedding at the bottom and the metric on top; columns are tokens
-where the circuit keeps positions. `core.pictures.layout` decides what stands where, this draws it.
+stronger; broken outlines are nodes that other examples might not have (`core.stability`). Rows are
+submodules, the embedding at the bottom and the metric on top; columns are tokens where the circuit
+keeps positions. `core.pictures.layout` decides what stands where, this draws it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from xml.etree import ElementTree as ET
 
 from core.pictures import colours
@@ -28,6 +29,7 @@ from core.pictures.legend import (
     draw_heading,
     draw_legend,
     edge_width,
+    outline,
 )
 from core.pictures.ordering import METRIC
 from core.pictures.routes import curve, route
@@ -35,7 +37,8 @@ from core.pictures.selection import Selection, plain_name, select
 from core.pictures.svg import FONT, add, group, rectangle, triangle, write
 from core.pictures.text import fit, printable, text_width
 from core.pictures.wording import metric_text, metric_values, signed
-from core.types import Circuit, Edge
+from core.stability import Standing, standing_of
+from core.types import Circuit, Edge, Node
 
 _LEAST_WIDTH = 800.0
 _WIDEST_METRIC = 360.0
@@ -62,8 +65,8 @@ def draw_circuit(
 
     Returns:
         The document; the same for the same arguments. Each node is a ``<g class="node">`` with
-        ``data-name`` and ``data-effect``, each edge a ``<path class="edge">`` with
-        ``data-upstream``, ``data-downstream`` and ``data-weight``.
+        ``data-name``, ``data-effect`` and, where it is known, ``data-standing``, each edge a
+        ``<path class="edge">`` with ``data-upstream``, ``data-downstream`` and ``data-weight``.
 
     Raises:
         InputError: a limit is out of range, or nodes, edges and positions do not fit together.
@@ -172,13 +175,17 @@ def _draw_nodes(
     strongest: float,
 ) -> None:
     """Every selected node, with its name, label and effect."""
+    known = standing_of(circuit)
     for i in selection.nodes:
-        node, box = circuit.nodes[i], layout.boxes[i]
+        node, box, stands = circuit.nodes[i], layout.boxes[i], known[i]
         depth = node.effect / strongest if strongest else 0.0
         label = printable(labels.get(plain_name(node), ""))
-        tooltip = f"{node.name}\neffect {signed(node.effect)}" + (f"\n{label}" if label else "")
+        tooltip = "\n".join(_told(node, label, stands))
         element = group(graph, "node", tooltip, data_name=node.name, data_effect=repr(node.effect))
         style = {"fill": colours.fill(depth), "stroke": colours.line(node.effect)}
+        if stands is not None:
+            element.set("data-standing", stands)
+            style |= outline(stands)
         ink = colours.ink_on(depth)
         if node.is_error:
             triangle(element, box, stroke_linejoin="round", stroke_width=1.2, **style)
@@ -190,6 +197,15 @@ def _draw_nodes(
             _write_feature(
                 element, box, plain_name(node), layout.labels.get(i, ()), node.effect, ink
             )
+
+
+def _told(node: Node, label: str, stands: Standing | None) -> Iterator[str]:
+    """What pointing at a node says of it."""
+    yield node.name
+    error = "" if node.stderr is None else f", standard error {node.stderr:.2g}"
+    yield f"effect {signed(node.effect)}{error}" + ("" if stands is None else f": {stands}")
+    if label:
+        yield label
 
 
 def _write_feature(

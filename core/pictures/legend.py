@@ -10,12 +10,14 @@ from core.pictures.selection import Selection
 from core.pictures.svg import add, group, rectangle, triangle, write, write_lines
 from core.pictures.text import flow, printable, wrap
 from core.pictures.wording import (
+    edges_at_errors,
     footer_parts,
     left_out_text,
     meaning_of_effect,
     metric_text,
     signed,
 )
+from core.stability import Standing, standing_of
 from core.types import Circuit
 
 MARGIN = 20.0
@@ -56,7 +58,10 @@ def draw_legend(
     )
     units = f"Metric, and unit of all effects: {metric_text(circuit)}."
     y = top + 92
-    for sentence in (meaning_of_effect(circuit), edges, units):
+    if any(standing_of(circuit)):
+        _outlines(legend, MARGIN, y - 4)
+        y += 28
+    for sentence in (meaning_of_effect(circuit), edges, edges_at_errors(circuit) or "", units):
         lines = wrap(sentence, width - 2 * MARGIN, _TEXT_SIZE)
         y = write_lines(legend, lines, MARGIN, y, _TEXT_SIZE, colours.PALE_INK)
     return y
@@ -70,6 +75,30 @@ def _shapes(legend: ET.Element, x: float, y: float) -> None:
     write(legend, "ε", x + 17, y + 39, 10.5, anchor="middle")
     write(legend, "error: what the dictionary", x + 44, y + 30, _TEXT_SIZE)
     write(legend, "leaves unexplained", x + 44, y + 44, _TEXT_SIZE)
+
+
+_DASHES: dict[Standing, str] = {"core": "", "contingent": "6 3", "noise": "1.5 3"}
+_STANDS: dict[Standing, tuple[str, float]] = {
+    "core": ("core: kept in 9 of 10 draws of examples", 300),
+    "contingent": ("contingent: not in every draw", 246),
+    "noise": ("noise: 2 standard errors from zero or less", 0),
+}
+"""What is said of each standing, and how far away the next begins."""
+
+
+def outline(stands: Standing) -> dict[str, str]:
+    """How the outline of a node that stands so is broken."""
+    return {"stroke_dasharray": _DASHES[stands]} if _DASHES[stands] else {}
+
+
+def _outlines(legend: ET.Element, x: float, y: float) -> None:
+    """How the outlines of nodes say whether other examples would have them."""
+    for stands, (text, width) in _STANDS.items():
+        box = Box(x + 17, y, 34, 16)
+        style = {"fill": "#ffffff", "stroke": colours.INK, **outline(stands)}
+        rectangle(legend, box, rx=3, stroke_width=1.2, **style)
+        write(legend, text, x + 44, y + 4, _TEXT_SIZE)
+        x += width
 
 
 def _colour_scale(legend: ET.Element, x: float, y: float, strongest: float) -> None:

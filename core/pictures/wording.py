@@ -61,6 +61,17 @@ def meaning_of_effect(circuit: Circuit) -> str:
     )
 
 
+def edges_at_errors(circuit: Circuit) -> str | None:
+    """What is to be said of edges at error nodes, with what was measured; None without any."""
+    ends = (end for edge in circuit.edges for end in edge[:2] if end is not None)
+    if not any(circuit.nodes[end].is_error for end in ends):
+        return None
+    measured = circuit.settings.get("edge_agreement")
+    return "Weights of edges from or into error nodes (ε) are the least reliable" + (
+        "." if measured is None else f": {plain(measured)}."
+    )
+
+
 def left_out_text(circuit: Circuit, selection: Selection) -> str:
     """What the picture leaves out, or nothing."""
     n_nodes, n_edges = selection.n_nodes_left_out, selection.n_edges_left_out

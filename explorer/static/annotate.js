@@ -5,6 +5,7 @@
   if (!form) return;
   const field = name => form.elements.namedItem(name);
   const text = field("text"), by = field("by");
+  const judging = form.dataset.judging === "yes";
   const key = `draft ${location.pathname} ${field("item").value}`;
 
   // What was sent is kept until the page after it says that it is saved.
@@ -20,6 +21,13 @@
   });
 
   addEventListener("keydown", event => {
+    const said = { i: "no", k: "yes" }[event.key];
+    const typing = event.target.closest("input:not([type=radio]), textarea, select");
+    if (said && judging && !typing && !event.ctrlKey && !event.metaKey && !event.altKey) {
+      event.preventDefault();
+      field("relevant").value = said;
+      form.requestSubmit();
+    }
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
       event.preventDefault();
       form.requestSubmit();

@@ -42,7 +42,7 @@ from tests.core.tiny import (
     random_tokens,
 )
 
-LONG_WORK = ("core.effects._integrate", "core.effects.exact_effects", "core.circuit.edge_effects")
+LONG_WORK = ("core.lines._integrate", "core.effects.exact_effects", "core.circuit.edge_effects")
 
 
 @pytest.fixture

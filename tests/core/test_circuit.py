@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from core.circuit import attribute, examples_per_batch, find_circuit, inclusion
+from core.circuit import attribute, examples_per_batch, find_circuit
 from core.effects import node_effects
 from core.errors import InputError
 from core.estimators import Attribution, Enough, Estimator, Exact, IntegratedGradients
@@ -239,16 +239,6 @@ def test_one_example_has_no_standard_error() -> None:
     assert len(circuit.nodes) > 5
     assert {n.stderr for n in circuit.nodes} == {e.stderr for e in circuit.edges} == {None}
     assert circuit.stability is None
-    assert inclusion(1.0, None, 0.1) is None
-
-
-def test_inclusion_is_the_share_of_normal_draws_above_the_threshold() -> None:
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(400_000, generator=generator, dtype=torch.float64)
-    for effect, stderr, threshold in ((0.3, 0.2, 0.1), (-0.3, 0.2, 0.5), (0.0, 1.0, 0.7)):
-        share = float(((effect + stderr * draws).abs() > threshold).double().mean())
-        assert inclusion(effect, stderr, threshold) == pytest.approx(share, abs=0.003)
-    assert [inclusion(-0.2, 0.0, threshold) for threshold in (0.1, 0.2)] == [1, 0]
 
 
 def test_stability_is_the_jaccard_index_of_circuits_from_either_half() -> None:

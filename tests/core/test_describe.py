@@ -52,6 +52,17 @@ def test_nodes_are_listed_by_submodule_with_effect_bar_and_label(circuit):
     assert "mlp_0: 2 nodes, total 0" in lines
 
 
+def test_nodes_that_other_examples_might_not_have_are_marked_and_counted(circuit):
+    errors = (0.05, 0.2, 0.1, 0.1)
+    nodes = [node._replace(stderr=e) for node, e in zip(circuit.nodes, errors, strict=True)]
+    nodes[2] = nodes[2]._replace(effect=0.21)
+    text = describe_circuit(replace(circuit, nodes=tuple(nodes)))
+    assert "other draws would have: 2 core, 1 contingent (~), 1 noise (?)" in text
+    assert "-0.25? ----" in text
+    assert "+0.21~ ++++" in text
+    assert "other draws" not in describe_circuit(circuit)
+
+
 def test_edges_are_listed_strongest_first(circuit):
     text = describe_circuit(circuit)
     section = next(part for part in text.split("\n\n") if part.startswith("Strongest edges"))
@@ -61,6 +72,14 @@ def test_edges_are_listed_strongest_first(circuit):
         ["mlp_0/2", "->", "resid_0/3", "+0.3"],
         ["embed/1", "->", "resid_0/3", "-0.1"],
     ]
+
+
+def test_edges_at_error_nodes_are_said_to_be_the_least_reliable(circuit):
+    assert "least reliable" not in describe_circuit(circuit)  # the error has no edge
+    joined = replace(circuit, edges=(*circuit.edges, Edge(1, 3, 0.2)))
+    assert "from or into error nodes (ε) are the least reliable.\n" in describe_circuit(joined)
+    measured = replace(joined, settings={"edge_agreement": "rank correlation 0.5"})
+    assert "the least reliable: rank correlation 0.5.\n" in describe_circuit(measured)
 
 
 def test_the_strongest_path_is_that_whose_weakest_edge_is_strongest(circuit):

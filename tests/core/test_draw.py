@@ -80,11 +80,11 @@ CIRCUITS = {
 
 # Whoever means to change the drawing looks at the pictures, then puts in what it is now.
 FROZEN = {
-    "small": "410510355d3f1cef",
-    "summed": "f05fbf8a4b661f80",
-    "crowded rows": "27e64197a80022a9",
-    "by position": "48b82611ade6556b",
-    "deep": "9a2b9a4d2362dd5c",
+    "small": "1ed27cd378518795",
+    "summed": "8615bfa40a175de8",
+    "crowded rows": "68b71220843835f6",
+    "by position": "7686711af5a29394",
+    "deep": "ea459b3225e4202c",
     "one node": "d8251b691b279b66",
     "no edges": "60a295bf9bfd7b93",
     "empty": "fa629da84aed37b7",
@@ -288,6 +288,31 @@ def test_legend_shows_shapes_scales_and_units(drawn):
     assert f"{len(circuit.nodes)} node" in footer
     assert "node threshold 0.1" in footer
     assert "faithfulness 0.87" in footer
+
+
+def test_outlines_say_which_nodes_other_examples_would_have():
+    nodes = (
+        Node("embed", 1, None, 1.0, 0.05),
+        Node("embed", 2, None, -0.3, 0.1),
+        Node("embed", ERROR, None, 0.9, 0.8),
+        Node("resid_0", 4, None, 0.5),
+    )
+    settings = {"node_threshold": 0.25}
+    root = ET.fromstring(draw_circuit(Circuit(nodes, (), settings, 16, 0.0, None)))
+    stands = {g.get("data-name"): g.get("data-standing") for g in groups(root, "node")}
+    dashes = {g.get("data-name"): g[1].get("stroke-dasharray") for g in groups(root, "node")}
+    assert stands == {
+        "embed/1": "core",
+        "embed/2": "contingent",
+        "embed/error": "noise",
+        "resid_0/4": None,
+    }
+    assert dashes["embed/1"] is dashes["resid_0/4"] is None
+    assert len({dashes["embed/2"], dashes["embed/error"], None}) == 3
+    assert "noise: 2 standard errors from zero" in text_of(root, "legend")
+    unknown = draw_circuit(Circuit(nodes, (), {}, 16, 0.0, None))
+    assert "data-standing" not in unknown
+    assert "noise" not in unknown
 
 
 def test_zero_ablation_is_explained_as_such():

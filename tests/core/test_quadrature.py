@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-import core.effects
+import core.lines
 from core.budget import Passes
 from core.circuit import attribute
-from core.effects import node_effects, quadrature
+from core.effects import node_effects
 from core.estimators import Attribution, Estimator, Exact, IntegratedGradients
 from core.inputs import Inputs
+from core.lines import Line, mean_gradients, quadrature
 from core.models import LanguageModel
 from core.models.replay import Resumed
 from core.options import Rule
@@ -71,13 +72,14 @@ def test_more_steps_leave_a_smaller_gap() -> None:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, float]]:
     """(example, place) of every point that is evaluated from now on."""
     seen: list[tuple[int, float]] = []
-    plain = core.effects._points
+    plain = core.lines._metrics
 
-    def counting(*args: Any) -> Any:
-        seen.extend(zip(args[3].tolist(), args[4].tolist(), strict=True))
-        return plain(*args)
+    def counting(runs: Any, lines: Any, places: Any, **options: Any) -> Any:
+        for _name, example, place in places:
+            seen.extend(zip(example.tolist(), place.tolist(), strict=True))
+        return plain(runs, lines, places, **options)
 
-    monkeypatch.setattr("core.effects._points", counting)
+    monkeypatch.setattr("core.lines._metrics", counting)
     return seen
 
 
@@ -124,8 +126,10 @@ def test_points_are_added_where_the_metric_bends_and_none_is_wasted(
     zero = torch.zeros(1, 1, 1, dtype=torch.double)
     estimator = IntegratedGradients(4, "adaptive", 0.01)
     passes = Passes(100, torch.device("cpu"))
-    mean = core.effects._adapt(Cliff(), "x", (zero, zero + 1), estimator, passes)
+    line = Line(zero, zero + 1, zero[0, 0], gradient_clean=zero)
+    ((mean, metric),) = mean_gradients(Cliff(), {"x": line}, estimator, passes).values()
     assert float(mean) == pytest.approx(10, abs=0.1)
+    assert float(metric) == pytest.approx(10, abs=1e-9)
     assert len(seen) == len(set(seen)) < 40
     assert sum(abs(at - 0.3) < 0.05 for _, at in seen) > len(seen) / 2
 
@@ -138,7 +142,8 @@ def test_an_example_that_meets_the_tolerance_gets_no_more_points(
     model = make_model("gpt2")
     dictionaries = random_dictionaries(model, names=["resid_0"])
     effects = node_effects(model, dictionaries, make_pairs(2), estimator=loose)
-    assert sorted(seen) == [(i, k / 8) for i in range(2) for k in range(9)]
+    # The clean end is known from the one backward pass of all submodules.
+    assert sorted(seen) == [(i, k / 8) for i in range(2) for k in range(1, 9)]
     assert float(effects["resid_0"].gradient.abs().max()) > 0
 
 

@@ -44,11 +44,39 @@ GRAPH = {
         {"task_behaviours", "task_circuits", "dictionary_set"},
         1,
     ),
+    "circuit_approximations": ("evaluations", {"cluster_behaviours", "dictionary_set"}, 3),
+    "task_approximations": ("evaluations", {"task_behaviours", "dictionary_set"}, 1),
     "evaluation_summary": (
         "evaluations",
         {
             *("dictionary_set", "cluster_behaviours", "circuits", "circuit_evaluations"),
             *("task_behaviours", "task_circuits", "task_evaluations"),
+        },
+        0,
+    ),
+    "circuit_edge_evaluations": (
+        "evaluations",
+        {"cluster_behaviours", "circuits", "dictionary_set"},
+        3,
+    ),
+    "task_edge_evaluations": (
+        "evaluations",
+        {"task_behaviours", "task_circuits", "dictionary_set"},
+        1,
+    ),
+    "circuit_overlap": (
+        "evaluations",
+        {
+            *("dictionary_set", "cluster_behaviours", "circuits"),
+            *("task_behaviours", "task_circuits"),
+        },
+        0,
+    ),
+    "circuit_transfer": (
+        "evaluations",
+        {
+            *("dictionary_set", "cluster_behaviours", "circuits"),
+            *("task_behaviours", "task_circuits"),
         },
         0,
     ),
@@ -61,11 +89,15 @@ GRAPH = {
     "rule_labels": ("features", {"contexts", "vocabulary", "dictionary_set", "cards"}, 0),
     "labels": ("features", {"rule_labels", "dictionary_set"}, 0),
 }
+GRAPH["report"] = ("report", set(GRAPH), 0)
 FILES = {
     "model_files": {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        "circuit_transfer",
+        *("circuit_edge_evaluations", "task_edge_evaluations"),
+        *("circuit_approximations", "task_approximations"),
     },
     "corpus_files": {"contexts"},
     "pair_files": {"task_behaviours"},
@@ -105,7 +137,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 6
+    assert len(partitioned) == 8
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 
@@ -130,6 +162,7 @@ def test_groups_are_numbered_in_the_order_of_the_method(definitions: dg.Definiti
         "tiny_5_circuits",
         "tiny_6_evaluations",
         "tiny_7_features",
+        "tiny_9_report",
     ]
 
 
@@ -144,6 +177,55 @@ def test_comparisons_add_three_assets_and_change_no_other(tmp_path: Path) -> Non
         compared = graph.get(dg.AssetKey(["tiny", name])).partitions_def
         assert compared is not None
         assert compared.get_partition_keys() == ["dense", "gradients"]
+
+
+CLASSIFIER = {
+    "labelled_texts": ("classifier", set(), 0),
+    "probe": ("classifier", {"labelled_texts"}, 0),
+    "classifier_behaviours": ("circuits", {"labelled_texts", "probe"}, 0),
+    "classifier_circuits": ("circuits", {"classifier_behaviours", "dictionary_set"}, 1),
+    "classifier_evaluations": (
+        "evaluations",
+        {"classifier_behaviours", "classifier_circuits", "dictionary_set"},
+        1,
+    ),
+    "judgements": (
+        "classifier",
+        {"classifier_circuits", "dictionary_set", "labelled_texts", "vocabulary", "cards"},
+        0,
+    ),
+    "shift": (
+        "classifier",
+        {
+            *("labelled_texts", "probe", "judgements", "classifier_circuits", "dictionary_set"),
+            *("cards", "labels"),
+        },
+        0,
+    ),
+}
+
+
+def test_a_classifier_adds_these_and_is_read_where_circuits_are_gathered(tmp_path: Path) -> None:
+    data = {
+        "source": "./labelled.jsonl",
+        "label_column": "label",
+        "attribute_column": "sex",
+        "labels": [0, 1],
+    }
+    definitions = build_definitions([write_experiment(tmp_path, classifier={"data": data})])
+    graph, found, before = definitions.resolve_asset_graph(), {}, {}
+    for key in graph.materializable_asset_keys:
+        node = graph.get(key)
+        partitions = node.partitions_def
+        n_partitions = 0 if partitions is None else len(partitions.get_partition_keys())
+        deps = {parent.path[-1] for parent in node.parent_keys} - FILES.keys() - {"labelled_files"}
+        one = ((node.group_name or "").split("_")[-1], deps, n_partitions)
+        (before if key.path[-1] in GRAPH else found)[key.path[-1]] = one
+    assert found == CLASSIFIER
+    changed = {name for name, one in before.items() if one != GRAPH[name]}
+    assert changed == {"evaluation_summary", "feature_circuits"}
+    checked = {key.asset_key.path[-1] for key in graph.asset_check_keys}
+    assert CLASSIFIER.keys() - checked == {"classifier_behaviours"}
 
 
 def test_every_asset_says_what_it_is(definitions: dg.Definitions) -> None:
@@ -161,8 +243,9 @@ def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
 ) -> None:
     graph = definitions.resolve_asset_graph()
     checks = [(key.asset_key.path[-1], graph.get(key)) for key in graph.asset_check_keys]
-    # Behaviours hold no numbers: what cannot be in them is refused while they are made.
-    without = {"cluster_behaviours", "task_behaviours", "vocabulary", "feature_circuits"}
+    # Behaviours and the report hold no numbers of their own: what cannot be in behaviours is
+    # refused while they are made.
+    without = {"cluster_behaviours", "task_behaviours", "vocabulary", "feature_circuits", "report"}
     assert {name for name, _ in checks} == GRAPH.keys() - without
     assert {name for name, check in checks if check.blocking} == BLOCKING
 
@@ -228,13 +311,26 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
     ("changed", "concerned"),
     [
         ({"circuits": {"node_threshold": 0.5}}, {"circuits"}),
-        ({"filter": {"max_loss": 7.0}}, {"filtered_tokens"}),
+        ({"filter": {"max_loss": 7.0}}, {"filtered_tokens", "report"}),
         ({"dictionaries": {"seed": 1}}, {"saes"}),
         ({"dictionaries": {"cache_gb": 3.0}}, set()),
-        ({"evaluations": {"min_faithfulness": 0.9}}, set()),
+        ({"evaluations": {"min_faithfulness": 0.9}}, {"report"}),
         ({"tasks": {"n_evaluated": 5}}, {"task_behaviours"}),
-        ({"tasks": {"start_layer": 1}}, {"task_evaluations"}),
-        ({"evaluations": {"start_layer": 1}}, {"circuit_evaluations"}),
+        (
+            {"tasks": {"start_layer": 1}},
+            {
+                *("task_evaluations", "task_edge_evaluations"),
+                *("circuit_transfer", "task_approximations"),
+            },
+        ),
+        (
+            {"evaluations": {"start_layer": 1}},
+            {
+                *("circuit_evaluations", "circuit_edge_evaluations"),
+                *("circuit_transfer", "circuit_approximations"),
+            },
+        ),
+        ({"evaluations": {"n_examined": 1}}, {"circuit_transfer", "report"}),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(

@@ -27,13 +27,16 @@ from tests.tiny_experiment import brought_up_to_date, tiny_experiment, write_exp
 IMPORTED = {"source": "import", "format": "sfc", "repository": "./set", "path": "{submodule}"}
 FROM_SET = [
     *("dictionary_set", "import_checks", "cluster_vectors", "cluster_assignments", "clusters"),
-    *("cluster_behaviours", "circuits", "circuit_evaluations", "task_circuits"),
-    *("task_evaluations", "evaluation_summary"),
+    *("cluster_behaviours", "circuits", "circuit_evaluations", "circuit_edge_evaluations"),
+    *("task_circuits", "task_evaluations", "evaluation_summary", "task_edge_evaluations"),
     *("feature_circuits", "cards", "rule_labels", "labels"),
 ]
 """What follows from another dictionary, in order."""
 FROM_CIRCUITS = [
-    ["circuits", "circuit_evaluations", "evaluation_summary", "feature_circuits"],
+    [
+        *("circuits", "circuit_evaluations", "evaluation_summary", "circuit_edge_evaluations"),
+        "feature_circuits",
+    ],
     ["cards", "rule_labels"],
 ]
 """What follows from other circuits of clusters, run by run."""

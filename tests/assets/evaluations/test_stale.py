@@ -77,7 +77,12 @@ def test_one_moved_sample_concerns_the_circuits_of_two_clusters(experiment: Expe
     CLUSTER_BEHAVIOURS_STAGE.run(experiment)
     assert stale_circuits(experiment) == set(MOVED)
     made = brought_up_to_date(experiment)
-    assert made == {"circuits": 2, "circuit_evaluations": 2, "evaluation_summary": 1}
+    assert made == {
+        "circuits": 2,
+        "circuit_evaluations": 2,
+        "circuit_approximations": 2,
+        "evaluation_summary": 1,
+    }
     assert current(experiment).passed
 
 
@@ -143,6 +148,7 @@ def two_tasks(copied: Experiment) -> Experiment:
         "task_behaviours": 1,
         "task_circuits": 1,
         "task_evaluations": 1,
+        "task_approximations": 1,
         "evaluation_summary": 1,
     }
     return changed
@@ -156,6 +162,7 @@ def test_one_changed_file_of_pairs_concerns_its_task_alone(two_tasks: Experiment
         "task_behaviours": 1,
         "task_circuits": 1,
         "task_evaluations": 1,
+        "task_approximations": 1,
         "evaluation_summary": 1,
     }
     behaviour = read_behaviours(store, "tasks", ["other"])["other"]

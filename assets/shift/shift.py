@@ -1,0 +1,466 @@
+"""SHIFT: the judged features are ablated, and compared with everything that it should beat.
+
+Every probe learns from ambiguous texts (the oracle's from balanced ones) and is scored on balanced
+ones. For each edit of the model there are three: the probe as trained before anything was ablated,
+the same with its bias moved (no label is needed for that), and one trained anew on the edited
+model. Each seed draws its training texts with replacement, its initial weights, and the controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import TYPE_CHECKING, Any, Literal
+
+import dagster as dg
+
+from assets.circuits.behaviours import classifier_settings
+from assets.engine.stage import Made, Metadata, TableStage, Work, always
+from assets.engine.store import ArtifactStore, together
+from assets.plots import picture, records
+from assets.settings import Experiment, ExperimentError, Judge
+from assets.shift.edits import (
+    Basis,
+    Edit,
+    Editing,
+    Unit,
+    Units,
+    edits_of,
+    effects_of_zeroing,
+    strongest,
+    without_attribute,
+)
+from assets.shift.pages import outcomes, write_page
+from assets.shift.probe import (
+    Reading,
+    Score,
+    TextSet,
+    Training,
+    pooled_of,
+    read_probe,
+    read_sets,
+    reading_of,
+    score,
+    training_of,
+)
+from assets.shift.texts import AMBIGUOUS, TEST, TRAIN
+from assets.tables.conversions import read_nodes
+from assets.tables.places import (
+    ABLATED_FEATURES,
+    CLASSIFIER,
+    DICTIONARY_SET,
+    JUDGEMENTS,
+    LABELLED_TEXTS,
+    LABELS,
+    PROBE,
+    SHIFT,
+    SHIFT_SEEDS,
+    card_contexts,
+    cards,
+    circuit,
+)
+from assets.tables.schemas import TABLES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from core.ablate import AblationValues
+    from core.probe import Probe
+
+_SKYLINE_TEXTS = 200
+"""Balanced texts that say which units are most responsible for the attribute."""
+CIRCUIT_NODES = circuit("classifiers", CLASSIFIER, "nodes")
+CIRCUIT_EFFECTS = circuit("classifiers", CLASSIFIER, "effects")
+
+
+@dataclass(frozen=True)
+class Shifting:
+    """What is ablated and compared; see `assets.settings.ShiftSettings`."""
+
+    reading: Reading
+    training: Training
+    judge: Judge
+    submodules: tuple[str, ...]
+    ablation: Literal["zero", "mean"]
+    error_nodes: bool
+    keywords: tuple[str, ...]
+    words: tuple[str, ...]
+    n_seeds: int
+    n_draws: int
+    bos: bool
+    cards: bool
+
+
+def _reads(experiment: Experiment) -> Shifting:
+    classifier = classifier_settings(experiment)
+    shift, judgements = classifier.shift, classifier.judgements
+    return Shifting(
+        reading=reading_of(experiment),
+        training=training_of(experiment),
+        judge=judgements.judge,
+        submodules=tuple(experiment.submodules),
+        ablation=shift.ablation,
+        error_nodes=shift.error_nodes,
+        keywords=shift.keywords,
+        words=tuple(word for of_value in judgements.words for word in of_value),
+        n_seeds=shift.n_seeds,
+        n_draws=shift.n_draws,
+        bos=experiment.settings.corpus.bos,
+        cards=experiment.settings.cards is not None,
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one probe did."""
+
+    method: str
+    probe: Literal["trained", "centred", "retrained"]
+    is_control: bool
+    seed: int
+    score: Score
+    n_ablated: float
+
+
+@dataclass(frozen=True)
+class _Probes:
+    """Probes trained on ambiguous texts, one for each seed, and how they are scored.
+
+    Attributes:
+        training: how they are trained.
+        sets: the labelled texts.
+        pooled: what the probes read of each set, of the model as it is.
+        of_seed: the probes.
+    """
+
+    training: Training
+    sets: Mapping[str, TextSet]
+    pooled: Mapping[str, Tensor]
+    of_seed: Mapping[int, Probe]
+
+    def train(self, pooled: Tensor, name: str, seed: int) -> Probe:
+        """A probe of one set's texts, drawn with replacement."""
+        import torch
+
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(len(pooled), (len(pooled),), generator=generator)
+        return self.training.train(pooled[rows], self.sets[name].label[rows], seed)
+
+    def score(self, probe: Probe, pooled: Tensor) -> Score:
+        """How a probe does on the texts to judge on."""
+        return score(probe, pooled, self.sets[TEST])
+
+    def unedited(self, concepts: Tensor | None) -> Iterator[Outcome]:
+        """Probes of the model as it is: the original, the oracle, and the concept bottleneck."""
+        for seed, probe in self.of_seed.items():
+            own = self.score(probe, self.pooled[TEST])
+            yield Outcome("original", "trained", False, seed, own, 0)
+            oracle = self.train(self.pooled[TRAIN], TRAIN, seed)
+            yield Outcome(
+                "oracle", "trained", False, seed, self.score(oracle, self.pooled[TEST]), 0
+            )
+            if concepts is not None:
+                learnt, judged = _bottleneck(self.pooled, concepts)
+                probe = self.train(learnt, AMBIGUOUS, seed)
+                yield Outcome(
+                    "concept_bottleneck", "trained", False, seed, self.score(probe, judged), 0
+                )
+
+    def edited(
+        self, edit: Edit, learnt: Tensor, judged: Tensor, n_ablated: float
+    ) -> Iterator[Outcome]:
+        """The three probes of an edited model.
+
+        Args:
+            learnt, judged: what they read of the ambiguous texts, and of those to judge on.
+        """
+        for seed in edit.seeds:
+            probe = self.of_seed[seed]
+            probes: dict[Any, Probe] = {
+                "trained": probe,
+                "centred": probe.centred(learnt),
+                "retrained": self.train(learnt, AMBIGUOUS, seed),
+            }
+            for name, one in probes.items():
+                own = self.score(one, judged)
+                yield Outcome(edit.method, name, edit.is_control, seed, own, n_ablated)
+
+
+def _bottleneck(pooled: Mapping[str, Tensor], concepts: Tensor) -> tuple[Tensor, Tensor]:
+    """Similarities with concepts of texts to learn from and to judge on.
+
+    All are near one another, so they are put on one scale, that of the ambiguous texts.
+    """
+    from core.probe import similarities
+
+    learnt, judged = (similarities(pooled[name], concepts) for name in (AMBIGUOUS, TEST))
+    middle, scale = learnt.mean(0), learnt.std(0).clamp(min=1e-8)
+    return (learnt - middle) / scale, (judged - middle) / scale
+
+
+def read_units(store: ArtifactStore, judge: Judge) -> tuple[Units, dict[Unit, float], int]:
+    """What is to be ablated, the effects of the circuit's features, and how many were judged.
+
+    Raises:
+        ExperimentError: the judge judged none of the circuit's features, or none irrelevant, or a
+            feature that is not in the circuit.
+    """
+    nodes = [node for node in read_nodes(store.read(CIRCUIT_NODES)) if not node.is_error]
+    every = read_nodes(store.read(CIRCUIT_EFFECTS))
+    effects = {(node.submodule, node.feature): node.effect for node in nodes}
+    columns = ["submodule", "feature", "irrelevant", "judge"]
+    rows = [r for r in store.read(JUDGEMENTS, columns).to_pylist() if r["judge"] == judge]
+    said = {(row["submodule"], row["feature"]): row["irrelevant"] for row in rows}
+    if strange := said.keys() - effects.keys():
+        submodule, feature = min(strange)
+        raise ExperimentError(
+            f"{len(strange)} judgements, such as that of {submodule}/{feature}, are of no feature "
+            "of the classifier's circuit as it is now: materialize judgements again."
+        )
+    irrelevant = [unit for unit in effects if said.get(unit)]
+    if not irrelevant:
+        raise ExperimentError(
+            f"the judge {judge} says of {len(said)} of the {len(effects)} features of the "
+            "classifier's circuit whether they are about the attribute, and of none that it is: "
+            "there is nothing to ablate. Judge more of them, take another judge "
+            "(classifier.judgements.judge), or lower classifier.circuit.node_threshold."
+        )
+    active = [(n.submodule, n.feature) for n in every if not n.is_error]
+    return Units(list(effects), active, irrelevant), effects, len(said)
+
+
+def make_shift(work: Work, how: Shifting) -> Made:
+    """Edit the model in every way, and score every probe for every seed."""
+    units, effects, n_judged = read_units(work.store, how.judge)
+    readout, sets, seeds = how.reading.readout, read_sets(work.store), range(how.n_seeds)
+    pooled = {name: pooled_of(work, of.tokens, readout) for name, of in sets.items()}
+    probes = _Probes(how.training, sets, pooled, {})
+    of_seed = {seed: probes.train(pooled[AMBIGUOUS], AMBIGUOUS, seed) for seed in seeds}
+    probes = _Probes(how.training, sets, pooled, of_seed)
+    found = list(probes.unedited(_concepts(work, how)))
+    editing = _editing(work, how, sets)
+    skylines = _skylines(work, editing, sets[TRAIN], how, len(units.irrelevant))
+    chosen = {basis: [unit for unit, _ in of_basis] for basis, of_basis in skylines.items()}
+    edits = list(edits_of(units, chosen, seeds, n_draws=how.n_draws, errors=how.error_nodes))
+    for n, edit in enumerate(edits, start=1):
+        texts, n_ablated = _texts(work, edit, sets, how.words)
+        if texts is None:
+            work.say(f"shift: {edit.method} is left out: nothing says which tokens to delete")
+            continue
+        with editing(edit):
+            learnt, judged = (pooled_of(work, texts[name], readout) for name in (AMBIGUOUS, TEST))
+        found += probes.edited(edit, learnt, judged, n_ablated)
+        if n % 5 == 0 or n == len(edits):
+            work.say(f"shift: {n} of {len(edits)} edits of the model scored")
+    counted = {"n_circuit": len(units.circuit), "n_judged": n_judged, "judge": how.judge}
+    rows = list(_summary(found, counted))
+    ablated = [("shift", "features", unit, effects[unit]) for unit in units.irrelevant]
+    for basis, of_basis in skylines.items():
+        method = f"{basis.removesuffix('s')}_skyline"
+        ablated += [(method, basis, unit, effect) for unit, effect in of_basis]
+    seeds_rows = [_seed_row(outcome) for outcome in found]
+    ablated_rows = [_ablated_row(*one) for one in ablated]
+    return Made(
+        TABLES["shift"].build(rows),
+        beside={
+            SHIFT_SEEDS: TABLES["shift_seeds"].build(seeds_rows),
+            ABLATED_FEATURES: TABLES["ablated_features"].build(ablated_rows),
+        },
+        files=[_page(work, how, rows, ablated_rows)],
+    )
+
+
+def _concepts(work: Work, how: Shifting) -> Tensor | None:
+    """What the probe would read of each keyword alone; None where none is given."""
+    if not how.keywords:
+        return None
+    tokenizer = work.load.tokenizer()
+    # As inside of a text, behind a space.
+    texts = tokenizer([f" {word}" for word in how.keywords], add_special_tokens=False)["input_ids"]
+    prefix = [tokenizer.bos_token_id] if how.bos else []
+    return pooled_of(work, [prefix + list(ids) for ids in texts], how.reading.readout)
+
+
+def _editing(work: Work, how: Shifting, sets: Mapping[str, TextSet]) -> Editing:
+    """What edits the model: dictionaries and neurons as far as the probe reads."""
+    from core.dictionaries import identity_dictionary
+    from core.types import Node
+
+    model, dictionaries = work.load.model(), work.load.dictionaries()
+    seen = how.reading.readout.reached_by(dictionaries, model)
+    own = {name: dictionaries[name] for name in seen}
+    neurons = {
+        name: identity_dictionary(model.width(name), device=model.device, dtype=d.decoder.dtype)
+        for name, d in own.items()
+    }
+    errors: list[Node] = []
+    if how.error_nodes:
+        errors = [node for node in read_nodes(work.store.read(CIRCUIT_NODES)) if node.is_error]
+    values = _means(work, own, sets[AMBIGUOUS]) if how.ablation == "mean" else None
+    return Editing(model, own, neurons, values, errors)
+
+
+def _means(work: Work, dictionaries: Any, texts: TextSet) -> dict[str, AblationValues]:
+    """Mean features over all tokens of the ambiguous texts."""
+    from core.ablate import ablation_values
+    from core.inputs import pad
+
+    tokens, mask = pad(texts.tokens)
+    inputs = read_probe(work.store).inputs(tokens, texts.label, mask)
+    model = work.load.model()
+    return ablation_values(model, dictionaries, inputs, "mean", by_position=False)
+
+
+def _skylines(
+    work: Work, editing: Editing, texts: TextSet, how: Shifting, n: int
+) -> dict[Basis, list[tuple[Unit, float]]]:
+    """The n neurons, and features, by which the probe tells the attribute most, and their effects.
+
+    Zeroing them lowers the margin of the attribute on balanced texts, where nothing else goes with
+    it.
+    """
+    from core.inputs import pad
+
+    tokens, mask = pad(texts.tokens[:_SKYLINE_TEXTS])
+    probe = read_probe(work.store)
+    inputs = probe.inputs(tokens, texts.attribute[:_SKYLINE_TEXTS], mask)
+    bases: dict[Basis, Any] = {"neurons": editing.neurons, "features": editing.dictionaries}
+    effects = effects_of_zeroing(editing.model, bases, inputs, work.budget_bytes)
+    return {basis: strongest(of_basis, n) for basis, of_basis in effects.items()}
+
+
+def _texts(
+    work: Work, edit: Edit, sets: Mapping[str, TextSet], words: Sequence[str]
+) -> tuple[dict[str, Sequence[Sequence[int]]] | None, float]:
+    """The texts that an edited model reads, and how many units, or tokens of a text, are gone."""
+    whole = {name: sets[name].tokens for name in (AMBIGUOUS, TEST)}
+    if not edit.deletes_tokens:
+        return whole, len(edit.units)
+    left = {name: without_attribute(work, sets[name], words) for name in whole}
+    if any(texts is None for texts in left.values()):
+        return None, 0
+    kept = {name: texts for name, texts in left.items() if texts is not None}
+    n_texts = sum(map(len, whole.values()))
+    n_deleted = sum(
+        len(a) - len(b) for name in whole for a, b in zip(whole[name], kept[name], strict=True)
+    )
+    return kept, n_deleted / n_texts
+
+
+def _summary(found: Sequence[Outcome], counted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Mean and spread over seeds of each method and probe, in the order they came in."""
+    of: dict[tuple[str, str], list[Outcome]] = {}
+    for outcome in found:
+        of.setdefault((outcome.method, outcome.probe), []).append(outcome)
+    for (method, probe), own in of.items():
+        figures = {
+            "label_accuracy": [o.score.label for o in own],
+            "attribute_accuracy": [o.score.attribute for o in own],
+            "worst_group": [o.score.worst_group for o in own],
+        }
+        yield {
+            "method": method,
+            "probe": probe,
+            "is_control": own[0].is_control,
+            **{name: mean(values) for name, values in figures.items()},
+            **{f"{name}_sd": stdev(values) for name, values in figures.items()},
+            "n_seeds": len(own),
+            "n_ablated": mean(o.n_ablated for o in own),
+            **counted,
+        }
+
+
+def _seed_row(outcome: Outcome) -> dict[str, Any]:
+    return {
+        "method": outcome.method,
+        "probe": outcome.probe,
+        "seed": outcome.seed,
+        "label_accuracy": outcome.score.label,
+        "attribute_accuracy": outcome.score.attribute,
+        "worst_group": outcome.score.worst_group,
+        "groups": list(outcome.score.groups),
+        "n_ablated": outcome.n_ablated,
+    }
+
+
+def _ablated_row(method: str, basis: Basis, unit: Unit, effect: float) -> dict[str, Any]:
+    submodule, feature = unit
+    return {
+        "method": method,
+        "basis": basis,
+        "submodule": submodule,
+        "feature": feature,
+        "effect": effect,
+    }
+
+
+# -- the stage ------------------------------------------------------------------------------------
+
+
+def _page(work: Work, how: Shifting, rows: Sequence[Any], ablated: Sequence[Any]) -> Any:
+    said = work.store.read(JUDGEMENTS).to_pylist()
+    judged = [row for row in said if row["judge"] == how.judge]
+    return write_page(work, rows, ablated, judged, cards=how.cards)
+
+
+def _inputs(work: Work, how: Shifting) -> Mapping[str, str]:
+    read = (LABELLED_TEXTS, PROBE, JUDGEMENTS, CIRCUIT_NODES, CIRCUIT_EFFECTS, DICTIONARY_SET)
+    inputs = {key.path: work.store.content(key) for key in read}
+    if how.cards:
+        inputs[LABELS.path] = work.store.content(LABELS)
+        inputs["cards"] = together(
+            work.store.content(key(name))
+            for name in how.submodules
+            for key in (cards, card_contexts)
+        )
+    return inputs
+
+
+def show_shift(work: Work, _how: Shifting) -> Metadata:
+    """The table, a plot, and where the page is."""
+    rows = work.store.read(SHIFT).to_pylist()
+    columns = ["label_accuracy", "attribute_accuracy", "worst_group"]
+    table = [
+        {
+            "method": row["method"],
+            "probe": row["probe"],
+            **{name: f"{row[name]:.1%} \u00b1 {row[f'{name}_sd']:.1%}" for name in columns},
+            "ablated": row["n_ablated"],
+        }
+        for row in rows
+    ]
+    first = rows[0]
+    return {
+        "table": records(table),
+        "worst group": picture(outcomes(rows)),
+        "features of the circuit": first["n_circuit"],
+        "judged": first["n_judged"],
+        "judge": first["judge"],
+        "seeds": first["n_seeds"],
+        "page": dg.MetadataValue.path(work.store.path(SHIFT, ".html")),
+    }
+
+
+def _deps(how: Shifting) -> Sequence[str]:
+    made = ("labelled_texts", "probe", "judgements", "classifier_circuits", "dictionary_set")
+    return (*made, "cards", "labels") if how.cards else made
+
+
+SHIFT_STAGE = TableStage(
+    name="shift",
+    group="classifier",
+    description=(
+        "What becomes of the classifier when the features judged to be about the attribute are "
+        "ablated, beside every baseline and control, over seeds (Table 2 of the paper)."
+    ),
+    kinds=frozenset({"pytorch", "parquet"}),
+    key=SHIFT,
+    beside=[SHIFT_SEEDS, ABLATED_FEATURES],
+    deps=_deps,
+    needs=always("model", "tokenizer", "dictionaries"),
+    reads=_reads,
+    inputs=_inputs,
+    make=make_shift,
+    show=show_shift,
+)

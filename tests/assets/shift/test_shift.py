@@ -1,0 +1,221 @@
+"""The classifier and SHIFT on the tiny experiment: half of its texts are of cats, half of dogs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from random import Random
+from statistics import mean, stdev
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from assets.circuits.behaviours import read_behaviours
+from assets.circuits.stages import load_circuit
+from assets.engine.recipe import Recipe
+from assets.engine.stage import Work
+from assets.engine.store import ArtifactStore
+from assets.settings import Experiment, ExperimentError
+from assets.shift.probe import Score, TextSet, read_probe, read_sets, score
+from assets.shift.shift import SHIFT_STAGE, _reads, make_shift
+from assets.tables.places import (
+    ABLATED_FEATURES,
+    CLASSIFIER,
+    JUDGEMENTS,
+    PROBE,
+    PROBE_GROUPS,
+    SHIFT_SEEDS,
+)
+from assets.tables.schemas import TABLES
+from core.probe import Probe
+from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
+from tests.tiny_experiment import WORDS, write_experiment
+
+CLASSIFIER_SECTION: dict[str, Any] = {
+    "data": {
+        "source": "./labelled.jsonl",
+        "label_column": "animal",
+        "attribute_column": "age",
+        "labels": ["cat", "dog"],
+        "attributes": ["old", "young"],
+        "n_ambiguous": 24,
+        "n_train": 16,
+        "n_test": 16,
+    },
+    "probe": {"epochs": 100, "lr": 0.1, "site": "resid_0"},
+    "circuit": {"n_examples": 8, "n_evaluated": 4, "steps": 2, "node_threshold": 0.001},
+    "judgements": {"words": [["old"], ["runs"]]},
+    "shift": {"n_seeds": 2, "n_draws": 2, "keywords": ["cat", "dog", "bird"]},
+}
+
+
+def write_labelled(file: Path, n: int = 160) -> None:
+    """Texts about a cat or a dog, that are old or run, whatever the animal."""
+    rng, lines = Random(0), []
+    for i in range(n):
+        animal, age = ("cat", "dog")[i % 2], ("old", "young")[i // 2 % 2]
+        told = "old" if age == "old" else "runs"
+        text = " ".join([rng.choice(WORDS), "the", animal, told, *rng.choices(WORDS, k=5)])
+        lines.append(json.dumps({"text": text, "animal": animal, "age": age}))
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def classified(finished: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    """The finished experiment with a classifier whose circuit was found and judged by hand."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("classified") / "tiny"
+    shutil.copytree(finished.path.parent, folder)
+    write_labelled(folder / "labelled.jsonl")
+    experiment = read_experiment(write_experiment(folder, classifier=CLASSIFIER_SECTION))
+    stages: Mapping[str, Any] = {stage.name: stage for stage in stages_of(experiment)}
+    for name in ("labelled_texts", "probe", "classifier_behaviours"):
+        stages[name].run(experiment)
+    for name in ("classifier_circuits", "classifier_evaluations"):
+        stages[name].run(experiment, [CLASSIFIER])
+    return experiment
+
+
+def judge(experiment: Experiment, irrelevant: Mapping[tuple[str, int], bool]) -> None:
+    rows = [
+        {
+            "submodule": submodule,
+            "feature": feature,
+            "judge": "person",
+            "used": True,
+            "irrelevant": said,
+            "reason": "by hand",
+        }
+        for (submodule, feature), said in irrelevant.items()
+    ]
+    recipe = Recipe("judgements", {}, [], "")
+    ArtifactStore(experiment.artifacts).write(JUDGEMENTS, TABLES["judgements"].build(rows), recipe)
+
+
+def features_of(experiment: Experiment) -> list[tuple[str, int]]:
+    found = load_circuit(ArtifactStore(experiment.artifacts), "classifiers", CLASSIFIER)
+    assert found is not None
+    return [(node.submodule, node.feature) for node in found.nodes if not node.is_error]
+
+
+def test_the_probe_is_in_its_table_and_in_its_file(classified: Experiment) -> None:
+    store = ArtifactStore(classified.artifacts)
+    probe = read_probe(store)
+    tensors = load_file(store.path(PROBE, ".safetensors"))
+    assert tensors["weight"].tolist() == list(probe.weight)
+    assert float(tensors["bias"]) == probe.bias
+    assert (probe.site, probe.pooling) == ("resid_0", "mean")
+    groups = store.read(PROBE_GROUPS).to_pylist()
+    sizes = {(row["set"], row["label"], row["attribute"]): row["n"] for row in groups}
+    assert sizes == {
+        ("ambiguous", 0, 0): 12,
+        ("ambiguous", 1, 1): 12,
+        **{
+            (name, label, attribute): 4
+            for name in ("balanced_train", "balanced_test")
+            for label in (0, 1)
+            for attribute in (0, 1)
+        },
+    }
+    learnt = [row["accuracy"] for row in groups if row["set"] == "ambiguous"]
+    assert min(learnt) > 0.9
+
+
+def test_the_circuit_ends_where_the_probe_reads_and_explains_its_margin(
+    classified: Experiment,
+) -> None:
+    store = ArtifactStore(classified.artifacts)
+    behaviour = read_behaviours(store, "classifiers", [CLASSIFIER])[CLASSIFIER]
+    found = load_circuit(store, "classifiers", CLASSIFIER)
+    assert found is not None
+    assert {node.submodule for node in found.nodes} <= {"embed", "attn_0", "resid_0"}
+    assert found.settings["readout"] == "resid_0, mean over tokens"
+    assert any(edge.downstream is None for edge in found.edges)
+    # Both classes alike, and no text on both sides.
+    chosen, judged = behaviour.chosen("found"), behaviour.chosen("evaluated")
+    assert [e.answer for e in chosen] == [0, 1] * 4
+    assert len(judged) == 4
+    assert behaviour.held_out
+    inputs = behaviour.inputs("found")
+    pooled = torch.eye(16)[:8]
+    sign = torch.tensor([1.0, -1.0] * 4)
+    weight = torch.tensor(read_probe(store).weight)
+    torch.testing.assert_close(inputs.metric(pooled), sign * (weight[:8] + read_probe(store).bias))
+
+
+def test_every_way_is_scored_for_every_seed_and_summed_up(classified: Experiment) -> None:
+    own = features_of(classified)
+    judged = {unit: i % 2 == 0 for i, unit in enumerate(own)}
+    judge(classified, judged)
+    work = Work.on(classified)
+    made = make_shift(work, _reads(classified))
+    seeds = made.beside[SHIFT_SEEDS].to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    edited = ("shift", "neuron_skyline", "feature_skyline", "embedding_only", "tokens_deleted")
+    edited += ("random_active", "random_of_circuit", "permuted_judgements")
+    ways = {(method, probe) for method in edited for probe in ("trained", "centred", "retrained")}
+    ways |= {(method, "trained") for method in ("original", "oracle", "concept_bottleneck")}
+    assert {(row["method"], row["probe"]) for row in seeds} == ways
+    table = made.table.to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    assert len(table) == len(ways)
+    for row in table:
+        of_seeds = [r for r in seeds if (r["method"], r["probe"]) == (row["method"], row["probe"])]
+        assert [r["seed"] for r in of_seeds] == [0, 1]
+        for name in ("label_accuracy", "attribute_accuracy", "worst_group"):
+            values = [r[name] for r in of_seeds]
+            assert row[name] == pytest.approx(mean(values))
+            assert row[f"{name}_sd"] == pytest.approx(stdev(values))
+        assert all(r["worst_group"] == min(r["groups"]) for r in of_seeds)
+    counts = {row["method"]: row["n_ablated"] for row in table if row["probe"] != "centred"}
+    n = sum(judged.values())
+    assert counts["shift"] == counts["random_of_circuit"] == counts["permuted_judgements"] == n
+    assert counts["original"] == 0
+    assert 0 < counts["tokens_deleted"] < 3
+    ablated = made.beside[ABLATED_FEATURES].to_pylist()  # pyright: ignore
+    chosen = {(r["submodule"], r["feature"]) for r in ablated if r["method"] == "shift"}
+    assert chosen == {unit for unit, said in judged.items() if said}
+    page = work.store.path(SHIFT_STAGE.key, ".html").read_text()
+    assert all(f"{submodule}/{feature}" in page for submodule, feature in chosen)
+    assert "by hand" in page
+
+
+def test_a_score_tells_what_a_probe_goes_by(classified: Experiment) -> None:
+    sets = read_sets(ArtifactStore(classified.artifacts))
+    test = sets["balanced_test"]
+    by_label = Probe(torch.tensor([1.0, 0.0]), -0.5)
+    pooled = torch.stack([test.label, test.attribute], 1).float()
+    perfect = score(by_label, pooled, test)
+    assert perfect == Score((1.0, 1.0, 1.0, 1.0), 0.5)
+    by_attribute = score(Probe(torch.tensor([0.0, 1.0]), -0.5), pooled, test)
+    assert by_attribute == Score((1.0, 0.0, 0.0, 1.0), 1.0)
+    assert (by_attribute.label, by_attribute.worst_group) == (0.5, 0.0)
+
+
+def test_groups_are_counted_alike_however_large() -> None:
+    label, attribute = torch.tensor([0, 0, 0, 0, 1, 1]), torch.tensor([0, 0, 0, 1, 0, 1])
+    texts = TextSet(range(6), [[1]] * 6, [None] * 6, label, attribute)
+    always = score(Probe(torch.zeros(1), 1.0), torch.zeros(6, 1), texts)
+    assert always == Score((0.0, 0.0, 1.0, 1.0), pytest.approx(2 / 6))
+    assert always.label == 0.5
+
+
+@pytest.mark.parametrize(
+    ("irrelevant", "message"),
+    [
+        (lambda own: dict.fromkeys(own, False), "of none that it is"),
+        (lambda own: {}, "says of 0 of the"),
+        (lambda own: {("resid_1", 0): True}, "of no feature"),
+    ],
+)
+def test_judgements_that_leave_nothing_to_ablate_are_refused(
+    classified: Experiment, irrelevant: Any, message: str
+) -> None:
+    own = features_of(classified)
+    assert ("resid_1", 0) not in own
+    judge(classified, irrelevant(own))
+    with pytest.raises(ExperimentError, match=message):
+        make_shift(Work.on(classified), _reads(classified))
