@@ -304,6 +304,9 @@ class TrainSettings(Section):
     """Learning rate of these steps."""
     tuning_sparsity: PositiveOrZero = 0.08
     """Weight of the sparsity penalty in these steps; relu only."""
+    tuning_errors: bool = True
+    """Tune for circuits with error nodes as well as without; if false, for those without alone,
+    which are smaller then, while those with error nodes are worth nothing."""
     seed: Seed = 0
     """Of initialisation, shuffling, resampling and tuning."""
     buffer_mb: Positive = 1_024.0

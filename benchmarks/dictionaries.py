@@ -109,6 +109,7 @@ def tune(experiment: Experiment, options: argparse.Namespace) -> None:
         learning_rate=options.lr,
         in_part=options.in_part,
         with_errors=options.with_errors,
+        passes_on=options.passes_on,
         sparsity=0.0 if chosen_k else options.sparsity,
         seed=options.seed,
     )
@@ -224,6 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sparsity", type=float, default=TuningSettings.sparsity)
     parser.add_argument("--in-part", type=float, default=TuningSettings.in_part)
     parser.add_argument("--with-errors", type=float, default=TuningSettings.with_errors)
+    parser.add_argument("--passes-on", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--names", nargs="+", default=[], help="what to call the sets")
     parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 200, 400])

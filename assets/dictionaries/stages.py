@@ -103,6 +103,7 @@ class Training:
     tuning_steps: int
     tuning_lr: float | None
     tuning_sparsity: float | None
+    tuning_errors: bool | None
     seed: int
     buffer_mb: float
     checkpoint_every: int = aside(1)
@@ -136,6 +137,7 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         tuning_steps=settings.tuning_steps,
         tuning_lr=settings.tuning_lr if settings.tuning_steps else None,
         tuning_sparsity=settings.tuning_sparsity if penalised else None,
+        tuning_errors=settings.tuning_errors if settings.tuning_steps else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
         checkpoint_every=settings.checkpoint_every,
@@ -230,6 +232,8 @@ def _tuned(
     how = TuningSettings(
         n_steps=settings.tuning_steps,
         learning_rate=settings.tuning_lr,
+        with_errors=TuningSettings.with_errors if settings.tuning_errors else 0.0,
+        passes_on=not settings.tuning_errors,
         sparsity=settings.tuning_sparsity or 0.0,
         seed=settings.seed,
     )

@@ -14,8 +14,9 @@ of, summed over positions. How many features a context keeps is drawn between `_
 
 To both KLs is added each dictionary's own loss, that of its training (App. B), on every second
 token that it reads in the run: norm of the error + sparsity * norm_1 of its features, in units of
-its inputs. It passes no gradient on to the dictionaries before: they would learn to put out what
-is easy to reconstruct, and circuits with error nodes would be far less faithful.
+its inputs. It passes no gradient on to the dictionaries before, unless `passes_on` says so: they
+then learn to put out what is easy to reconstruct, which is best for circuits that have no error
+node at all and bad for those that have.
 The embedding's dictionary is left as it is: evaluations never ablate it.
 """
 
@@ -55,6 +56,7 @@ class TuningSettings:
         learning_rate: Adam's.
         in_part: share of the contexts of a step that run in part.
         with_errors: share of those that keep all errors.
+        passes_on: whether own losses move the dictionaries before, too.
         sparsity: weight of norm_1 of the features; 0 where k holds them.
         n_contexts, n_positions: contexts of one step, and tokens read of each.
         seed: of the draw of contexts, predictions and numbers of features.
@@ -64,6 +66,7 @@ class TuningSettings:
     learning_rate: float = 1e-3
     in_part: float = 0.75
     with_errors: float = 0.25
+    passes_on: bool = False
     sparsity: float = 0.08
     n_contexts: int = 16
     n_positions: int = 40
@@ -240,7 +243,8 @@ class _Set:
             if dictionary is None:
                 return x
             scaled_x = x.float() * self.scale[name]
-            losses.append(self._own(dictionary, scaled_x.detach()[recording.mask][::2]))
+            seen = scaled_x if self.settings.passes_on else scaled_x.detach()
+            losses.append(self._own(dictionary, seen[recording.mask][::2]))
             features = dictionary.encode(scaled_x)
             out = dictionary.decode(features * kept[name])
             errors = scaled_x[:n] - dictionary.decode(features[:n])

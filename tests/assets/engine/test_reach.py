@@ -52,6 +52,7 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
     "dictionaries.tuning_lr": {"dictionaries": {"tuning_steps": 5}},
     "dictionaries.tuning_sparsity": {"dictionaries": {"tuning_steps": 5}},
+    "dictionaries.tuning_errors": {"dictionaries": {"tuning_steps": 5}},
     "checks.l0_factor": {"dictionaries": None, "import": IMPORT},
     "checks.low_variance_explained": {"dictionaries": None, "import": IMPORT},
     "circuits.tolerance": {"circuits": {"rule": "adaptive"}},

@@ -104,15 +104,17 @@ def in_training(model: LanguageModel, settings: TuningSettings) -> tuple[_Set, R
     return set_, recording
 
 
-def test_a_loss_of_its_own_moves_no_dictionary_before() -> None:
+@pytest.mark.parametrize("passes_on", [False, True])
+def test_a_loss_of_its_own_moves_no_dictionary_before_unless_told(passes_on: bool) -> None:
     model = make_model("gpt_neox")
-    set_, recording = in_training(model, QUICK)
+    set_, recording = in_training(model, replace(QUICK, passes_on=passes_on))
     kept, _ = set_._circuits(recording)
     _, losses = set_._run(recording, kept)
     names = list(set_.tuned)
     of_last = [set_.tuned[name].encoder for name in names]
     gradients = torch.autograd.grad(losses[-1], of_last, allow_unused=True)
-    assert [name for name, g in zip(names, gradients, strict=True) if g is not None] == names[-1:]
+    moved = [name for name, g in zip(names, gradients, strict=True) if g is not None]
+    assert moved == (names if passes_on else names[-1:])
 
 
 def test_a_context_in_part_keeps_what_matters_to_one_prediction() -> None:
