@@ -298,12 +298,15 @@ class TrainSettings(Section):
     dead_after: Count = 12_500
     """Steps without activation after which a feature is dead."""
     tuning_steps: CountOrZero = 0
-    """Steps in which the finished set is trained on together, in series and with features dropped,
-    so that circuits can do without error nodes; relu only."""
+    """Steps in which the finished set is trained on together, in runs such as circuits have, so
+    that these are smaller and can do without error nodes; relu and topk only."""
     tuning_lr: Annotated[Positive, Field(le=10)] = 1e-3
     """Learning rate of these steps."""
-    tuning_dropped: Share = 0.75
-    """Share of their contexts in which features are dropped."""
+    tuning_sparsity: PositiveOrZero = 0.08
+    """Weight of the sparsity penalty in these steps; relu only."""
+    tuning_errors: bool = True
+    """Tune for circuits with error nodes as well as without; if false, for those without alone,
+    which are smaller then, while those with error nodes are worth nothing."""
     seed: Seed = 0
     """Of initialisation, shuffling, resampling and tuning."""
     buffer_mb: Positive = 1_024.0
@@ -315,8 +318,8 @@ class TrainSettings(Section):
         """Warm-up that never ends, and more active features than there are."""
         if self.warmup >= self.steps:
             yield ("warmup",), f"{self.warmup} steps of warm-up leave none of {self.steps}."
-        if self.tuning_steps and self.kind != "relu":
-            told = f"only relu dictionaries are tuned, not {self.kind}: leave it out, or take relu."
+        if self.tuning_steps and self.kind not in ("relu", "topk"):
+            told = f"only relu and topk dictionaries are tuned, not {self.kind}: leave it out."
             yield ("tuning_steps",), told
         given = self.n_features
         if self.kind in ("topk", "batchtopk") and given is not None and self.k > given:

@@ -127,7 +127,8 @@ def _type(part: dict[str, Any]) -> str:
     if part["type"] == "array" and "prefixItems" in part:
         return f"two of: {_type(part['prefixItems'][0])}"
     if part["type"] == "array":
-        return f"list of: {_type(part['items'])}"
+        every = part["items"] if "items" in part else part["prefixItems"][0]  # of one kind
+        return f"list of: {_type(every)}"
     if part["type"] == "object":
         return f"by name: {_type(part['additionalProperties'])}"
     if part["type"] in ("integer", "number"):

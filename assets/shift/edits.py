@@ -207,7 +207,8 @@ def effects_of_zeroing(
     """
     from core.budget import plan_passes
     from core.circuit import examples_per_batch
-    from core.effects import clean_gradients, endpoints, feature_dots
+    from core.effects import clean_gradients, feature_dots
+    from core.endpoints import endpoints
     from core.models.replay import Resumed
     from core.sparse import add_at
 

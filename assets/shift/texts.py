@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from assets.corpus.rows import Reading, Row, read_rows
-from assets.corpus.text import harmless
+from assets.corpus.text import harmless, without_surrogates
 from assets.engine.outside import files_of
 from assets.engine.recipe import Source, digest, hash_place
 from assets.engine.stage import Made, Metadata, TableStage, Work, always
@@ -112,11 +112,11 @@ def read_labelled(texts: Texts, split: str, reading: Reading) -> list[Labelled]:
         own = [_cell(row, column) for column in (texts.label_column, texts.attribute_column)]
         for counter, value in zip(values.values(), own, strict=True):
             counter[_countable(value)] += 1
-        text = _cell(row, texts.text_column)
+        text = _text(_cell(row, texts.text_column))
         group = _number(own[0], texts.labels), _number(own[1], texts.attributes)
         if group not in GROUPS:
             continue
-        if not isinstance(text, str) or not text.strip():
+        if not text.strip():
             reading.skip("no text", row.where)
         elif text in found:
             reading.skip("the text of an earlier row", row.where)
@@ -174,6 +174,11 @@ def _cell(row: Row, column: str) -> Any:
             "classifier.data."
         )
     return row.values[column]
+
+
+def _text(cell: Any) -> str:
+    """A cell as text; empty where it holds none."""
+    return without_surrogates(cell) if isinstance(cell, str) else ""
 
 
 def _countable(value: Any) -> Any:
@@ -300,8 +305,11 @@ def _named(texts: Texts, group: Group) -> str:
 def make_labelled_texts(work: Work, texts: Texts) -> Made:
     """Read the texts, draw the three sets, and cut texts to what the model reads."""
     reading = Reading(say=work.say)
-    pool = read_labelled(texts, texts.split, reading)
-    judged = _of_test_split(texts, pool, reading)
+    try:
+        pool = read_labelled(texts, texts.split, reading)
+        judged = _of_test_split(texts, pool, reading)
+    except InputError as error:
+        raise ExperimentError(f"classifier.data: {error}") from error
     sets = chosen(texts, pool, judged)
     wanted = {
         AMBIGUOUS: texts.n_ambiguous,
