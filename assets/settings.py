@@ -298,12 +298,15 @@ class TrainSettings(Section):
     dead_after: Count = 12_500
     """Steps without activation after which a feature is dead."""
     tuning_steps: CountOrZero = 0
-    """Steps in which the finished set is trained on together, in series and with features dropped,
-    so that circuits can do without error nodes; relu only."""
+    """Steps in which the finished set is trained on together, in runs such as circuits have, so
+    that these are smaller and can do without error nodes; relu and topk only."""
     tuning_lr: Annotated[Positive, Field(le=10)] = 1e-3
     """Learning rate of these steps."""
-    tuning_dropped: Share = 0.75
-    """Share of their contexts in which features are dropped."""
+    tuning_sparsity: PositiveOrZero = 0.08
+    """Weight of the sparsity penalty in these steps; relu only."""
+    tuning_errors: bool = True
+    """Tune for circuits with error nodes as well as without; if false, for those without alone,
+    which are smaller then, while those with error nodes are worth nothing."""
     seed: Seed = 0
     """Of initialisation, shuffling, resampling and tuning."""
     buffer_mb: Positive = 1_024.0
@@ -315,8 +318,8 @@ class TrainSettings(Section):
         """Warm-up that never ends, and more active features than there are."""
         if self.warmup >= self.steps:
             yield ("warmup",), f"{self.warmup} steps of warm-up leave none of {self.steps}."
-        if self.tuning_steps and self.kind != "relu":
-            told = f"only relu dictionaries are tuned, not {self.kind}: leave it out, or take relu."
+        if self.tuning_steps and self.kind not in ("relu", "topk"):
+            told = f"only relu and topk dictionaries are tuned, not {self.kind}: leave it out."
             yield ("tuning_steps",), told
         given = self.n_features
         if self.kind in ("topk", "batchtopk") and given is not None and self.k > given:
@@ -669,11 +672,8 @@ class LabelSettings(Section):
 
 
 class LabelledTextSettings(Section):
-    """Texts with a label, and an attribute that goes with it where a classifier learns (section 4).
-
-    Ambiguous texts are of class 0 with attribute 0, and of class 1 with attribute 1. In balanced
-    ones the four groups are equally large. No text is in two sets.
-    """
+    """Texts with a label, and an attribute that goes with it in the ambiguous ones (class 0 with
+    attribute 0, class 1 with attribute 1) and not in the balanced ones (four equal groups)."""
 
     source: Text
     """A .jsonl, .jsonl.zst or .parquet file, a hub data set, or a folder laid out like one."""
@@ -698,9 +698,9 @@ class LabelledTextSettings(Section):
     """What the column of attributes has for attribute 0 and 1."""
     n_ambiguous: Count = 2_000
     """Most ambiguous texts, half of each class."""
-    n_train: Count = 2_000
+    n_balanced_train: Count = 2_000
     """Most balanced texts to train on, a quarter of each group."""
-    n_test: Count = 2_000
+    n_balanced_test: Count = 2_000
     """Most balanced texts to judge on. Sizes shrink together where a group has too few texts."""
     n_positions: Annotated[Count, Field(ge=2, le=1_000_000)] = 128
     """Tokens kept of each text, from its beginning; no more than the model has positions."""
@@ -713,7 +713,7 @@ class LabelledTextSettings(Section):
             one, other = getattr(self, key)
             if one == other:
                 yield (key,), f"both are {one}: name two values, so that there are two groups."
-        for key, n_groups in (("n_ambiguous", 2), ("n_train", 4), ("n_test", 4)):
+        for key, n_groups in (("n_ambiguous", 2), ("n_balanced_train", 4), ("n_balanced_test", 4)):
             if getattr(self, key) < n_groups:
                 yield (key,), f"leaves one of {n_groups} groups without a text."
         if self.label_column == self.attribute_column:
@@ -728,9 +728,8 @@ class JudgementSettings(Section):
     """Which features of the classifier's circuit are about the attribute alone (section 4)."""
 
     judge: Judge = "person"
-    """Whose word counts: people's (annotations, in the explorer), of what the text is known to tell
-    (truth), the words or a rule on cards, or the model of labels.endpoint. All are asked that can
-    be."""
+    """Whose word counts: people's (annotations, in the explorer), what balanced texts show (truth),
+    words or a rule on cards, or the model of labels.endpoint. All are asked that can be."""
     words: tuple[tuple[Text, ...], tuple[Text, ...]] = ((), ())
     """Words that tell attribute 0, and words that tell attribute 1, for words and rule."""
 

@@ -1,259 +1,243 @@
 """What circuits are worth with one set of dictionaries or another, with error nodes and without.
 
-    python -m benchmarks.dictionaries circuits FOLDER ...     # circuits of clusters with each set
-    python -m benchmarks.dictionaries circuits FOLDER --ablated again linear gated clean
-    python -m benchmarks.dictionaries tune FOLDER TO          # in series; writes a new set
-    ... --note                                                # dated rows to benchmarks/README.md
+    python -m benchmarks.dictionaries train TO --set kind=topk k=16   # as the experiment, but ...
+    python -m benchmarks.dictionaries tune FROM TO                    # in series; a new set
+    python -m benchmarks.dictionaries circuits FOLDER ...             # circuits with each set
+    ... --experiment experiments/testbed.yaml                         # which it all belongs to
+    ... --note                                                        # dated rows to README.md
 
 A set is a folder with SUBMODULE.safetensors, as an experiment leaves them in artifacts/NAME/saes.
-Samples and clusters are those of a finished experiment (`--artifacts`). Circuits are found on some
-examples of a cluster by log odds, judged on others by zero ablation, and medians over clusters are
-printed. What is not kept stands at zero; `--ablated` says what a kept feature's value is in a run
-whose stream is no longer the model's own:
-
-    again     encoded again from the stream as it is (section 3.2, and the default everywhere)
-    linear    its clean value plus the encoder row times the stream's change, where it was active
-    gated     the same, not below zero
-    clean     its clean value
+Contexts, activations, samples, clusters and pairs are those of the experiment, which has been run
+that far. Circuits of clusters are found on 16 examples by four midpoints and judged on 8 others by
+zero ablation; means over clusters are printed. Those of tasks are judged by mean ablation, at every
+size of a grid whose neighbours differ by 15 %. Without errors the same nodes are kept but for
+error nodes (clusters), or as many features (tasks).
 """
 
 from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 
-import numpy as np
-import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
-from assets.tables.conversions import read_samples
+from assets.circuits.behaviours import Behaviour, read_behaviours
+from assets.corpus.stages import held_out_tokens, training_contexts
+from assets.corpus.writing import open_cache
+from assets.engine.stage import Work
+from assets.settings import Experiment, TrainSettings
+from assets.tables.places import ACTIVATION_CACHE
+from benchmarks.clusters import POLICIES, Bench, Way, ranked, spread
 from benchmarks.record import append_row, machine
 from core.circuit import attribute
 from core.dictionaries import Dictionary
 from core.dictionaries.files import load_dictionary, save_dictionary
-from core.discovery import Sample
+from core.dictionaries.quality import measure_dictionaries
 from core.estimators import IntegratedGradients
-from core.inputs import Inputs, pad
-from core.models import LanguageModel, Recording, load_model
-from core.models.replay import Resumed
-from core.training import TuningSettings, tune_in_series
+from core.evaluate import Evaluator
+from core.inputs import pad
+from core.training import TrainingSettings, TuningSettings, train_dictionaries, tune_in_series
+from pipelines.experiment import read_experiment
 
 ROOT = Path(__file__).parent.parent
-CONTEXT = 48
-ABLATED = ("again", "linear", "gated", "clean")
-Dictionaries = Mapping[str, Dictionary]
+N_EXAMPLES, N_JUDGED = 16, 8
+GRID = sorted({round(20 * 1.15**i) for i in range(36)})
+SHARES = (0.5, 0.9)
+Row = Mapping[str, str]
 
 
 def read_set(folder: Path) -> dict[str, Dictionary]:
     """The dictionaries in a folder, by submodule."""
     files = sorted(folder.glob("*.safetensors"))
-    assert files, f"no dictionaries in {folder}"
+    if not files:
+        raise SystemExit(f"{folder} holds no dictionaries: a set is SUBMODULE.safetensors each.")
     return {file.stem: load_dictionary(file) for file in files}
+
+
+def write_set(dictionaries: Mapping[str, Dictionary], folder: Path) -> None:
+    """Write dictionaries to a folder, by submodule."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, dictionary in dictionaries.items():
+        save_dictionary(dictionary, folder / f"{name}.safetensors", {})
+
+
+# -- making sets ----------------------------------------------------------------------------------
+
+
+def train(experiment: Experiment, options: argparse.Namespace) -> None:
+    """Train a set as the experiment does, but for what `--set` says, and without tuning."""
+    changed = dict(pair.split("=", 1) for pair in options.set)
+    how = TrainSettings.model_validate(
+        experiment.settings.dictionaries.model_dump(exclude_unset=True) | changed
+    )
+    work = Work.on(experiment)
+    model = work.load.model()
+    widths = {name: model.width(name) for name in experiment.submodules}
+    settings = TrainingSettings(
+        kind=how.kind,
+        n_features=how.n_features or how.expansion * model.d_model,
+        n_steps=how.steps,
+        batch_size=how.batch,
+        learning_rate=how.lr,
+        sparsity=how.sparsity,
+        k=how.k,
+        warmup_steps=how.warmup,
+        decay_steps=how.decay,
+        sparsity_warmup_steps=how.sparsity_warmup,
+        resample_every=how.resample_every,
+        dead_after=how.dead_after,
+        buffer_bytes=int(how.buffer_mb * 1e6),
+        seed=how.seed,
+    )
+    source = open_cache(work.store.path(ACTIVATION_CACHE, ""), list(widths))
+    trained = train_dictionaries(source, settings, all_widths=widths, progress=print)
+    write_set({name: one.dictionary for name, one in trained.items()}, options.folders[0])
+
+
+def tune(experiment: Experiment, options: argparse.Namespace) -> None:
+    """Tune a finished set in series and write it to another folder."""
+    folder, to = options.folders
+    work = Work.on(experiment)
+    contexts = training_contexts(work.store, experiment.settings.corpus.n_held_out).tokens
+    dictionaries = read_set(folder)
+    chosen_k = any(d.activation.name == "topk" for d in dictionaries.values())
+    settings = TuningSettings(
+        n_steps=options.n_steps,
+        learning_rate=options.lr,
+        in_part=options.in_part,
+        with_errors=options.with_errors,
+        passes_on=options.passes_on,
+        sparsity=0.0 if chosen_k else options.sparsity,
+        seed=options.seed,
+    )
+    used = [tokens for tokens in contexts if len(tokens)]
+    write_set(tune_in_series(work.load.model(), dictionaries, used, settings, progress=print), to)
 
 
 # -- circuits -------------------------------------------------------------------------------------
 
 
-def halves(
-    samples: Sequence[Sample], labels: np.ndarray, n_clusters: int, n_examples: int
-) -> list[tuple[Inputs, Inputs]]:
-    """For clusters of all sizes, examples to find a circuit from and others to judge it on."""
-    found = []
-    for number in np.unique(labels):
-        distinct = {
-            (samples[i].context[-CONTEXT:], samples[i].answer): i
-            for i in np.flatnonzero(labels == number).tolist()
-        }
-        chosen = np.random.default_rng(int(number)).permutation(list(distinct.values()))
-        if len(chosen) >= 2 * n_examples:
-            found.append([chosen[:n_examples], chosen[n_examples : 2 * n_examples]])
-    spaced = [found[i * len(found) // n_clusters] for i in range(n_clusters)]
-    return [(_inputs(samples, a), _inputs(samples, b)) for a, b in spaced]
-
-
-def _inputs(samples: Sequence[Sample], chosen: np.ndarray) -> Inputs:
-    some = [samples[i] for i in chosen.tolist()]
-    tokens, mask = pad([sample.context[-CONTEXT:] for sample in some])
-    return Inputs.single(tokens, torch.tensor([sample.answer for sample in some]), mask)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Runs of some inputs in which only some nodes are kept."""
-
-    model: LanguageModel
-    dictionaries: Dictionaries
-    inputs: Inputs
-    recording: Recording
-    clean: Mapping[str, Tensor]
-
-    @torch.no_grad()
-    def __call__(self, keep: Mapping[str, Tensor], ablated: str) -> float:
-        """Mean metric with the nodes in `keep`, by submodule ``(feature + 1,)`` bool."""
-
-        def visit(name: str, x: Tensor) -> Tensor:
-            if name not in keep:
-                return x
-            dictionary, kept = self.dictionaries[name], keep[name][:-1]
-            features = self._features(name, x, ablated)
-            if keep[name][-1]:
-                return x - (features * ~kept) @ dictionary.decoder
-            return dictionary.decode(features * kept)
-
-        stream = self.recording.stream_before(0)
-        for layer in range(self.model.n_layers):
-            stream = self.model.layer(layer, stream, self.recording.context[layer], visit)
-        runs = Resumed(self.model, self.recording, self.inputs.metric, self.inputs.last)
-        return float(runs.read(stream).mean())
-
-    def _features(self, name: str, x: Tensor, ablated: str) -> Tensor:
-        dictionary, clean = self.dictionaries[name], self.clean[name]
-        if ablated == "again":
-            return dictionary.encode(x)
-        if ablated == "clean":
-            return clean
-        change = (x - self.recording.outputs[name]) @ dictionary.encoder.T
-        features = clean + (clean > 0) * change
-        return features.clamp(min=0) if ablated == "gated" else features
-
-
-def judge(
-    model: LanguageModel,
-    dictionaries: Dictionaries,
-    found: Inputs,
-    judged: Inputs,
-    options: argparse.Namespace,
-) -> dict[str, dict[str, float]]:
-    """Faithfulness of one cluster's circuits, by kind of ablated run."""
-    estimator = IntegratedGradients(steps=options.steps)
-    nodes = attribute(model, dictionaries, found, estimator=estimator).effects.nodes
-    ranked = sorted(
-        (-abs(effect), name, feature)
-        for name, effects in nodes.items()
-        for feature, effect in enumerate(effects.tolist())
-        if effect and name != "embed"
-    )
-    placed = {name: d for name, d in dictionaries.items() if name != "embed"}
-    recording = model.record(judged.clean, judged.mask)
-    clean = {name: d.encode(recording.outputs[name]) for name, d in placed.items()}
-    run = Run(model, placed, judged, recording, clean)
-    nothing = {name: torch.zeros(d.n_features + 1, dtype=torch.bool) for name, d in placed.items()}
-    features = {name: ~zero for name, zero in nothing.items()}
-    for kept in features.values():
-        kept[-1] = False
-    full, empty = run({}, "again"), run(nothing, "again")
-    first = [name for _, name, _ in ranked[:100]]
-    writers = sum(name[:3] in ("att", "mlp") and not name.endswith("_0") for name in first)
-    rows = {}
-    for ablated in options.ablated:
-        rows[ablated] = {"attention, MLP": writers / max(1, len(first))}
-        rows[ablated]["in series"] = (run(features, ablated) - empty) / (full - empty)
-        for errors in (True, False):
-            usable = [(n, j) for _, n, j in ranked if errors or j < placed[n].n_features]
+def clusters(bench: Bench, options: argparse.Namespace) -> dict[str, str]:
+    """Mean faithfulness of clusters' circuits of each size, from each start layer on."""
+    every = {c: bench.draws(c, N_EXAMPLES, N_JUDGED) for c in sorted(bench.members)}
+    draws = {c: drawn for c, drawn in every.items() if drawn is not None}
+    way = Way("log_odds", IntegratedGradients(4), N_EXAMPLES, "zero")
+    found: dict[tuple[int, str, int], list[float]] = {}
+    for cluster in spread(list(draws), options.clusters):
+        effects = bench.effects(cluster, draws[cluster].first, way)
+        inputs = bench.inputs(draws[cluster].judged, "log_odds")
+        for start in options.start_layers:
+            evaluator = bench.evaluator(cluster, inputs, "zero", start)
             for size in options.sizes:
-                keep = {name: zero.clone() for name, zero in nothing.items()}
-                for name, feature in usable[:size]:
-                    keep[name][feature] = True
-                faithful = (run(keep, ablated) - empty) / (full - empty)
-                rows[ablated][f"{size} {'with' if errors else 'without'}"] = faithful
-    return rows
+                nodes = ranked(effects, start, size)
+                for policy in POLICIES:
+                    faithfulness = evaluator.evaluate(nodes, policy).faithfulness
+                    found.setdefault((start, policy, size), []).append(faithfulness)
+    row = {"clusters, nodes": " / ".join(map(str, options.sizes))}
+    for start in options.start_layers:
+        for policy, said in zip(POLICIES, ("with errors", "without"), strict=True):
+            values = [f"{mean(found[start, policy, size]):.2f}" for size in options.sizes]
+            row[f"from layer {start}, {said}"] = " / ".join(values)
+    return row
 
 
-def circuits(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Medians over clusters, for each set and each kind of ablated run."""
-    samples = read_samples(pq.read_table(options.artifacts / "filtered_tokens.parquet"))
-    assigned = options.artifacts / "clusterings" / "chosen" / "assignments.parquet"
-    labels = pq.read_table(assigned)["cluster"].to_numpy()
-    clusters = halves(samples, labels, options.clusters, options.examples)
-    rows = []
-    for folder in options.folders:
-        dictionaries = read_set(folder)
-        judged = [judge(model, dictionaries, a, b, options) for a, b in clusters]
-        for ablated in options.ablated:
-            medians = {
-                name: float(np.median([of_one[ablated][name] for of_one in judged]))
-                for name in judged[0][ablated]
-            }
-            sizes = options.sizes
-            row = {
-                "dictionaries": options.names.get(folder, folder.name),
-                "kept features": ablated,
-                "nodes": " / ".join(map(str, sizes)),
-                "with errors": " / ".join(f"{medians[f'{n} with']:.2f}" for n in sizes),
-                "without": " / ".join(f"{medians[f'{n} without']:.2f}" for n in sizes),
-                "all features in series": f"{medians['in series']:.2f}",
-                "of 100 in attention, MLPs above layer 0": f"{medians['attention, MLP']:.0%}",
-            }
-            print(" | ".join(row.values()), flush=True)
-            rows.append(row)
-    return rows
-
-
-# -- tuning ---------------------------------------------------------------------------------------
-
-
-def tune(model: LanguageModel, options: argparse.Namespace) -> list[dict[str, str]]:
-    """Tune a finished set in series and write it to another folder."""
-    folder, to = options.folders
-    table = pq.read_table(options.artifacts / "contexts.parquet", columns=["tokens"])
-    contexts = table["tokens"].to_pylist()[: -options.n_held_out]
-    settings = TuningSettings(
-        n_steps=options.n_steps,
-        learning_rate=options.lr,
-        dropped=options.dropped,
-        sparsity=options.sparsity,
-        seed=options.seed,
+def task(bench: Bench, behaviour: Behaviour, start_layer: int) -> str:
+    """Fewest nodes for half and nine tenths of a task, with error nodes; and without."""
+    found = attribute(
+        bench.model,
+        bench.dictionaries,
+        behaviour.inputs("found"),
+        estimator=IntegratedGradients(4),
+        by_position=behaviour.by_position,
     )
-    started = time.perf_counter()
-    tuned = tune_in_series(model, read_set(folder), contexts, settings, progress=print)
-    print(f"{time.perf_counter() - started:.0f} s")
-    to.mkdir(parents=True, exist_ok=True)
-    for name, dictionary in tuned.items():
-        save_dictionary(dictionary, to / f"{name}.safetensors", {})
-    return []
+    nodes = found.circuit(node_threshold=1e-5, edge_threshold=0.0, edges=False).nodes
+    ranking = sorted(nodes, key=lambda node: -abs(node.effect))
+    evaluator = Evaluator(
+        bench.model,
+        bench.dictionaries,
+        behaviour.inputs("evaluated"),
+        ablation="mean",
+        start_layer=start_layer,
+    )
+    said = []
+    for errors in (True, False):
+        usable = [n for n in ranking if n.submodule != "embed" and (errors or not n.is_error)]
+        fewest: dict[float, int] = {}
+        for size in GRID:
+            faithfulness = evaluator.evaluate(usable[:size]).faithfulness
+            fewest |= {s: size for s in SHARES if faithfulness >= s and s not in fewest}
+            if len(fewest) == len(SHARES):
+                break
+        said.append(" / ".join(str(fewest.get(share, "-")) for share in SHARES))
+    return "; ".join(said)
 
 
-COMMANDS: dict[str, Callable[[LanguageModel, argparse.Namespace], list[dict[str, str]]]] = {
-    "circuits": circuits,
-    "tune": tune,
-}
+def quality(bench: Bench, experiment: Experiment) -> dict[str, str]:
+    """Means over dictionaries, on contexts that none was trained on."""
+    store = Work.on(experiment).store
+    held_out, _ = held_out_tokens(store, experiment.settings.corpus.n_held_out)
+    measured = measure_dictionaries(bench.model, bench.dictionaries, *pad(held_out))
+    every = list(measured.values())
+    return {
+        "variance explained": f"{mean(m.variance_explained for m in every):.1%}",
+        "L0": f"{mean(m.l0 for m in every):.0f}",
+        "alive": f"{mean(m.alive for m in every):.0%}",
+        "all in series": f"{every[-1].in_series:.2f}",
+    }
+
+
+def circuits(experiment: Experiment, options: argparse.Namespace) -> None:
+    """A row for each set: its circuits of clusters and of tasks, and its quality."""
+    bench = Bench(experiment)
+    how = experiment.settings.tasks
+    tasks: Mapping[str, Behaviour] = {}
+    if how is not None:
+        tasks = read_behaviours(Work.on(experiment).store, "tasks", list(how.pairs))
+    for folder, name in zip(options.folders, options.names or options.folders, strict=True):
+        bench.dictionaries = read_set(folder)
+        row = {"dictionaries": str(name), **clusters(bench, options)}
+        for about, behaviour in tasks.items():
+            assert how is not None
+            row[f"{about}, .5 / .9; without errors"] = task(bench, behaviour, how.start_layer)
+        row |= quality(bench, experiment)
+        print("; ".join(f"{key}: {value}" for key, value in row.items()), flush=True)
+        if options.note:
+            append_row(f"Dictionaries for circuits: {experiment.name}", {**machine(), **row})
+
+
+COMMANDS = {"train": train, "tune": tune, "circuits": circuits}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command and print its table."""
+    """Run one command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folders", type=Path, nargs="+")
-    parser.add_argument("--names", nargs="+", default=[], help="what to call the sets")
-    parser.add_argument("--artifacts", type=Path, default=ROOT / "artifacts" / "testbed")
-    parser.add_argument("--model", type=Path, default=ROOT / "testbed" / "model")
-    parser.add_argument("--ablated", nargs="+", choices=ABLATED, default=["again"])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 200, 400])
-    parser.add_argument("--clusters", type=int, default=8)
-    parser.add_argument("--examples", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=4, help="of integrated gradients")
-    parser.add_argument("--n-steps", type=int, default=120, help="of tuning")
-    parser.add_argument("--n-held-out", type=int, default=64)
-    parser.add_argument("--dropped", type=float, default=0.75, help="share with features dropped")
-    parser.add_argument("--sparsity", type=float, default=0.13)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--experiment", type=Path, default=ROOT / "experiments" / "testbed.yaml")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of training: kind=topk")
+    parser.add_argument("--n-steps", type=int, default=TuningSettings.n_steps, help="of tuning")
+    parser.add_argument("--lr", type=float, default=TuningSettings.learning_rate)
+    parser.add_argument("--sparsity", type=float, default=TuningSettings.sparsity)
+    parser.add_argument("--in-part", type=float, default=TuningSettings.in_part)
+    parser.add_argument("--with-errors", type=float, default=TuningSettings.with_errors)
+    parser.add_argument("--passes-on", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--names", nargs="+", default=[], help="what to call the sets")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[50, 100, 200, 400])
+    parser.add_argument("--start-layers", type=int, nargs="+", default=[1])
+    parser.add_argument("--clusters", type=int, default=12)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--note", action="store_true")
     options = parser.parse_args(arguments)
-    options.names = dict(zip(options.folders, options.names, strict=False))
     torch.set_num_threads(options.threads)
-    rows = COMMANDS[options.command](load_model(str(options.model), device="cpu"), options)
-    if options.note:
-        about = machine()
-        for row in rows:
-            append_row("Dictionaries: circuits of clusters", about | row)
+    began = time.process_time()
+    COMMANDS[options.command](read_experiment(options.experiment), options)
+    print(f"{time.process_time() - began:.0f} CPU s")
 
 
 if __name__ == "__main__":

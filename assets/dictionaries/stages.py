@@ -102,7 +102,8 @@ class Training:
     dead_after: int | None
     tuning_steps: int
     tuning_lr: float | None
-    tuning_dropped: float | None
+    tuning_sparsity: float | None
+    tuning_errors: bool | None
     seed: int
     buffer_mb: float
     checkpoint_every: int = aside(1)
@@ -113,6 +114,7 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
     chosen_k = settings.kind in ("topk", "batchtopk")
+    penalised = settings.tuning_steps > 0 and not chosen_k
     reads_contexts = settings.activations == "model" or settings.tuning_steps > 0
     return Training(
         activations=settings.activations,
@@ -134,7 +136,8 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
         tuning_steps=settings.tuning_steps,
         tuning_lr=settings.tuning_lr if settings.tuning_steps else None,
-        tuning_dropped=settings.tuning_dropped if settings.tuning_steps else None,
+        tuning_sparsity=settings.tuning_sparsity if penalised else None,
+        tuning_errors=settings.tuning_errors if settings.tuning_steps else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
         checkpoint_every=settings.checkpoint_every,
@@ -226,12 +229,12 @@ def _tuned(
     from core.training import TuningSettings, tune_in_series
 
     assert settings.tuning_lr is not None
-    assert settings.tuning_dropped is not None
     how = TuningSettings(
         n_steps=settings.tuning_steps,
         learning_rate=settings.tuning_lr,
-        dropped=settings.tuning_dropped,
-        sparsity=settings.sparsity or 0.0,
+        with_errors=TuningSettings.with_errors if settings.tuning_errors else 0.0,
+        passes_on=not settings.tuning_errors,
+        sparsity=settings.tuning_sparsity or 0.0,
         seed=settings.seed,
     )
     contexts = training_contexts(work.store, settings.n_held_out or 0).tokens

@@ -73,8 +73,8 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             "comparisons.b.submodules[0]: no hidden neurons are at 'attn_0'",
         ),
         (
-            {"dictionaries": {"kind": "topk", "k": 4, "tuning_steps": 9}},
-            "dictionaries.tuning_steps: only relu dictionaries are tuned, not topk",
+            {"dictionaries": {"kind": "jumprelu", "tuning_steps": 9}},
+            "dictionaries.tuning_steps: only relu and topk dictionaries are tuned, not jumprelu",
         ),
         (
             {"clustering": {"representation": "active_features", "submodules": ["mlp_0"]}},
