@@ -91,7 +91,7 @@ _WORDS: dict[BehaviourSource, str] = {
     "clusters": "clusters",
     "classifiers": "classifiers",
 }
-WHAT: Mapping[str, str] = dict(_WORDS)
+WHAT: Mapping[str, str] = {str(source): words for source, words in _WORDS.items()}
 """What behaviours of a source are called. Tasks come first: they are few and keep positions."""
 
 
