@@ -19,7 +19,7 @@ from assets.corpus.contexts import read_lengths
 from assets.discovery.clusterings import vector_values
 from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
-from assets.evaluations.edges import agreement, measured_edges
+from assets.evaluations.edges import ENDS, agreement, measured_edges
 from assets.evaluations.summary import compared_of, finite, names_of
 from assets.settings import CheckSettings, Experiment, ExperimentError
 from assets.tables.conversions import Frame, frame
@@ -447,9 +447,9 @@ def _weights_predict(
     """Weights rank edges between features as interventions do."""
     least = experiment.settings.evaluations.min_edge_correlation
     table = measured_edges(store, source, _examined(source, experiment))
-    parts = {"between features": ~table["at_error"], "at error nodes": table["at_error"]}
+    parts = {ends: table["at_error"] == at for at, ends in ENDS.items()}
     rank = {
-        (of, by): agreement(table[rows], by)["rank"]
+        (of, by): agreement(table[rows], by)["spearman"]
         for of, rows in parts.items()
         for by in ("path", "effect")
     }

@@ -143,22 +143,6 @@ def panels(by_title: Mapping[str, Lines], x: str) -> bytes:
     return png_of(figure)
 
 
-def scatter(groups: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str) -> bytes:
-    """Points of several groups, on axes that are logarithmic away from zero; y = x is drawn."""
-    figure, axis = figure_of(4.5, 4.2)
-    every = [abs(value) for pair in groups.values() for values in pair for value in values]
-    most = max(every, default=0.0) or 1.0
-    axis.axline((0, 0), slope=1, color="#999999", linewidth=0.8)
-    for name, (xs, ys) in groups.items():
-        axis.scatter(xs, ys, s=9, alpha=0.7, linewidths=0, label=name)
-    for scale in (axis.set_xscale, axis.set_yscale):
-        scale("symlog", linthresh=most / 100)
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
-    axis.legend(fontsize=7)
-    return png_of(figure)
-
-
 def heat_map(
     rows: Sequence[str],
     columns: Sequence[str],

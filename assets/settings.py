@@ -672,11 +672,8 @@ class LabelSettings(Section):
 
 
 class LabelledTextSettings(Section):
-    """Texts with a label, and an attribute that goes with it where a classifier learns (section 4).
-
-    Ambiguous texts are of class 0 with attribute 0, and of class 1 with attribute 1. In balanced
-    ones the four groups are equally large. No text is in two sets.
-    """
+    """Texts with a label, and an attribute that goes with it in the ambiguous ones (class 0 with
+    attribute 0, class 1 with attribute 1) and not in the balanced ones (four equal groups)."""
 
     source: Text
     """A .jsonl, .jsonl.zst or .parquet file, a hub data set, or a folder laid out like one."""
@@ -701,9 +698,9 @@ class LabelledTextSettings(Section):
     """What the column of attributes has for attribute 0 and 1."""
     n_ambiguous: Count = 2_000
     """Most ambiguous texts, half of each class."""
-    n_train: Count = 2_000
+    n_balanced_train: Count = 2_000
     """Most balanced texts to train on, a quarter of each group."""
-    n_test: Count = 2_000
+    n_balanced_test: Count = 2_000
     """Most balanced texts to judge on. Sizes shrink together where a group has too few texts."""
     n_positions: Annotated[Count, Field(ge=2, le=1_000_000)] = 128
     """Tokens kept of each text, from its beginning; no more than the model has positions."""
@@ -716,7 +713,7 @@ class LabelledTextSettings(Section):
             one, other = getattr(self, key)
             if one == other:
                 yield (key,), f"both are {one}: name two values, so that there are two groups."
-        for key, n_groups in (("n_ambiguous", 2), ("n_train", 4), ("n_test", 4)):
+        for key, n_groups in (("n_ambiguous", 2), ("n_balanced_train", 4), ("n_balanced_test", 4)):
             if getattr(self, key) < n_groups:
                 yield (key,), f"leaves one of {n_groups} groups without a text."
         if self.label_column == self.attribute_column:
@@ -731,9 +728,8 @@ class JudgementSettings(Section):
     """Which features of the classifier's circuit are about the attribute alone (section 4)."""
 
     judge: Judge = "person"
-    """Whose word counts: people's (annotations, in the explorer), of what the text is known to tell
-    (truth), the words or a rule on cards, or the model of labels.endpoint. All are asked that can
-    be."""
+    """Whose word counts: people's (annotations, in the explorer), what balanced texts show (truth),
+    words or a rule on cards, or the model of labels.endpoint. All are asked that can be."""
     words: tuple[tuple[Text, ...], tuple[Text, ...]] = ((), ())
     """Words that tell attribute 0, and words that tell attribute 1, for words and rule."""
 

@@ -5,6 +5,7 @@
     ... --clusters 6 --examples 8      # how many clusters, and examples circuits are found from
     ... --exact                         # also rank by exact effects (eq. 2): tasks only, minutes
     ... --note                          # also append dated rows to benchmarks/README.md
+    ... --fits                          # only what the tables of *_approximations say, by submodule
 
 Rules change what a gradient is, not what the model computes (layer-wise relevance propagation in
 gradient form; with all of them, relevance patching). Circuits of the nodes with the largest
@@ -30,6 +31,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, get_args
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -37,6 +39,8 @@ from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.circuits.pairs import task_settings
 from assets.engine.stage import Work
 from assets.settings import Experiment
+from assets.tables.conversions import Frame, frame
+from assets.tables.places import BehaviourSource, approximation
 from benchmarks.clusters import spread
 from benchmarks.record import append_row, machine
 from core.circuit import attribute
@@ -260,6 +264,25 @@ def row(way: Way, passes: float, found: Sequence[Measured]) -> dict[str, str]:
     }
 
 
+def fits(experiment: Experiment, work: Work) -> Iterator[str]:
+    """How estimates follow exact effects by submodule, medians over behaviours, as tables."""
+    sources: dict[BehaviourSource, Sequence[str]] = {"clusters": experiment.examined}
+    if experiment.settings.tasks is not None:
+        sources = {"tasks": list(task_settings(experiment).pairs), **sources}
+    for source, names in sources.items():
+        tables = {t: [approximation(source, n, t) for n in names] for t in ("fits", "rankings")}
+        of_nodes, ranked = (
+            pd.concat([frame(work.store.read(key)) for key in keys]) for keys in tables.values()
+        )
+        by = of_nodes.groupby(["submodule", "estimator"], sort=False)
+        columns = ["pearson", "slope", "spearman", "sign", "gap"]
+        middle: Frame = by[columns].median()
+        yield f"{source}: {', '.join(names)}\n{middle.unstack().round(2).to_string()}"
+        by = ranked.groupby(["estimator", "n_nodes"], sort=False)
+        shares: Frame = by["faithfulness"].mean()
+        yield f"mean faithfulness\n{shares.unstack().round(2).to_string()}"
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.estimators", description=__doc__)
@@ -269,6 +292,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--examples", type=int, default=8)
     parser.add_argument("--exact", action="store_true")
     parser.add_argument("--note", action="store_true")
+    parser.add_argument("--fits", action="store_true")
     return parser.parse_args()
 
 
@@ -277,6 +301,9 @@ def main() -> None:
     options = parse()
     experiment = read_experiment(options.experiment)
     work = Work.on(experiment)
+    if options.fits:
+        print(*fits(experiment, work), sep="\n\n")
+        return
     model, names = work.load.model(), causal_order(work.load.dictionaries())
     ways = [Way(rules, points) for points in POINTS for rules in get_args(Rules)]
     ways.append(Way("plain", IntegratedGradients(10)))

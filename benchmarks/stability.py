@@ -5,12 +5,14 @@
 
 Of each cluster two disjoint draws of as many examples are taken. Nodes of the first draw's circuit
 are core, contingent or noise (`core.stability`); the row says what share of each is above the
-threshold, with the same sign, in the second draw, and what their mean inclusion promises.
+threshold, with the same sign, in the second draw, and what their margins promise if means are
+normal.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +21,7 @@ from assets.circuits.stages import estimator_of
 from benchmarks.clusters import Bench, Way, spread
 from benchmarks.record import append_row, machine
 from core.circuit import Aggregated
-from core.stability import STANDINGS, Standing, inclusion, standing
+from core.stability import STANDINGS, Standing, standing
 from pipelines.experiment import read_experiment
 
 
@@ -40,9 +42,9 @@ def compared(first: Aggregated, second: Aggregated, threshold: float) -> list[Ag
         for key in keys.tolist():
             effect, stderr, other = float(effects[key]), float(errors[key]), float(others[key])
             stands = standing(effect, stderr, threshold)
-            expected = inclusion(effect, stderr, threshold)
             assert stands is not None, "draws are of several examples"
-            assert expected is not None, "draws are of several examples"
+            margin = (abs(effect) - threshold) / stderr if stderr else math.inf
+            expected = (1 + math.erf(margin / math.sqrt(2))) / 2
             found.append(Again(stands, expected, abs(other) > threshold and other * effect > 0))
     return found
 
@@ -62,7 +64,7 @@ def row(
         kept = sum(one.kept for one in of) / max(1, len(of))
         expected = sum(one.expected for one in of) / max(1, len(of))
         line[f"{name}: share of nodes"] = f"{len(of) / max(1, len(found)):.0%}"
-        line[f"{name}: kept (inclusion)"] = f"{kept:.0%} ({expected:.0%})"
+        line[f"{name}: kept (promised)"] = f"{kept:.0%} ({expected:.0%})"
     return line
 
 

@@ -57,7 +57,7 @@ class _Possible:
 
     up: Tensor
     down: Tensor
-    numbers: list[_Ends]
+    numbers: Sequence[_Ends]
 
 
 class EdgeEvaluator:

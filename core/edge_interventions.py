@@ -127,9 +127,9 @@ def _checked(
         if edge.downstream is None:
             raise InputError(
                 f"edge {edge.upstream} -> metric is no path between two nodes: its weight is the "
-                "node's own effect (core.effects.exact_effects measures that)."
+                "node's own effect (core.exact.exact_effects measures that)."
             )
-        if not 0 <= min(edge[:2]) <= max(edge[:2]) < len(nodes):
+        if not all(0 <= end < len(nodes) for end in (edge.upstream, edge.downstream)):
             raise InputError(
                 f"edge {edge.upstream} -> {edge.downstream} counts {len(nodes)} nodes from 0: are "
                 "these the nodes of its circuit?"

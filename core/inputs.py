@@ -115,8 +115,8 @@ class Inputs:
     def to(self, device: torch.device | str) -> Inputs:
         """The same inputs on another device."""
         patch = None if self.patch is None else self.patch.to(device)
-        clean, mask, metric = (at.to(device) for at in (self.clean, self.mask, self.metric))
-        return Inputs(clean, mask, metric, patch, self.readout)
+        clean, mask = self.clean.to(device), self.mask.to(device)
+        return Inputs(clean, mask, self.metric.to(device), patch, self.readout)
 
     def select(self, rows: Tensor) -> Inputs:
         """The examples `rows`, without the padding they do not need."""

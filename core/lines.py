@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -157,7 +158,7 @@ def _integrate(
             weight = torch.tensor(weights, dtype=mean[name].dtype, device=where.device)
             weight = weight[torch.searchsorted(where.new_tensor(points), where)]
             weighted = weight[:, None, None] * gradient.to(weight.dtype)
-            add_at(mean[name].flatten(1), example, weighted.flatten(1))
+            add_at(mean[name], example, weighted)
     return mean
 
 
@@ -244,7 +245,7 @@ def _adapt(
 
 def _select(line: Line, rows: Tensor) -> Line:
     """The line of the examples `rows`."""
-    chosen = {key: value if value is None else value[rows] for key, value in vars(line).items()}
+    chosen: dict[str, Any] = {k: v if v is None else v[rows] for k, v in vars(line).items()}
     return Line(**chosen)
 
 

@@ -1,4 +1,5 @@
-"""Metrics: one number per example, read off the logits at the example's last token.
+"""Metrics: one number per example, read off the logits at the example's last token, or off what
+another readout gives (`core.readout`).
 
 A metric says which columns of the unembedding it reads, so that nothing else is computed. Any
 object with these six members is a metric; `docs/extend.md` shows one written by hand.
@@ -38,8 +39,9 @@ class Metric(Protocol):
         """Columns of the unembedding that are read, ``(batch, k)``; None for all."""
         ...
 
-    def __call__(self, logits: Tensor) -> Tensor:
-        """The metric of logits ``(batch, k)``, or ``(batch, vocabulary)`` where tokens is None."""
+    def __call__(self, logits: Tensor, /) -> Tensor:
+        """The metric of logits ``(batch, k)``, or ``(batch, vocabulary)`` where tokens is None; of
+        a pooled stream ``(batch, d)`` where the inputs' readout is at one."""
         ...
 
     def select(self, rows: Tensor) -> Metric:

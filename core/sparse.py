@@ -55,9 +55,9 @@ def add_at(total: Tensor, index: Tensor, value: Tensor) -> Tensor:
     """total[index] += value in place, index by index in the order given, on every device.
 
     Args:
-        total: ``(m,)``, or ``(m, k)``.
+        total: ``(m, ...)``.
         index: ``(n,)``; an index may repeat.
-        value: ``(n,)``, or ``(n, k)``.
+        value: ``(n, ...)``.
 
     Returns:
         `total`.

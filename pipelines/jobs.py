@@ -16,7 +16,7 @@ from pipelines.experiment import ROOT
 
 _TRAIN = ("contexts", "activation_cache", "saes")
 _DISCOVER = ("circuits", "circuit_evaluations")
-_TASKS = ("task_circuits", "task_evaluations")
+_TASKS = ("task_circuits", "task_evaluations", "task_baselines")
 
 
 def _job(experiment: Experiment, name: str, assets: Sequence[str], description: str) -> Any:
@@ -37,8 +37,9 @@ def jobs_of(experiment: Experiment, assets: Sequence[str]) -> list[Any]:
         _job(experiment, "discover_circuits", _DISCOVER, "Circuits of clusters, and evaluations."),
     ]
     if "task_circuits" in assets:
-        described = "Circuits of tasks, and evaluations."
-        jobs.append(_job(experiment, "find_task_circuits", _TASKS, described))
+        described = "Circuits of tasks, evaluations, and what they are held against."
+        of_tasks = [name for name in _TASKS if name in assets]
+        jobs.append(_job(experiment, "find_task_circuits", of_tasks, described))
     return jobs
 
 

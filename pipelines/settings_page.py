@@ -31,6 +31,9 @@ _TITLES = {
     "EvaluationSettings": "evaluations",
     "TaskSettings": "tasks",
     "PairFiles": "pairs of a task",
+    "LabelledTextSettings": "labelled texts",
+    "ClassifierCircuitSettings": "circuit of a classifier",
+    "JudgementSettings": "judgements",
 }
 
 
@@ -105,7 +108,7 @@ def _default(part: dict[str, Any], required: bool) -> str:
     if isinstance(value, dict):
         return "as below"
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(str, value)) if any(value) else "none"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "not given"}[value]
     return f"{value:,}" if isinstance(value, int) else str(value) or "empty"
@@ -121,8 +124,11 @@ def _type(part: dict[str, Any]) -> str:
         return f"[{title}](#{title.replace(',', '').replace(' ', '-')})"
     if "const" in part or "enum" in part:
         return ", ".join(part.get("enum", [part.get("const")]))
+    if part["type"] == "array" and "prefixItems" in part:
+        return f"two of: {_type(part['prefixItems'][0])}"
     if part["type"] == "array":
-        return f"list of: {_type(part['items'])}"
+        every = part["items"] if "items" in part else part["prefixItems"][0]  # of one kind
+        return f"list of: {_type(every)}"
     if part["type"] == "object":
         return f"by name: {_type(part['additionalProperties'])}"
     if part["type"] in ("integer", "number"):

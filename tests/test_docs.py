@@ -113,7 +113,8 @@ def test_the_page_on_dagster_has_every_stage_and_says_which_run_by_themselves(tm
         for name in re.findall(r"\w+", names)
     }
     other = {"other": {"representation": "activations", "k": 3}}
-    trained = write_experiment(tmp_path, comparisons=other)
+    data = {"source": "./a", "label_column": "a", "attribute_column": "b", "labels": [0, 1]}
+    trained = write_experiment(tmp_path, comparisons=other, classifier={"data": data})
     imported = write_experiment(tmp_path, "imported", dictionaries=None)
     section = "dictionaries: {source: import, format: sfc, repository: r, path: p}"
     imported.write_text(f"{imported.read_text()}{section}\n")

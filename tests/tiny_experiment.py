@@ -98,7 +98,6 @@ def settings(**changed: Any) -> dict[str, Any]:
         "evaluations": {
             "error_nodes": ["circuit"],
             "n_thresholds": 2,
-            "n_examined": 2,
             "n_random": 1,
             "n_minimal": 4,
         },

@@ -159,7 +159,7 @@ def _documents(
             reading.skip("text is blank", row.where)
             continue
         labels = None if label_column is None else _labels_of(row, label_column)
-        whole = _without_surrogates(text)
+        whole = without_surrogates(text)
         if whole != text:
             reading.replace("lone surrogates, now U+FFFD", row.where)
         yield Document(index, whole, labels, row.where)
@@ -173,7 +173,7 @@ def _labels_of(row: Row, column: str) -> tuple[str, ...]:
             f"{row.where}: '{column}' is not a list of texts, one label for each token: mend the "
             "row, or name no column of labels."
         )
-    return tuple(map(_without_surrogates, labels))
+    return tuple(map(without_surrogates, labels))
 
 
 def _cell(row: Row, column: str) -> Any:
@@ -186,7 +186,7 @@ def _cell(row: Row, column: str) -> Any:
     return row.values[column]
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """The text with U+FFFD for halves of surrogate pairs, which no tokenizer takes."""
     try:
         text.encode()

@@ -7,7 +7,7 @@ there, so that whatever was made from other files shows as stale.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,9 @@ def hub_commits(experiment: Experiment) -> dict[str, str]:
 
     settings, hub = experiment.settings, HfApi()
     model, classifier = settings.model, settings.classifier
-    asked = {model.source: lambda: hub.model_info(model.source, revision=model.revision)}
+    asked: dict[str, Callable[[], Any]] = {
+        model.source: partial(hub.model_info, model.source, revision=model.revision)
+    }
     for data in (settings.corpus, *([classifier.data] if classifier else [])):
         asked[data.source] = partial(hub.dataset_info, data.source, revision=data.revision)
     return {

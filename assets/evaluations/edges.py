@@ -14,9 +14,10 @@ from assets.circuits.pairs import task_settings
 from assets.circuits.stages import CIRCUITS_STAGE, TASK_CIRCUITS_STAGE, Finding, load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
 from assets.engine.store import ArtifactStore
+from assets.evaluations.approximations import fit
 from assets.evaluations.fresh import judged_from
 from assets.evaluations.stages import why_not
-from assets.plots import curves, picture, records, scatter
+from assets.plots import curves, picture, records, scatters
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame, read_edges
 from assets.tables.places import (
@@ -40,6 +41,10 @@ _MEASURES: dict[Literal["path", "effect"], str] = {
     "path": "direct path",
     "effect": "effect on the metric",
 }
+ENDS = {False: "between features", True: "at error nodes"}
+"""Edges by whether one of their nodes is an error."""
+
+_UNKNOWN: dict[str, float] = dict.fromkeys(("pearson", "spearman", "slope", "sign"), math.nan)
 
 
 @dataclass(frozen=True)
@@ -190,32 +195,23 @@ def _measure(
 
 
 def agreement(measured: Frame, by: Literal["path", "effect"] = "path") -> dict[str, float]:
-    """How far the weights of edges agree with an intervention.
+    """How the weights of edges follow an intervention: `n`, and what `fit` says.
 
-    Pearson and rank (Spearman) correlation, the slope of the line through zero that gives the
-    intervention from the weight by least squares, and the share of edges of the same sign; NaN
-    where there are fewer than three edges.
+    NaN where there are fewer than three edges.
 
     Args:
         measured: rows of `edge_interventions`.
         by: along the direct path alone, or on the metric; see `core.edge_interventions`.
     """
-    weight, moved = measured["weight"], measured[by]
-    if len(measured) < 3:
-        return {"n": len(measured), **dict.fromkeys(("pearson", "rank", "slope", "sign"), math.nan)}
-    return {
-        "n": len(measured),
-        "pearson": float(weight.corr(moved)),
-        "rank": float(weight.rank().corr(moved.rank())),
-        "slope": float((weight * moved).sum() / (weight**2).sum()),
-        "sign": float((weight * moved > 0).mean()),
-    }
+    known = len(measured) > 2
+    found = fit(measured[by], measured["weight"]) if known else _UNKNOWN
+    return {"n": len(measured), **found}
 
 
 def agreement_text(measured: Frame) -> str | None:
     """How edges at error nodes compare with others, in words; None where neither was measured."""
     at_error = measured["at_error"]
-    errors, features = (agreement(measured[rows])["rank"] for rows in (at_error, ~at_error))
+    errors, features = (agreement(measured[rows])["spearman"] for rows in (at_error, ~at_error))
     if math.isnan(errors) or math.isnan(features):
         return None
     return (
@@ -256,13 +252,18 @@ def show_edges_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
     measured = measured_edges(work.store, source, [name])
     if measured.empty:
         return shown
-    measured["group"] = measured["kind"].mask(measured["at_error"], "at error nodes")
-    groups = dict(iter(measured.groupby("group")))
     for by, words in _MEASURES.items():
-        points = {group: (rows["weight"], rows[by]) for group, rows in groups.items()}
-        shown[f"weight and {words}"] = picture(scatter(points, "weight", words))
+        panels = {
+            str(kind): {
+                ends: (rows[rows["at_error"] == at][by], rows[rows["at_error"] == at]["weight"])
+                for at, ends in ENDS.items()
+            }
+            for kind, rows in measured.groupby("kind")
+        }
+        shown[f"weight and {words}"] = picture(scatters(panels, words))
         shown[f"agreement of weight and {words}"] = records(
-            {"edges": group, **agreement(rows, by)} for group, rows in groups.items()
+            {"edges": ends, **agreement(measured[measured["at_error"] == at], by)}
+            for at, ends in ENDS.items()
         )
     return shown
 

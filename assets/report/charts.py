@@ -12,7 +12,7 @@ import numpy as np
 
 from assets.plots import figure_of
 
-COLOURS = ("#2166ac", "#b2182b", "#7a828c", "#1b7837", "#8073ac", "#b35806")
+COLOURS = ("#2166ac", "#b2182b", "#7a828c", "#1b7837", "#8073ac", "#b35806", "#c2479b")
 """Of lines and bars, in order; they differ for every common kind of colour blindness."""
 
 _INK = "#010203"  # what matplotlib writes and the page's own colour replaces

@@ -328,8 +328,8 @@ def stability(found: Found) -> Iterator[Section]:
         )
     said = (
         "Core nodes would be kept in nine of ten draws of as many examples, if effects are normal; "
-        "noise is within two standard errors of no effect; contingent are the others. Halves of "
-        "the examples share fewer nodes than two draws of all would."
+        "noise is within half a standard error of the threshold; contingent are the others. Halves "
+        "of the examples share fewer nodes than two draws of all would."
     )
     yield Section("stability", "Stability", [Text(said), Facts(facts), Charts(pictures)])
 

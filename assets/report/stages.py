@@ -15,7 +15,7 @@ from assets.engine.recipe import aside, plain
 from assets.engine.stage import Made, Metadata, PartitionedStage, Stage, TableStage, Work
 from assets.engine.store import together
 from assets.evaluations.summary import Names, names_of
-from assets.report import making, results
+from assets.report import compared, making, results
 from assets.report.blocks import Section, in_square, number
 from assets.report.charts import shade
 from assets.report.found import Found
@@ -89,7 +89,7 @@ def _sections(found: Found, how: Reporting) -> Iterator[Section]:
     assert how.experiment is not None, "reads gives it"
     looked = outcomes(how.experiment, found.store, [name for name, _ in how.tables])
     yield from results.circuits(found)
-    for section in results.RESULTS:
+    for section in (*results.RESULTS, *compared.COMPARED):
         yield from section(found)
     yield from making.dictionaries(found)
     yield from making.discovered(found)

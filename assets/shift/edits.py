@@ -68,7 +68,7 @@ class Units:
 
 def edits_of(
     units: Units,
-    skylines: Mapping[Basis, Sequence[Unit]],
+    skylines: Mapping[Basis, Sequence[tuple[Unit, float]]],
     seeds: Sequence[int],
     *,
     n_draws: int,
@@ -77,15 +77,16 @@ def edits_of(
     """Shift, both skylines, deleting what tells the attribute, and the controls.
 
     Args:
-        skylines: the units most responsible for the attribute.
+        skylines: the units most responsible for the attribute, and their effects.
         seeds: all of them.
         n_draws: how often controls by chance are drawn; seeds take the draws in turn.
         errors: shift ablates the circuit's error nodes too, and so do its controls.
     """
     judged, n = units.irrelevant, len(units.irrelevant)
     yield Edit("shift", False, judged, with_errors=errors, seeds=seeds)
-    for basis, chosen in skylines.items():
-        yield Edit(f"{basis.removesuffix('s')}_skyline", False, chosen, basis, seeds=seeds)
+    for basis, strongest_units in skylines.items():
+        chosen = [unit for unit, _ in strongest_units]
+        yield Edit(skyline(basis), False, chosen, basis, seeds=seeds)
     embedded = [unit for unit in judged if unit[0] == "embed"]
     # Where the data say which tokens tell the attribute, no edit of the model could do better.
     yield Edit("tokens_deleted", False, deletes_tokens=True, seeds=seeds)
@@ -100,6 +101,11 @@ def edits_of(
         }
         for method, chosen in drawn.items():
             yield Edit(method, True, chosen, with_errors=errors, seeds=seeds[draw::n_draws])
+
+
+def skyline(basis: Basis) -> str:
+    """What ablating the units most responsible for the attribute is called."""
+    return f"{basis.removesuffix('s')}_skyline"
 
 
 def _permuted(units: Units, rng: random.Random) -> Iterator[Unit]:
@@ -201,7 +207,8 @@ def effects_of_zeroing(
     """
     from core.budget import plan_passes
     from core.circuit import examples_per_batch
-    from core.effects import clean_gradients, endpoints, feature_dots
+    from core.effects import clean_gradients, feature_dots
+    from core.endpoints import endpoints
     from core.models.replay import Resumed
     from core.sparse import add_at
 

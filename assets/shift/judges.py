@@ -136,7 +136,7 @@ def excerpts_of(
             feature = submodule, row["feature"]
             if feature not in wanted or row["basis"] != "features":
                 continue
-            words = words_of([texts[token] for token in row["tokens"]])
+            words = words_of([texts[int(token)] for token in row["tokens"]])
             found.setdefault(feature, []).append(Excerpt(words, np.array(row["activations"])))
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import mean, stdev
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import dagster as dg
@@ -28,22 +28,22 @@ from assets.shift.edits import (
     Units,
     edits_of,
     effects_of_zeroing,
+    skyline,
     strongest,
     without_attribute,
 )
 from assets.shift.pages import outcomes, write_page
 from assets.shift.probe import (
     Reading,
-    Score,
     TextSet,
     Training,
     pooled_of,
     read_probe,
     read_sets,
     reading_of,
-    score,
     training_of,
 )
+from assets.shift.scoring import Probes, seed_row, summary
 from assets.shift.texts import AMBIGUOUS, TEST, TRAIN
 from assets.tables.conversions import read_nodes
 from assets.tables.places import (
@@ -63,10 +63,10 @@ from assets.tables.places import (
 from assets.tables.schemas import TABLES
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from core.ablate import AblationValues
-    from core.probe import Probe
 
 _SKYLINE_TEXTS = 200
 """Balanced texts that say which units are most responsible for the attribute."""
@@ -111,94 +111,6 @@ def _reads(experiment: Experiment) -> Shifting:
     )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one probe did."""
-
-    method: str
-    probe: Literal["trained", "centred", "retrained"]
-    is_control: bool
-    seed: int
-    score: Score
-    n_ablated: float
-
-
-@dataclass(frozen=True)
-class _Probes:
-    """Probes trained on ambiguous texts, one for each seed, and how they are scored.
-
-    Attributes:
-        training: how they are trained.
-        sets: the labelled texts.
-        pooled: what the probes read of each set, of the model as it is.
-        of_seed: the probes.
-    """
-
-    training: Training
-    sets: Mapping[str, TextSet]
-    pooled: Mapping[str, Tensor]
-    of_seed: Mapping[int, Probe]
-
-    def train(self, pooled: Tensor, name: str, seed: int) -> Probe:
-        """A probe of one set's texts, drawn with replacement."""
-        import torch
-
-        generator = torch.Generator().manual_seed(seed)
-        rows = torch.randint(len(pooled), (len(pooled),), generator=generator)
-        return self.training.train(pooled[rows], self.sets[name].label[rows], seed)
-
-    def score(self, probe: Probe, pooled: Tensor) -> Score:
-        """How a probe does on the texts to judge on."""
-        return score(probe, pooled, self.sets[TEST])
-
-    def unedited(self, concepts: Tensor | None) -> Iterator[Outcome]:
-        """Probes of the model as it is: the original, the oracle, and the concept bottleneck."""
-        for seed, probe in self.of_seed.items():
-            own = self.score(probe, self.pooled[TEST])
-            yield Outcome("original", "trained", False, seed, own, 0)
-            oracle = self.train(self.pooled[TRAIN], TRAIN, seed)
-            yield Outcome(
-                "oracle", "trained", False, seed, self.score(oracle, self.pooled[TEST]), 0
-            )
-            if concepts is not None:
-                learnt, judged = _bottleneck(self.pooled, concepts)
-                probe = self.train(learnt, AMBIGUOUS, seed)
-                yield Outcome(
-                    "concept_bottleneck", "trained", False, seed, self.score(probe, judged), 0
-                )
-
-    def edited(
-        self, edit: Edit, learnt: Tensor, judged: Tensor, n_ablated: float
-    ) -> Iterator[Outcome]:
-        """The three probes of an edited model.
-
-        Args:
-            learnt, judged: what they read of the ambiguous texts, and of those to judge on.
-        """
-        for seed in edit.seeds:
-            probe = self.of_seed[seed]
-            probes: dict[Any, Probe] = {
-                "trained": probe,
-                "centred": probe.centred(learnt),
-                "retrained": self.train(learnt, AMBIGUOUS, seed),
-            }
-            for name, one in probes.items():
-                own = self.score(one, judged)
-                yield Outcome(edit.method, name, edit.is_control, seed, own, n_ablated)
-
-
-def _bottleneck(pooled: Mapping[str, Tensor], concepts: Tensor) -> tuple[Tensor, Tensor]:
-    """Similarities with concepts of texts to learn from and to judge on.
-
-    All are near one another, so they are put on one scale, that of the ambiguous texts.
-    """
-    from core.probe import similarities
-
-    learnt, judged = (similarities(pooled[name], concepts) for name in (AMBIGUOUS, TEST))
-    middle, scale = learnt.mean(0), learnt.std(0).clamp(min=1e-8)
-    return (learnt - middle) / scale, (judged - middle) / scale
-
-
 def read_units(store: ArtifactStore, judge: Judge) -> tuple[Units, dict[Unit, float], int]:
     """What is to be ablated, the effects of the circuit's features, and how many were judged.
 
@@ -232,43 +144,54 @@ def read_units(store: ArtifactStore, judge: Judge) -> tuple[Units, dict[Unit, fl
 
 def make_shift(work: Work, how: Shifting) -> Made:
     """Edit the model in every way, and score every probe for every seed."""
+    import torch
+
     units, effects, n_judged = read_units(work.store, how.judge)
     readout, sets, seeds = how.reading.readout, read_sets(work.store), range(how.n_seeds)
     pooled = {name: pooled_of(work, of.tokens, readout) for name, of in sets.items()}
-    probes = _Probes(how.training, sets, pooled, {})
+    probes = Probes(how.training, sets, pooled, {})
     of_seed = {seed: probes.train(pooled[AMBIGUOUS], AMBIGUOUS, seed) for seed in seeds}
-    probes = _Probes(how.training, sets, pooled, of_seed)
+    probes = Probes(how.training, sets, pooled, of_seed)
     found = list(probes.unedited(_concepts(work, how)))
     editing = _editing(work, how, sets)
     skylines = _skylines(work, editing, sets[TRAIN], how, len(units.irrelevant))
-    chosen = {basis: [unit for unit, _ in of_basis] for basis, of_basis in skylines.items()}
-    edits = list(edits_of(units, chosen, seeds, n_draws=how.n_draws, errors=how.error_nodes))
-    for n, edit in enumerate(edits, start=1):
-        texts, n_ablated = _texts(work, edit, sets, how.words)
-        if texts is None:
+    edits = list(edits_of(units, skylines, seeds, n_draws=how.n_draws, errors=how.error_nodes))
+    every = work.spread(partial(_read_edited, editing, sets, how), edits)
+    for n, (edit, (read, n_ablated)) in enumerate(zip(edits, every, strict=True), start=1):
+        if not read:
             work.say(f"shift: {edit.method} is left out: nothing says which tokens to delete")
             continue
-        with editing(edit):
-            learnt, judged = (pooled_of(work, texts[name], readout) for name in (AMBIGUOUS, TEST))
+        learnt, judged = (torch.from_numpy(read[name]) for name in (AMBIGUOUS, TEST))
         found += probes.edited(edit, learnt, judged, n_ablated)
         if n % 5 == 0 or n == len(edits):
             work.say(f"shift: {n} of {len(edits)} edits of the model scored")
     counted = {"n_circuit": len(units.circuit), "n_judged": n_judged, "judge": how.judge}
-    rows = list(_summary(found, counted))
-    ablated = [("shift", "features", unit, effects[unit]) for unit in units.irrelevant]
-    for basis, of_basis in skylines.items():
-        method = f"{basis.removesuffix('s')}_skyline"
-        ablated += [(method, basis, unit, effect) for unit, effect in of_basis]
-    seeds_rows = [_seed_row(outcome) for outcome in found]
-    ablated_rows = [_ablated_row(*one) for one in ablated]
+    rows = list(summary(found, counted))
+    shifted = [(unit, effects[unit]) for unit in units.irrelevant]
+    ablated = list(_ablated_rows("shift", "features", shifted))
+    for basis, strongest_units in skylines.items():
+        ablated += _ablated_rows(skyline(basis), basis, strongest_units)
     return Made(
         TABLES["shift"].build(rows),
         beside={
-            SHIFT_SEEDS: TABLES["shift_seeds"].build(seeds_rows),
-            ABLATED_FEATURES: TABLES["ablated_features"].build(ablated_rows),
+            SHIFT_SEEDS: TABLES["shift_seeds"].build(map(seed_row, found)),
+            ABLATED_FEATURES: TABLES["ablated_features"].build(ablated),
         },
-        files=[_page(work, how, rows, ablated_rows)],
+        files=[_page(work, how, rows, ablated)],
     )
+
+
+def _read_edited(
+    editing: Editing, sets: Mapping[str, TextSet], how: Shifting, work: Work, edit: Edit
+) -> tuple[dict[str, np.ndarray], float]:
+    """What a probe of the edited model reads of the texts to learn from and to judge on, and how
+    many units, or tokens of a text, are gone; nothing where no token is known to be deleted."""
+    texts, n_ablated = _texts(work, edit, sets, how.words)
+    if texts is None:
+        return {}, 0
+    with editing(edit):
+        read = {name: pooled_of(work, own, how.reading.readout) for name, own in texts.items()}
+    return {name: pooled.numpy() for name, pooled in read.items()}, n_ablated
 
 
 def _concepts(work: Work, how: Shifting) -> Tensor | None:
@@ -332,7 +255,7 @@ def _skylines(
 
 def _texts(
     work: Work, edit: Edit, sets: Mapping[str, TextSet], words: Sequence[str]
-) -> tuple[dict[str, Sequence[Sequence[int]]] | None, float]:
+) -> tuple[Mapping[str, Sequence[Sequence[int]]] | None, float]:
     """The texts that an edited model reads, and how many units, or tokens of a text, are gone."""
     whole = {name: sets[name].tokens for name in (AMBIGUOUS, TEST)}
     if not edit.deletes_tokens:
@@ -348,51 +271,12 @@ def _texts(
     return kept, n_deleted / n_texts
 
 
-def _summary(found: Sequence[Outcome], counted: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Mean and spread over seeds of each method and probe, in the order they came in."""
-    of: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in found:
-        of.setdefault((outcome.method, outcome.probe), []).append(outcome)
-    for (method, probe), own in of.items():
-        figures = {
-            "label_accuracy": [o.score.label for o in own],
-            "attribute_accuracy": [o.score.attribute for o in own],
-            "worst_group": [o.score.worst_group for o in own],
-        }
-        yield {
-            "method": method,
-            "probe": probe,
-            "is_control": own[0].is_control,
-            **{name: mean(values) for name, values in figures.items()},
-            **{f"{name}_sd": stdev(values) for name, values in figures.items()},
-            "n_seeds": len(own),
-            "n_ablated": mean(o.n_ablated for o in own),
-            **counted,
-        }
-
-
-def _seed_row(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "method": outcome.method,
-        "probe": outcome.probe,
-        "seed": outcome.seed,
-        "label_accuracy": outcome.score.label,
-        "attribute_accuracy": outcome.score.attribute,
-        "worst_group": outcome.score.worst_group,
-        "groups": list(outcome.score.groups),
-        "n_ablated": outcome.n_ablated,
-    }
-
-
-def _ablated_row(method: str, basis: Basis, unit: Unit, effect: float) -> dict[str, Any]:
-    submodule, feature = unit
-    return {
-        "method": method,
-        "basis": basis,
-        "submodule": submodule,
-        "feature": feature,
-        "effect": effect,
-    }
+def _ablated_rows(
+    method: str, basis: Basis, units: Sequence[tuple[Unit, float]]
+) -> Iterator[dict[str, Any]]:
+    for (submodule, feature), effect in units:
+        unit = {"submodule": submodule, "basis": basis, "feature": feature}
+        yield {"method": method, **unit, "effect": effect}
 
 
 # -- the stage ------------------------------------------------------------------------------------

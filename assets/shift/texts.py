@@ -16,7 +16,7 @@ from random import Random
 from typing import Any
 
 from assets.corpus.rows import Reading, Row, read_rows
-from assets.corpus.text import harmless
+from assets.corpus.text import harmless, without_surrogates
 from assets.engine.outside import files_of
 from assets.engine.recipe import Source, digest, hash_place
 from assets.engine.stage import Made, Metadata, TableStage, Work, always
@@ -51,8 +51,8 @@ class Texts:
     labels: tuple[Any, Any]
     attributes: tuple[Any, Any]
     n_ambiguous: int
-    n_train: int
-    n_test: int
+    n_balanced_train: int
+    n_balanced_test: int
     n_positions: int
     seed: int
     bos: bool
@@ -112,11 +112,11 @@ def read_labelled(texts: Texts, split: str, reading: Reading) -> list[Labelled]:
         own = [_cell(row, column) for column in (texts.label_column, texts.attribute_column)]
         for counter, value in zip(values.values(), own, strict=True):
             counter[_countable(value)] += 1
-        text = _cell(row, texts.text_column)
+        text = _text(_cell(row, texts.text_column))
         group = _number(own[0], texts.labels), _number(own[1], texts.attributes)
         if group not in GROUPS:
             continue
-        if not isinstance(text, str) or not text.strip():
+        if not text.strip():
             reading.skip("no text", row.where)
         elif text in found:
             reading.skip("the text of an earlier row", row.where)
@@ -174,6 +174,11 @@ def _cell(row: Row, column: str) -> Any:
             "classifier.data."
         )
     return row.values[column]
+
+
+def _text(cell: Any) -> str:
+    """A cell as text; empty where it holds none."""
+    return without_surrogates(cell) if isinstance(cell, str) else ""
 
 
 def _countable(value: Any) -> Any:
@@ -248,11 +253,12 @@ def chosen(
     rng = Random(texts.seed)
     of_group = _grouped(pool, rng)
     sizes = ", ".join(f"{len(of_group[g])} of {_named(texts, g)}" for g in GROUPS)
-    n_train, n_test = texts.n_train // 4, 0 if judged else texts.n_test // 4
     agreeing = texts.n_ambiguous // 2
-    shares = (len(of_group[g]) / (n_train + n_test + agreeing * (g[0] == g[1])) for g in GROUPS)
-    share = min(1.0, *shares)
-    train, test = int(n_train * share), int(n_test * share)
+    train, test = texts.n_balanced_train // 4, 0 if judged else texts.n_balanced_test // 4
+    share = min(
+        1.0, *(len(of_group[g]) / (train + test + agreeing * (g[0] == g[1])) for g in GROUPS)
+    )
+    train, test = int(train * share), int(test * share)
     left = min(len(of_group[g]) for g in GROUPS if g[0] == g[1]) - train - test
     sets = {
         TEST: _take(of_group, GROUPS, test),
@@ -262,7 +268,7 @@ def chosen(
     if judged:
         of_judged = _grouped(judged, rng)
         most = min(len(of_judged[g]) for g in GROUPS)
-        sets[TEST] = _take(of_judged, GROUPS, min(texts.n_test // 4, most))
+        sets[TEST] = _take(of_judged, GROUPS, min(texts.n_balanced_test // 4, most))
     empty = [name for name, members in sets.items() if not members]
     if empty:
         raise ExperimentError(
@@ -299,10 +305,17 @@ def _named(texts: Texts, group: Group) -> str:
 def make_labelled_texts(work: Work, texts: Texts) -> Made:
     """Read the texts, draw the three sets, and cut texts to what the model reads."""
     reading = Reading(say=work.say)
-    pool = read_labelled(texts, texts.split, reading)
-    judged = _of_test_split(texts, pool, reading)
+    try:
+        pool = read_labelled(texts, texts.split, reading)
+        judged = _of_test_split(texts, pool, reading)
+    except InputError as error:
+        raise ExperimentError(f"classifier.data: {error}") from error
     sets = chosen(texts, pool, judged)
-    wanted = {AMBIGUOUS: texts.n_ambiguous, TRAIN: texts.n_train, TEST: texts.n_test}
+    wanted = {
+        AMBIGUOUS: texts.n_ambiguous,
+        TRAIN: texts.n_balanced_train,
+        TEST: texts.n_balanced_test,
+    }
     work.say(
         "labelled texts: "
         + ", ".join(f"{len(sets[name])} {name} (of {n} asked for)" for name, n in wanted.items())

@@ -120,7 +120,7 @@ _STANDINGS = (
         null=True,
     ),
     _column("n_contingent", _INT, "nodes that are kept in some draws only", null=True),
-    _column("n_noise", _INT, "nodes within two standard errors of no effect", null=True),
+    _column("n_noise", _INT, "nodes within half a standard error of the threshold", null=True),
 )
 _STDERR = _column("stderr", _DOUBLE, "standard error over examples", null=True)
 _INCLUSION = _column(

@@ -79,9 +79,9 @@ def _shapes(legend: ET.Element, x: float, y: float) -> None:
 
 _DASHES: dict[Standing, str] = {"core": "", "contingent": "6 3", "noise": "1.5 3"}
 _STANDS: dict[Standing, tuple[str, float]] = {
-    "core": ("core: kept in 9 of 10 draws of examples", 300),
-    "contingent": ("contingent: not in every draw", 246),
-    "noise": ("noise: 2 standard errors from zero or less", 0),
+    "core": ("core: in 9 of 10 draws of examples", 276),
+    "contingent": ("contingent: in some", 200),
+    "noise": ("noise: hardly above the threshold", 0),
 }
 """What is said of each standing, and how far away the next begins."""
 

@@ -53,7 +53,7 @@ def test_nodes_are_listed_by_submodule_with_effect_bar_and_label(circuit):
 
 
 def test_nodes_that_other_examples_might_not_have_are_marked_and_counted(circuit):
-    errors = (0.05, 0.2, 0.1, 0.1)
+    errors = (0.05, 0.4, 0.1, 0.1)
     nodes = [node._replace(stderr=e) for node, e in zip(circuit.nodes, errors, strict=True)]
     nodes[2] = nodes[2]._replace(effect=0.21)
     text = describe_circuit(replace(circuit, nodes=tuple(nodes)))

@@ -293,8 +293,8 @@ def test_legend_shows_shapes_scales_and_units(drawn):
 def test_outlines_say_which_nodes_other_examples_would_have():
     nodes = (
         Node("embed", 1, None, 1.0, 0.05),
-        Node("embed", 2, None, -0.3, 0.1),
-        Node("embed", ERROR, None, 0.9, 0.8),
+        Node("embed", 2, None, -0.35, 0.1),
+        Node("embed", ERROR, None, 0.9, 2.0),
         Node("resid_0", 4, None, 0.5),
     )
     settings = {"node_threshold": 0.25}
@@ -309,7 +309,7 @@ def test_outlines_say_which_nodes_other_examples_would_have():
     }
     assert dashes["embed/1"] is dashes["resid_0/4"] is None
     assert len({dashes["embed/2"], dashes["embed/error"], None}) == 3
-    assert "noise: 2 standard errors from zero" in text_of(root, "legend")
+    assert "noise: hardly above the threshold" in text_of(root, "legend")
     unknown = draw_circuit(Circuit(nodes, (), {}, 16, 0.0, None))
     assert "data-standing" not in unknown
     assert "noise" not in unknown

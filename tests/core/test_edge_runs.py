@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def check_all_and_none(
     inputs: Inputs,
     nodes: list[Node],
     tolerance: float,
-    ablation: str | None = None,
+    ablation: Any = None,
 ) -> tuple[float, float]:
     """All edges kept is all nodes kept; what is left without any edge, and without any node."""
     evaluator = Evaluator(model, dictionaries, inputs, ablation=ablation)
@@ -126,7 +127,7 @@ def test_a_submodule_without_a_dictionary_passes_on_what_it_reads(
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("site", ["attn_1", "mlp_1", "resid_0"])
-def test_all_is_all_wherever_the_metric_is_read(site: str, pooling: str) -> None:
+def test_all_is_all_wherever_the_metric_is_read(site: str, pooling: Any) -> None:
     model = make_model("gpt2")
     probe = ProbeMargin(torch.linspace(-2, 3, D, dtype=torch.float64), 0.5, torch.tensor([1, 0]))
     pairs = make_pairs(2, N_POS)

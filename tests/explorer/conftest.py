@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from starlette.testclient import TestClient
 
 from assets.settings import Experiment
@@ -36,3 +37,32 @@ def client(copied: Experiment) -> TestClient:
     return TestClient(
         explorer.app(), ADDRESS, headers={"origin": ADDRESS}, raise_server_exceptions=False
     )
+
+
+CLASSIFIER_DATA = {
+    "source": "./a.jsonl",
+    "label_column": "job",
+    "attribute_column": "<sex>",
+    "labels": [0, 1],
+}
+
+
+@pytest.fixture
+def judged(copied: Experiment) -> Experiment:
+    """The made-up experiment with a classifier, whose circuit has 60 features."""
+    made = MadeUp(copied.path.parent)
+    nodes = [
+        {"node": i, "submodule": "resid_0", "feature": i, "pos": None, "effect": 60.0 - i}
+        for i in range(60)
+    ]
+    made.circuit("classifiers", "probe", nodes)
+    return with_classifier(copied.path)
+
+
+def with_classifier(path: Path) -> Experiment:
+    """The experiment of a file that is given a classifier."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    path.write_text(
+        yaml.safe_dump({**settings, "classifier": {"data": CLASSIFIER_DATA}}), encoding="utf-8"
+    )
+    return read_experiment(path)

@@ -8,6 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,15 @@ def page(browser: Any) -> Iterator[Any]:
 
 @pytest.fixture
 def address(copied: Experiment) -> Iterator[str]:
-    config = uvicorn.Config(Explorer([copied]).app(), host="127.0.0.1", port=0, log_level="warning")
+    with serving(copied) as address:
+        yield address
+
+
+@contextmanager
+def serving(experiment: Experiment) -> Iterator[str]:
+    config = uvicorn.Config(
+        Explorer([experiment]).app(), host="127.0.0.1", port=0, log_level="warning"
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -148,6 +157,28 @@ def test_five_features_are_annotated_by_keyboard_and_are_there_again(
     page.goto(f"{address}/made_up/annotate/tasks/simple?by=ann&i=3")
     assert page.locator("#text").input_value() == "of plural nouns, no. 2"
     assert page.locator(".dots .done").count() == 5
+
+
+def test_features_of_a_classifier_are_judged_by_one_key_each(page: Any, judged: Experiment):
+    with serving(judged) as address:
+        page.goto(f"{address}/made_up/classifiers/probe")
+        page.get_by_role("link", name="Judge").click()
+        page.keyboard.press("i")  # the name is asked for first
+        page.keyboard.type("ann")
+        page.keyboard.press("Enter")
+        page.get_by_text("No. 1 is saved.").wait_for()
+        page.keyboard.press("k")
+        page.get_by_text("No. 2 is saved.").wait_for()
+        page.keyboard.press("n")
+        page.get_by_role("heading", name="No. 4 of 60").wait_for()
+        page.locator("#text").fill("i and k are letters here")
+        page.keyboard.press("Escape")
+        page.keyboard.press("i")
+        page.get_by_text("No. 4 is saved.").wait_for()
+    rows = [json.loads(line) for line in judged.annotations.read_text().splitlines()]
+    said = [(row["feature"], row["relevant"], row["by"]) for row in rows]
+    assert said == [(0, False, "ann"), (1, True, "ann"), (3, False, "ann")]
+    assert rows[2]["text"] == "i and k are letters here"
 
 
 def test_what_was_typed_and_not_saved_is_there_again(page: Any, address: str):

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
-import yaml
 from starlette.testclient import TestClient
 
 from assets.settings import Experiment
@@ -13,32 +10,12 @@ from assets.shift.judgements import CIRCUIT
 from explorer.annotating import N_FEATURES, queue
 from explorer.app import Explorer
 from explorer.reader import Reader
-from pipelines.experiment import read_experiment
-from tests.explorer.conftest import ADDRESS
+from tests.explorer.conftest import ADDRESS, with_classifier
 from tests.explorer.made_up import WEIGHTS, MadeUp
 from tests.explorer.test_annotating import hidden, lines
 from tests.explorer.test_explorer_pages import opened
 
 FORM = f"/made_up/annotate/{CIRCUIT}"
-DATA = {"source": "./a.jsonl", "label_column": "job", "attribute_column": "<sex>", "labels": [0, 1]}
-
-
-@pytest.fixture
-def judged(copied: Experiment) -> Experiment:
-    """The made-up experiment with a classifier, whose circuit has 60 features."""
-    made = MadeUp(copied.path.parent)
-    nodes = [
-        {"node": i, "submodule": "resid_0", "feature": i, "pos": None, "effect": 60.0 - i}
-        for i in range(60)
-    ]
-    made.circuit("classifiers", "probe", nodes)
-    return with_classifier(copied.path)
-
-
-def with_classifier(path: Path) -> Experiment:
-    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    path.write_text(yaml.safe_dump({**settings, "classifier": {"data": DATA}}), encoding="utf-8")
-    return read_experiment(path)
 
 
 @pytest.fixture

@@ -44,11 +44,22 @@ GRAPH = {
         {"task_behaviours", "task_circuits", "dictionary_set"},
         1,
     ),
+    "circuit_baselines": (
+        "evaluations",
+        {"cluster_behaviours", "circuits", "circuit_evaluations", "dictionary_set"},
+        3,
+    ),
+    "task_baselines": (
+        "evaluations",
+        {"task_behaviours", "task_circuits", "task_evaluations", "dictionary_set"},
+        1,
+    ),
     "circuit_approximations": ("evaluations", {"cluster_behaviours", "dictionary_set"}, 3),
     "task_approximations": ("evaluations", {"task_behaviours", "dictionary_set"}, 1),
     "evaluation_summary": (
         "evaluations",
         {
+            *("circuit_baselines", "task_baselines"),
             *("dictionary_set", "cluster_behaviours", "circuits", "circuit_evaluations"),
             *("task_behaviours", "task_circuits", "task_evaluations"),
         },
@@ -95,6 +106,7 @@ FILES = {
         *("contexts", "activation_cache", "saes", "dictionary_set", "filtered_tokens"),
         *("cluster_vectors", "clusters", "circuits", "task_behaviours", "task_circuits"),
         *("circuit_evaluations", "task_evaluations", "vocabulary", "cards", "rule_labels"),
+        *("circuit_baselines", "task_baselines"),
         "circuit_transfer",
         *("circuit_edge_evaluations", "task_edge_evaluations"),
         *("circuit_approximations", "task_approximations"),
@@ -137,7 +149,7 @@ def test_one_run_takes_a_range_of_partitions(definitions: dg.Definitions) -> Non
     """What `dg launch --partition-range` and backfills need to start one run."""
     graph = definitions.resolve_asset_graph()
     partitioned = [k for k in graph.materializable_asset_keys if graph.get(k).is_partitioned]
-    assert len(partitioned) == 8
+    assert len(partitioned) == sum(n_partitions > 0 for _, _, n_partitions in GRAPH.values())
     for key in partitioned:
         assert graph.get(key).backfill_policy == dg.BackfillPolicy.single_run()
 
@@ -319,18 +331,18 @@ def _versions(tmp_path: Path, **changed: Any) -> dict[str, str | None]:
         (
             {"tasks": {"start_layer": 1}},
             {
-                *("task_evaluations", "task_edge_evaluations"),
+                *("task_evaluations", "task_edge_evaluations", "task_baselines"),
                 *("circuit_transfer", "task_approximations"),
             },
         ),
         (
             {"evaluations": {"start_layer": 1}},
             {
-                *("circuit_evaluations", "circuit_edge_evaluations"),
+                *("circuit_evaluations", "circuit_edge_evaluations", "circuit_baselines"),
                 *("circuit_transfer", "circuit_approximations"),
             },
         ),
-        ({"evaluations": {"n_examined": 1}}, {"circuit_transfer", "report"}),
+        ({"evaluations": {"n_examined": 1}}, {"circuit_transfer", "evaluation_summary", "report"}),
     ],
 )
 def test_a_setting_is_part_of_the_version_of_just_what_it_shapes(

@@ -28,16 +28,17 @@ IMPORTED = {"source": "import", "format": "sfc", "repository": "./set", "path": 
 FROM_SET = [
     *("dictionary_set", "import_checks", "cluster_vectors", "cluster_assignments", "clusters"),
     *("cluster_behaviours", "circuits", "circuit_evaluations", "circuit_edge_evaluations"),
-    *("task_circuits", "task_evaluations", "evaluation_summary", "task_edge_evaluations"),
-    *("feature_circuits", "cards", "rule_labels", "labels"),
+    *("task_circuits", "task_evaluations", "evaluation_summary", "circuit_overlap"),
+    *("circuit_transfer", "task_edge_evaluations"),
+    *("feature_circuits", "cards", "rule_labels", "labels", "report"),
 ]
 """What follows from another dictionary, in order."""
 FROM_CIRCUITS = [
     [
-        *("circuits", "circuit_evaluations", "evaluation_summary", "circuit_edge_evaluations"),
-        "feature_circuits",
+        *("circuits", "circuit_evaluations", "evaluation_summary", "circuit_overlap"),
+        *("circuit_transfer", "circuit_edge_evaluations", "feature_circuits"),
     ],
-    ["cards", "rule_labels"],
+    ["cards", "rule_labels", "report"],
 ]
 """What follows from other circuits of clusters, run by run."""
 _QUIET = {"telemetry": {"enabled": False}}

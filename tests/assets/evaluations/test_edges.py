@@ -103,7 +103,7 @@ def test_a_shown_circuit_says_what_edges_at_errors_are_worth(finished: Experimen
     said = str(judged_circuit(finished, "simple").settings["edge_agreement"])
     measured = measured_edges(ArtifactStore(finished.artifacts), "tasks", ["simple"])
     assert said == agreement_text(measured)
-    assert f"{agreement(measured[measured['at_error']])['rank']:.2f}, of those between" in said
+    assert f"{agreement(measured[measured['at_error']])['spearman']:.2f}, of those between" in said
 
 
 def test_only_examined_clusters_are_judged(finished: Experiment) -> None:
@@ -127,14 +127,14 @@ MEASURED = pd.DataFrame(
 
 def test_agreement_is_what_was_worked_out_by_hand() -> None:
     found = agreement(MEASURED)
-    # sum(w p) = 2 + 8 + 27 - 1 = 36, sum(w^2) = 15; three of four signs agree; ranks are the same.
+    # sum(w p) = 2 + 8 + 27 - 1 = 36, sum(p^2) = 102; three of four signs agree, and all ranks.
     assert found["n"] == 4
-    assert found["slope"] == pytest.approx(36 / 15)
+    assert found["slope"] == pytest.approx(36 / 102)
     assert found["sign"] == 0.75
-    assert found["rank"] == pytest.approx(1)
+    assert found["spearman"] == pytest.approx(1)
     # Deviations of w are -1/4, 3/4, 7/4, -9/4, of p -2, 0, 5, -3: 16 / sqrt(35/4 . 38).
     assert found["pearson"] == pytest.approx(16 / math.sqrt(8.75 * 38))
-    assert math.isnan(agreement(MEASURED[:2])["rank"])
+    assert math.isnan(agreement(MEASURED[:2])["spearman"])
 
 
 def _kept(**changed: Any) -> dict[str, Any]:

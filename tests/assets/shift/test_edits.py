@@ -29,7 +29,7 @@ UNITS = Units(
     active=[*CIRCUIT, *(("attn_0", i) for i in range(9))],
     irrelevant=[("embed", 1), ("embed", 3), ("mlp_0", 4)],
 )
-SKYLINES: dict[Any, Any] = {"neurons": [("mlp_0", 11)], "features": [("mlp_0", 4)]}
+SKYLINES: dict[Any, Any] = {"neurons": [(("mlp_0", 11), 0.5)], "features": [(("mlp_0", 4), 0.4)]}
 
 
 def test_controls_take_as_many_units_as_are_judged() -> None:

@@ -131,8 +131,8 @@ def judged(copied: Experiment) -> Experiment:
         "attribute_column": "many",
         "labels": ["cat", "dog"],
         "n_ambiguous": 8,
-        "n_train": 160,
-        "n_test": 8,
+        "n_balanced_train": 160,
+        "n_balanced_test": 8,
     }
     classifier = {"data": data, "judgements": {"judge": "person", "words": list(map(list, WORDS))}}
     settings = yaml.safe_load(copied.path.read_text(encoding="utf-8"))

@@ -27,11 +27,13 @@ from assets.tables.places import (
     JUDGEMENTS,
     PROBE,
     PROBE_GROUPS,
+    SHIFT,
     SHIFT_SEEDS,
 )
 from assets.tables.schemas import TABLES
 from core.probe import Probe
 from pipelines.experiment import read_experiment
+from pipelines.shift import table as printed_table
 from pipelines.stages import stages_of
 from tests.tiny_experiment import WORDS, write_experiment
 
@@ -43,8 +45,8 @@ CLASSIFIER_SECTION: dict[str, Any] = {
         "labels": ["cat", "dog"],
         "attributes": ["old", "young"],
         "n_ambiguous": 24,
-        "n_train": 16,
-        "n_test": 16,
+        "n_balanced_train": 16,
+        "n_balanced_test": 16,
     },
     "probe": {"epochs": 100, "lr": 0.1, "site": "resid_0"},
     "circuit": {"n_examples": 8, "n_evaluated": 4, "steps": 2, "node_threshold": 0.001},
@@ -152,15 +154,16 @@ def test_every_way_is_scored_for_every_seed_and_summed_up(classified: Experiment
     own = features_of(classified)
     judged = {unit: i % 2 == 0 for i, unit in enumerate(own)}
     judge(classified, judged)
-    work = Work.on(classified)
-    made = make_shift(work, _reads(classified))
-    seeds = made.beside[SHIFT_SEEDS].to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    assert SHIFT_STAGE.run(classified)
+    assert not SHIFT_STAGE.run(classified)
+    store = ArtifactStore(classified.artifacts)
+    seeds = store.read(SHIFT_SEEDS).to_pylist()
     edited = ("shift", "neuron_skyline", "feature_skyline", "embedding_only", "tokens_deleted")
     edited += ("random_active", "random_of_circuit", "permuted_judgements")
     ways = {(method, probe) for method in edited for probe in ("trained", "centred", "retrained")}
     ways |= {(method, "trained") for method in ("original", "oracle", "concept_bottleneck")}
     assert {(row["method"], row["probe"]) for row in seeds} == ways
-    table = made.table.to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    table = store.read(SHIFT).to_pylist()
     assert len(table) == len(ways)
     for row in table:
         of_seeds = [r for r in seeds if (r["method"], r["probe"]) == (row["method"], row["probe"])]
@@ -175,12 +178,16 @@ def test_every_way_is_scored_for_every_seed_and_summed_up(classified: Experiment
     assert counts["shift"] == counts["random_of_circuit"] == counts["permuted_judgements"] == n
     assert counts["original"] == 0
     assert 0 < counts["tokens_deleted"] < 3
-    ablated = made.beside[ABLATED_FEATURES].to_pylist()  # pyright: ignore
+    ablated = store.read(ABLATED_FEATURES).to_pylist()
     chosen = {(r["submodule"], r["feature"]) for r in ablated if r["method"] == "shift"}
     assert chosen == {unit for unit, said in judged.items() if said}
-    page = work.store.path(SHIFT_STAGE.key, ".html").read_text()
+    page = store.path(SHIFT, ".html").read_text()
     assert all(f"{submodule}/{feature}" in page for submodule, feature in chosen)
     assert "by hand" in page
+    printed = printed_table(classified)
+    assert printed.count("\n| ") == len(ways)
+    assert f"{len(own)} features in the circuit, {len(judged)} judged by person" in printed
+    assert SHIFT_STAGE.shown(classified)["seeds"] == 2
 
 
 def test_a_score_tells_what_a_probe_goes_by(classified: Experiment) -> None:

@@ -20,7 +20,6 @@ from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError, LabelledTextSettings
 from assets.shift.texts import AMBIGUOUS, GROUPS, LABELLED_TEXTS_STAGE, TEST, TRAIN
 from assets.tables.places import LABELLED_TEXTS
-from core.errors import InputError
 from tests.tiny_experiment import tiny_experiment
 
 ANIMALS = ("cat", "dog")
@@ -52,8 +51,8 @@ def experiment(folder: Path, data: Rows | None, **changed: Any) -> Experiment:
         "attribute_column": "many",
         "labels": list(ANIMALS),
         "n_ambiguous": 20,
-        "n_train": 40,
-        "n_test": 40,
+        "n_balanced_train": 40,
+        "n_balanced_test": 40,
         **changed,
     }
     return tiny_experiment(folder, classifier={"data": section})
@@ -209,11 +208,22 @@ def test_what_makes_no_sets_is_said_with_the_way_out(
         LABELLED_TEXTS_STAGE.run(one)
 
 
+def test_a_file_that_is_not_there_is_named_with_the_setting(tmp_path: Path) -> None:
+    one = experiment(tmp_path, None)
+    with pytest.raises(ExperimentError, match=r"classifier\.data: .*texts\.jsonl' does not exist"):
+        LABELLED_TEXTS_STAGE.run(one)
+
+
+def test_half_of_a_surrogate_pair_does_not_stop_the_texts(tmp_path: Path) -> None:
+    table = made(experiment(tmp_path, [{**r, "words": r["words"] + " \ud800"} for r in rows(40)]))
+    assert all(row["text"].endswith(" \ufffd") for row in table)
+
+
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "bios").mkdir()
     (tmp_path / "bios" / "train.jsonl").write_text('{"words": "a"}')
     one = experiment(tmp_path, None, source="./bios", split="dev")
-    with pytest.raises(InputError, match=r"split dev of .* cannot be read"):
+    with pytest.raises(ExperimentError, match=r"classifier.data: split dev of .* cannot be read"):
         LABELLED_TEXTS_STAGE.run(one)
 
 
@@ -221,7 +231,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     ("changed", "told"),
     [
         ({"labels": (1, 1)}, "both are 1"),
-        ({"n_test": 3}, "one of 4 groups without a text"),
+        ({"n_balanced_test": 3}, "one of 4 groups without a text"),
         ({"attribute_column": "animal"}, "is the column of labels"),
     ],
 )
