@@ -11,8 +11,8 @@ their circuit's sum:
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -40,7 +40,7 @@ class Overlap(NamedTuple):
 
 
 def overlaps(
-    circuits: Sequence[Mapping[Hashable, float]], n_nearest: int | None = None
+    circuits: Sequence[Mapping[Any, float]], n_nearest: int | None = None
 ) -> Iterator[Overlap]:
     """What every two circuits share; circuits without parts are left out.
 
@@ -54,7 +54,7 @@ def overlaps(
     Raises:
         InputError: a size that is not above zero and finite.
     """
-    shares = _shares(circuits)
+    shares: Any = _shares(circuits)  # scipy types its indices as perhaps None
     n_keys = np.diff(shares.indptr)
     by_key = shares.tocsc()
     filled = np.flatnonzero(n_keys)
@@ -82,10 +82,12 @@ def overlaps(
             )
 
 
-def _with(
-    shares: sparse.csr_array, by_key: sparse.csc_array, i: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keys that circuit `i` shares with each, and the sum of the smaller shares, ``(n,)`` both."""
+def _with(shares: Any, by_key: Any, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Keys that circuit `i` shares with each, and the sum of the smaller shares, ``(n,)`` both.
+
+    Args:
+        shares, by_key: the same ``(circuit, key)``, by rows (CSR) and by columns (CSC).
+    """
     own = slice(shares.indptr[i], shares.indptr[i + 1])
     held = by_key[:, shares.indices[own]]
     of_own = np.repeat(shares.data[own], np.diff(held.indptr))
@@ -94,9 +96,9 @@ def _with(
     return np.bincount(held.indices, minlength=n), smaller
 
 
-def _shares(circuits: Sequence[Mapping[Hashable, float]]) -> sparse.csr_array:
+def _shares(circuits: Sequence[Mapping[Any, float]]) -> sparse.csr_array:
     """A row for each circuit, a column for each key, sizes as shares of the row's sum."""
-    column: dict[Hashable, int] = {}
+    column: dict[Any, int] = {}
     rows, columns, sizes = [], [], []
     for row, circuit in enumerate(circuits):
         for key, size in circuit.items():

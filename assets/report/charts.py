@@ -16,7 +16,7 @@ COLOURS = ("#2166ac", "#b2182b", "#7a828c", "#1b7837", "#8073ac", "#b35806", "#c
 """Of lines and bars, in order; they differ for every common kind of colour blindness."""
 
 _INK = "#010203"  # what matplotlib writes and the page's own colour replaces
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.color": _INK,
     "axes.labelcolor": _INK,

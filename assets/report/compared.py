@@ -119,7 +119,7 @@ def _whole(judged: Frame, caption: str) -> Table:
 
 
 def _by_error(single: Frame) -> dict[str, charts.Line]:
-    touches = single["from_error"] | single["into_error"]
+    touches: Any = single["from_error"] | single["into_error"]
     return {
         label: (rows["weight"].tolist(), rows["path"].tolist())
         for label, rows in (("features", single[~touches]), ("at an error node", single[touches]))
@@ -129,7 +129,7 @@ def _by_error(single: Frame) -> dict[str, charts.Line]:
 
 def _kinds(single: Frame, caption: str) -> Table:
     """Correlation and slope of weights with interventions, by kind of edge."""
-    touches = single["from_error"] | single["into_error"]
+    touches: Any = single["from_error"] | single["into_error"]
     single = single.assign(kind=single["kind"].where(~touches, "at an error node"))
     rows = []
     for kind, of in single.groupby("kind", sort=True):

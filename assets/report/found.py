@@ -86,14 +86,15 @@ class Found:
         return load_circuit(self.store, source, name)
 
 
-WHAT: Mapping[BehaviourSource, str] = {
+_WORDS: dict[BehaviourSource, str] = {
     "tasks": "tasks",
     "clusters": "clusters",
     "classifiers": "classifiers",
 }
+WHAT: Mapping[str, str] = {str(source): words for source, words in _WORDS.items()}
 """What behaviours of a source are called. Tasks come first: they are few and keep positions."""
 
 
 def each(found: Found) -> list[BehaviourSource]:
     """The sources that the experiment has, in the order of the page."""
-    return [source for source in WHAT if found.names.get(source)]
+    return [source for source in _WORDS if found.names.get(source)]

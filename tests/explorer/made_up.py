@@ -248,6 +248,8 @@ class MadeUp:
                 "n_nodes": n_nodes if threshold is None else int(n_nodes * (1 - threshold)),
                 **dict.fromkeys(("m_full", "m_empty", "m_circuit", "m_complement"), 1.0),
                 "faithfulness": 0.9 if threshold is None else 1 - threshold,
+                "faithfulness_low": -1.0,
+                "faithfulness_high": 1.0,
                 "completeness": 0.1,
             }
             for policy in ("circuit", "drop")
@@ -276,6 +278,8 @@ class MadeUp:
                 "m_full": 1.0,
                 "m_empty": 0.0,
                 "faithfulness": self.rng.random(),
+                "faithfulness_low": 0.0,
+                "faithfulness_high": 1.0,
                 "completeness": 0.1,
                 "area": self.rng.random(),
                 "nodes_half": 1,
