@@ -56,10 +56,11 @@ def curves(
 ) -> list[Curve]:
     """Every variant with its nodes ranked."""
     features, drawn = Basis(model, dictionaries), random_directions(model, dictionaries, inputs)
-    own = dict.fromkeys(VARIANTS, features)
-    others = {"neurons": neurons(model, dictionaries), "mlp_neurons": mlp_neurons(model)}
+    bases: dict[Variant, Basis] = dict.fromkeys(VARIANTS, features)
+    bases["neurons"], bases["mlp_neurons"] = neurons(model, dictionaries), mlp_neurons(model)
+    bases["random_decoder"] = drawn
     found = []
-    for variant, basis in {**own, **others, "random_decoder": drawn}.items():
+    for variant, basis in bases.items():
         active = active_nodes(basis.model, basis.dictionaries, inputs, by_position=True)
         evaluator = Evaluator(basis.model, basis.dictionaries, inputs)
         if variant == "random_nodes":

@@ -160,7 +160,7 @@ class _Comparison:
         from core.sweep import active_nodes
 
         for name, make in self._bases().items():
-            variants = [v for v in self.how.variants if basis_of(v) == name]
+            variants: list[Variant] = [v for v in self.how.variants if basis_of(v) == name]
             if not variants:
                 continue
             basis = make()

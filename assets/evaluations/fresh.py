@@ -28,7 +28,7 @@ def judged_from(
     """
     of_behaviour = behaviour_digests(work.store, source)
     dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-    every = {
+    every: dict[str, dict[str, str]] = {
         name: {
             "behaviour": of_behaviour[name],
             **{part: work.store.content(circuit(source, name, part)) for part in parts},

@@ -136,7 +136,7 @@ def _rows(held: Sequence[Held], *, by_position: bool) -> Iterator[dict[str, Any]
     from core.overlap import overlaps
 
     for part in PARTS:
-        sizes = [one.sizes(part, by_position=by_position) for one in held]
+        sizes: list[Any] = [one.sizes(part, by_position=by_position) for one in held]
         for pair in overlaps(sizes, NEAREST):
             one, other = held[pair.a], held[pair.b]
             yield {

@@ -235,7 +235,8 @@ def test_a_classifier_adds_these_and_is_read_where_circuits_are_gathered(tmp_pat
         (before if key.path[-1] in GRAPH else found)[key.path[-1]] = one
     assert found == CLASSIFIER
     changed = {name for name, one in before.items() if one != GRAPH[name]}
-    assert changed == {"evaluation_summary", "circuit_overlap", "feature_circuits", "report"}
+    gathered = {"evaluation_summary", "feature_circuits", "circuit_overlap", "report"}
+    assert changed == gathered
     checked = {key.asset_key.path[-1] for key in graph.asset_check_keys}
     assert CLASSIFIER.keys() - checked == {"classifier_behaviours"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from statistics import mean, stdev
@@ -19,8 +20,9 @@ from assets.engine.recipe import Recipe
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
-from assets.shift.probe import Score, TextSet, read_probe, read_sets, score
-from assets.shift.shift import SHIFT_STAGE, _reads, make_shift
+from assets.shift.edits import Edit
+from assets.shift.probe import Score, TextSet, pooled_of, read_probe, read_sets, score
+from assets.shift.shift import SHIFT_STAGE, _editing, _reads, make_shift
 from assets.tables.places import (
     ABLATED_FEATURES,
     CLASSIFIER,
@@ -226,3 +228,24 @@ def test_judgements_that_leave_nothing_to_ablate_are_refused(
     judge(classified, irrelevant(own))
     with pytest.raises(ExperimentError, match=message):
         make_shift(Work.on(classified), _reads(classified))
+
+
+def test_features_are_set_to_their_mean_and_errors_go_too_where_that_is_asked(
+    classified: Experiment,
+) -> None:
+    own = features_of(classified)
+    judge(classified, dict.fromkeys(own[:3], True))
+    work, how = Work.on(classified), _reads(classified)
+    sets, readout = read_sets(work.store), how.reading.readout
+    texts = sets["balanced_test"].tokens
+    read = {"plain": pooled_of(work, texts, readout)}
+    for ablation, errors in (("zero", False), ("mean", False), ("mean", True)):
+        changed = replace(how, ablation=ablation, error_nodes=errors)
+        editing = _editing(work, changed, sets)
+        assert bool(editing.errors) == errors
+        with editing(Edit("shift", False, own[:3], with_errors=errors)):
+            read[f"{ablation} {errors}"] = pooled_of(work, texts, readout)
+    # What all texts have in common is kept by the mean: the vectors stay nearer.
+    moved = {name: float((own - read["plain"]).norm()) for name, own in read.items()}
+    assert 0 < moved["mean False"] < moved["zero False"]
+    assert moved["mean True"] > moved["mean False"]
