@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 
     from core.ablate import AblationValues
 
-_SKYLINE_TEXTS = 200
+_SKYLINE_TEXTS = 100
 """Balanced texts that say which units are most responsible for the attribute."""
 CIRCUIT_NODES = circuit("classifiers", CLASSIFIER, "nodes")
 CIRCUIT_EFFECTS = circuit("classifiers", CLASSIFIER, "effects")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from core.ablate import ablated
 from core.errors import InputError, MissingSubmodule, NotFinite
@@ -31,6 +32,25 @@ def test_training_settles_where_the_gradient_of_the_cross_entropy_is_zero() -> N
     assert 0 <= before - after < 1e-4
     # Of unit normals whose means are 2 apart, the log odds rise by 2 along that axis.
     assert probe.weight.tolist() == pytest.approx([2, 0, 0, 0], abs=0.5)
+
+
+def test_every_step_is_that_of_autograd_and_adamw() -> None:
+    vectors, label = two_classes(30)
+    ours = train_probe(vectors, label, epochs=2, batch=8, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    linear = torch.nn.Linear(4, 1).double()
+    with torch.no_grad():
+        linear.weight.copy_((2 * torch.rand(4, generator=generator) - 1) / 2)
+        linear.bias.copy_((2 * torch.rand(1, generator=generator) - 1) / 2)
+    optimiser = torch.optim.AdamW(linear.parameters(), lr=1e-2, weight_decay=0.01)
+    for _ in range(2):
+        for rows in torch.randperm(30, generator=generator).split(8):
+            optimiser.zero_grad()
+            logits = linear(vectors[rows])[:, 0]
+            binary_cross_entropy_with_logits(logits, label[rows].double()).backward()
+            optimiser.step()
+    torch.testing.assert_close(ours.weight, linear.weight.detach()[0], rtol=0, atol=1e-12)
+    assert ours.bias == pytest.approx(float(linear.bias.detach()), abs=1e-12)
 
 
 def test_the_seed_alone_decides_what_a_probe_becomes() -> None:
