@@ -7,9 +7,9 @@ With margin = (|effect| - threshold) / standard error, of a node that is kept:
     contingent  between: kept in some draws and not in others
     noise       margin below .5: its mean is about as likely below the threshold as above
 
-Kept nodes were chosen for being above the threshold, so their means are too large on average, and a
-margin says too much: of the default's, half of those with a margin of .5 are found again from other
-examples, not the two thirds that a normal mean promises (`benchmarks/stability.py`).
+Kept nodes were chosen for being above the threshold, so their means are too large on average, and
+a margin says too much. Of the default's nodes from 16 examples, 16 others have 95% of core, 69% of
+contingent and 49% of noise nodes (``python -m benchmarks.stability experiments/testbed.yaml``).
 """
 
 from __future__ import annotations

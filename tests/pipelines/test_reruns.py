@@ -27,16 +27,17 @@ from tests.tiny_experiment import brought_up_to_date, tiny_experiment, write_exp
 IMPORTED = {"source": "import", "format": "sfc", "repository": "./set", "path": "{submodule}"}
 FROM_SET = [
     *("dictionary_set", "import_checks", "cluster_vectors", "cluster_assignments", "clusters"),
-    *("cluster_behaviours", "circuits", "circuit_evaluations", "circuit_edge_evaluations"),
-    *("task_circuits", "task_evaluations", "evaluation_summary", "circuit_overlap"),
+    *("cluster_behaviours", "circuits", "circuit_evaluations", "circuit_baselines"),
+    *("circuit_approximations", "circuit_edge_evaluations", "task_circuits", "task_evaluations"),
+    *("task_baselines", "task_approximations", "evaluation_summary", "circuit_overlap"),
     *("circuit_transfer", "task_edge_evaluations"),
     *("feature_circuits", "cards", "rule_labels", "labels", "report"),
 ]
 """What follows from another dictionary, in order."""
 FROM_CIRCUITS = [
     [
-        *("circuits", "circuit_evaluations", "evaluation_summary", "circuit_overlap"),
-        *("circuit_transfer", "circuit_edge_evaluations", "feature_circuits"),
+        *("circuits", "circuit_evaluations", "circuit_baselines", "evaluation_summary"),
+        *("circuit_overlap", "circuit_transfer", "circuit_edge_evaluations", "feature_circuits"),
     ],
     ["cards", "rule_labels", "report"],
 ]

@@ -107,8 +107,8 @@ def test_numbers_are_those_of_the_tables(page: str, reported: Experiment) -> Non
     rows = store.read(EVALUATION_SUMMARY).to_pylist()
     (task,) = (row for row in rows if row["source"] == "tasks")
     assert f"faithfulness {number(task['faithfulness'])}" in text["circuits-tasks"]
-    assert text["circuits-clusters"].count("nodes · faithfulness ") == 2  # those examined
-    assert "k00002" in text["circuits-clusters"]
+    assert text["circuits-clusters"].count("nodes · faithfulness ") == len(reported.examined)
+    assert all(name in text["circuits-clusters"] for name in reported.clusters)
     for row in store.read(CIRCUIT_TRANSFER).to_pylist():
         assert row["by_position"] or number(round(row["faithfulness"], 2)) in text["transfer"]
     assert store.content(EVALUATION_SUMMARY) in text["made"]
