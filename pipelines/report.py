@@ -225,9 +225,11 @@ def _by_task(summary: Frame) -> list[str]:
         ]
         for row in summary[summary["error_nodes"] == first].to_dict("records")
     ]
-    header = ("task", "pairs", "nodes", "edges", "faithful", "95%")
+    header = ("name", "examples", "nodes", "edges", "faithful", "95%")
     header += ("area", "nodes for .5", "nodes for .9")
-    title = f"Circuits of tasks (faithfulness on unseen pairs, error nodes: {first})"
+    of_tasks = summary["source"].iloc[0] == "tasks"
+    title = "Circuits of tasks" if of_tasks else "The classifier's circuit"
+    title += f" (faithfulness on unseen examples, error nodes: {first})"
     return [*_heading(title), *_rows(header, table)]
 
 
