@@ -169,6 +169,7 @@ def test_a_circuit_knows_what_it_was_made_with() -> None:
     assert circuit.settings == {
         "model": "tiny",
         "metric": "-log P(answer), nats",
+        "readout": "logits, last token",
         "ablation": "zero",
         "estimator": "ig(gauss, 4)",
         "node_threshold": 0.1,

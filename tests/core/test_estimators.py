@@ -86,6 +86,8 @@ def test_every_option_is_in_the_tuple_of_its_type() -> None:
         "FORMATS": "Format",
         "DTYPES": "Dtype",
         "TOKENIZER_READINGS": "TokenizerReading",
+        "POOLINGS": "Pooling",
+        "VARIANTS": "Variant",
     }
     tuples = {name for name, value in vars(core.options).items() if isinstance(value, tuple)}
     assert tuples == {*pairs}

@@ -149,7 +149,8 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     assert "circuits/clusters" in changed
     after_circuits = {"feature_circuits", "cards", "labels"}
     assert changed <= {
-        *("circuits/clusters", "evaluations/clusters", "evaluation_summary", "edges/clusters"),
+        *("circuits/clusters", "evaluations/clusters", "edges/clusters", "baselines/clusters"),
+        *("evaluation_summary", "circuit_overlap", "circuit_transfer", "report"),
         *after_circuits,
     }
     run_experiment(finished, instance)

@@ -15,8 +15,19 @@ from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
 
 COMPARED = {"other": {"representation": "gradients", "k": 2, "n_projected": 32}}
-CIRCUITS = {"circuits", "task_circuits"}
-EVALUATIONS = {"circuit_evaluations", "task_evaluations"}
+
+
+def _both(*names: str) -> set[str]:
+    """Stages of clusters and of tasks."""
+    return {f"{source}_{name}" for source in ("circuit", "task") for name in names}
+
+
+CIRCUITS = {"circuits", "task_circuits", *_both("baselines", "approximations")}
+EDGES = CIRCUITS | _both("edge_evaluations")
+EVALUATIONS = {
+    *_both("evaluations", "baselines", "approximations", "edge_evaluations"),
+    "circuit_transfer",
+}
 CLUSTERED = {"cluster_assignments", "compared_clusterings"}
 VECTORS = {"cluster_vectors", "compared_vectors"}
 
@@ -61,9 +72,9 @@ def stale(experiment: Experiment, copied: Path) -> Callable[[str, str, str], set
 
 
 ALGORITHMS = [
-    ("core/edges.py", "none = up_nodes.keys[:0]", "none = up_nodes.keys[0:0]", CIRCUITS),
+    ("core/edges.py", "none = up_nodes.keys[:0]", "none = up_nodes.keys[0:0]", EDGES),
     ("core/circuit.py", "flatten().abs() > threshold", "flatten().abs() >= threshold", CIRCUITS),
-    ("core/effects.py", "value != 0", "value != 0.0", CIRCUITS),
+    ("core/endpoints.py", "value != 0", "value != 0.0", EDGES),
     ("core/evaluate.py", "> 1e-6 * scale", "> 1e-7 * scale", EVALUATIONS),
     ("core/discovery/filter.py", "if not self.max_loss > 0", "if not self.max_loss >= 0",
      {"filtered_tokens"}),

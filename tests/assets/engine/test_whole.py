@@ -73,7 +73,12 @@ def test_everything_beside_the_tables_may_go_and_comes_back_the_same(copied: Exp
     for file in listed:
         (copied.artifacts / file).unlink()
     made = brought_up_to_date(copied, "labels")
-    assert made.keys() == {*OWNERS.values(), "cards"}
+    judged = {
+        f"{source}_{what}"
+        for source in ("circuit", "task")
+        for what in ("baselines", "approximations", "edge_evaluations")
+    }
+    assert made.keys() == {*OWNERS.values(), "cards", *judged}
     assert (made["saes"], made["circuits"]) == (4, 3)
     assert contents(copied.artifacts) == before
 

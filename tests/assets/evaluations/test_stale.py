@@ -81,6 +81,7 @@ def test_one_moved_sample_concerns_the_circuits_of_two_clusters(experiment: Expe
         "circuits": 2,
         "circuit_evaluations": 2,
         "circuit_approximations": 2,
+        "circuit_baselines": 2,
         "evaluation_summary": 1,
     }
     assert current(experiment).passed
@@ -149,6 +150,7 @@ def two_tasks(copied: Experiment) -> Experiment:
         "task_circuits": 1,
         "task_evaluations": 1,
         "task_approximations": 1,
+        "task_baselines": 1,
         "evaluation_summary": 1,
     }
     return changed
@@ -163,6 +165,7 @@ def test_one_changed_file_of_pairs_concerns_its_task_alone(two_tasks: Experiment
         "task_circuits": 1,
         "task_evaluations": 1,
         "task_approximations": 1,
+        "task_baselines": 1,
         "evaluation_summary": 1,
     }
     behaviour = read_behaviours(store, "tasks", ["other"])["other"]
@@ -206,7 +209,12 @@ def test_circuits_are_judged_from_other_layers_beside_the_first(copied: Experime
     file = write_experiment(copied.path.parent, evaluations={"other_start_layers": [1]})
     changed = read_experiment(file)
     made = brought_up_to_date(changed)
-    assert made == {"circuit_evaluations": len(changed.clusters), "evaluation_summary": 1}
+    assert made == {
+        "circuit_evaluations": len(changed.clusters),
+        "circuit_baselines": len(changed.clusters),
+        "task_baselines": 1,
+        "evaluation_summary": 1,
+    }
     store = ArtifactStore(changed.artifacts)
     rows = store.read(evaluation("clusters", "k00000")).to_pylist()
     found = {(row["start_layer"], row["threshold"] is None): row for row in rows}
