@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     from tests.tiny_experiment import brought_up_to_date, tiny_experiment
 
     experiment = tiny_experiment(tmp_path_factory.mktemp("finished"))
-    brought_up_to_date(experiment, "report")
+    brought_up_to_date(experiment, "labels")
     return experiment
 
 
