@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,14 +11,14 @@ import dagster as dg
 from assets.circuits.behaviours import (
     CLUSTER_BEHAVIOURS_STAGE,
     Behaviour,
-    behaviour_digests,
     classifier_settings,
     example_lines,
     read_behaviours,
 )
+from assets.circuits.each import stage_of_each
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
 from assets.engine.lineage import lineage, lineage_markdown
-from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
 from assets.engine.store import ArtifactStore
 from assets.plots import records, vector_picture
 from assets.settings import CircuitSettings, Experiment
@@ -74,17 +73,6 @@ def estimator_of(settings: CircuitSettings) -> Estimator:
             settings.steps, "adaptive", tolerance, max(64, 8 * settings.steps)
         )
     return IntegratedGradients(settings.steps, settings.rule)
-
-
-def make_circuits_of(
-    source: BehaviourSource, work: Work, jobs: Sequence[Job[Finding]]
-) -> Iterator[tuple[str, Made]]:
-    """Find the circuits of these behaviours."""
-    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    every = work.spread(partial(_make_one, source, of_name), jobs)
-    for n, (job, (made, size)) in enumerate(zip(jobs, every, strict=True), start=1):
-        work.say(f"circuit {n} of {len(jobs)}: {job.key}, {size}")
-        yield job.key, made
 
 
 def _make_one(
@@ -245,34 +233,23 @@ def strongest_nodes(found: Circuit, labels: Mapping[str, str]) -> dg.MetadataVal
 
 def _circuit_stage(
     source: BehaviourSource,
-    name: str,
     description: str,
     *,
     partitions: Callable[[Experiment], Sequence[str]],
     reads: Callable[[Experiment, str], Finding],
 ) -> PartitionedStage[Finding]:
     """The stage that finds the circuits of the behaviours of one source."""
-    of_behaviours = behaviours(source).stage
-
-    def inputs(work: Work, settings: Mapping[str, Finding]) -> Mapping[str, Mapping[str, str]]:
-        of_behaviour = behaviour_digests(work.store, source)
-        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-        return {key: {"behaviour": of_behaviour[key], **dictionaries} for key in settings}
-
-    return PartitionedStage(
-        name=name,
+    return stage_of_each(
+        source,
+        circuit,
+        _make_one,
+        "circuit",
         group="circuits",
         description=description,
-        kinds=frozenset({"pytorch", "parquet"}),
-        key=lambda key: circuit(source, key),
         beside=["nodes", "edges"],
         partitions=partitions,
-        deps=always(of_behaviours, "dictionary_set"),
-        needs=always("model", "dictionaries"),
         reads=reads,
-        inputs=inputs,
-        make=partial(make_circuits_of, source),
-        show=partial(show_circuit_of, source),
+        show=show_circuit_of,
     )
 
 
@@ -298,7 +275,6 @@ def _reads_task(experiment: Experiment, _name: str) -> Finding:
 
 CIRCUITS_STAGE = _circuit_stage(
     "clusters",
-    "circuits",
     "The circuit of each cluster: the features and errors with the largest effect on the model's "
     "odds of the answers, and the edges between them.",
     partitions=lambda experiment: experiment.clusters,
@@ -307,7 +283,6 @@ CIRCUITS_STAGE = _circuit_stage(
 
 TASK_CIRCUITS_STAGE = _circuit_stage(
     "tasks",
-    "task_circuits",
     "The circuit of each task, from contrastive pairs: the features and errors that carry the "
     "difference between the two sides to the answer, and the edges between them.",
     partitions=lambda experiment: list(task_settings(experiment).pairs),
@@ -325,7 +300,6 @@ def _reads_classifier(experiment: Experiment, _name: str) -> Finding:
 
 CLASSIFIER_CIRCUITS_STAGE = _circuit_stage(
     "classifiers",
-    "classifier_circuits",
     "The circuit of the classifier: the features and errors with the largest effect on the margin "
     "of its probe, and the edges between them, as far as the layer that the probe reads.",
     partitions=lambda _experiment: [CLASSIFIER],

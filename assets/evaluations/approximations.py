@@ -10,21 +10,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from random import Random
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from assets.circuits.behaviours import Behaviour, behaviour_digests, read_behaviours
+from assets.circuits.behaviours import Behaviour
+from assets.circuits.each import stage_of_each
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import estimator_of
-from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
 from assets.evaluations.summary import finite
 from assets.plots import picture, records, scatters
 from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame
-from assets.tables.places import DICTIONARY_SET, BehaviourSource, approximation, behaviours
+from assets.tables.places import BehaviourSource, approximation
 from assets.tables.schemas import TABLES
 from core.estimators import Attribution, IntegratedGradients
 from core.options import Ablation
@@ -98,17 +98,6 @@ def fit(exact: Sequence[float], estimate: Sequence[float]) -> dict[str, float]:
         "slope": float(x @ y / (x @ x)) if moving.any() else math.nan,
         "sign": float((np.sign(x) == np.sign(y))[moving].mean()) if moving.any() else math.nan,
     }
-
-
-def make_approximations_of(
-    source: BehaviourSource, work: Work, jobs: Sequence[Job[Comparing]]
-) -> Iterator[tuple[str, Made]]:
-    """Compare the estimators on these behaviours."""
-    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    every = work.spread(partial(_compare_one, source, of_name), jobs)
-    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
-        work.say(f"estimates {n} of {len(jobs)}: {job.key}, {said}")
-        yield job.key, made
 
 
 def _compare_one(
@@ -295,28 +284,18 @@ def _approximation_stage(
     reads: Callable[[Experiment, str], Comparing],
 ) -> PartitionedStage[Comparing]:
     """The stage that compares estimates of the effects of the behaviours of one source."""
-
-    def inputs(work: Work, settings: Mapping[str, Comparing]) -> Mapping[str, Mapping[str, str]]:
-        of_behaviour = behaviour_digests(work.store, source)
-        dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-        return {key: {"behaviour": of_behaviour[key], **dictionaries} for key in settings}
-
-    return PartitionedStage(
-        name=approximation(source, "").stage,
-        group="evaluations",
+    return stage_of_each(
+        source,
+        approximation,
+        _compare_one,
+        "estimates",
         description="How good estimated effects are: nodes of every submodule patched one at a "
         "time, against attribution and integrated gradients (Figure 8), and how faithful circuits "
         "of the same size are that either chooses.",
-        kinds=frozenset({"pytorch", "parquet"}),
-        key=lambda key: approximation(source, key),
         beside=["approximation_fits", "approximation_rankings"],
         partitions=partitions,
-        deps=always(behaviours(source).stage, "dictionary_set"),
-        needs=always("model", "dictionaries"),
         reads=reads,
-        inputs=inputs,
-        make=partial(make_approximations_of, source),
-        show=partial(show_approximation_of, source),
+        show=show_approximation_of,
     )
 
 

@@ -7,21 +7,22 @@ error nodes, of neurons, and of nodes and directions drawn at random.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from assets.circuits.behaviours import Behaviour, read_behaviours
+from assets.circuits.behaviours import Behaviour
+from assets.circuits.each import stage_of_each
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import estimator_of, load_circuit, task_estimator
-from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
 from assets.evaluations.fresh import judged_from
 from assets.evaluations.summary import compared_of
 from assets.plots import panels, picture, records
 from assets.settings import Experiment, ExperimentError
 from assets.tables.conversions import Frame, frame, read_nodes
-from assets.tables.places import BehaviourSource, baselines, behaviours, circuit, evaluation
+from assets.tables.places import BehaviourSource, baselines, circuit, evaluation
 from assets.tables.schemas import TABLES
 from core.errors import InputError, MissingSubmodule
 from core.estimators import Estimator
@@ -60,23 +61,11 @@ class Comparing:
     n_minimal: int
 
 
-def make_baselines_of(
-    source: BehaviourSource, work: Work, jobs: Sequence[Job[Comparing]]
-) -> Iterator[tuple[str, Made]]:
-    """Compare the circuits of these behaviours with circuits of the same size of other nodes."""
-    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    for job in jobs:
-        _check_variants(work, job.settings)
-    every = work.spread(partial(_compare_one, source, of_name), jobs)
-    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
-        work.say(f"baselines {n} of {len(jobs)}: {job.key}, {said}")
-        yield job.key, made
-
-
 def _compare_one(
     source: BehaviourSource, of_name: Mapping[str, Behaviour], work: Work, job: Job[Comparing]
 ) -> tuple[Made, str]:
     """The tables of one circuit, and what they come to in words."""
+    _check_variants(work, job.settings)
     behaviour, found = of_name[job.key], load_circuit(work.store, source, job.key)
     points, losses = Rows(), Rows()
     if found is not None and behaviour.chosen("evaluated"):
@@ -383,41 +372,35 @@ def figure_3(points: Frame) -> bytes:
     return panels({title: lines(title) for title in titles}, "nodes")
 
 
+def _made_from(
+    work: Work, source: BehaviourSource, names: Iterable[str]
+) -> Mapping[str, Mapping[str, str]]:
+    every = judged_from(work, source, names)
+    for name, of_circuit in every.items():
+        of_circuit["evaluation"] = work.store.content(evaluation(source, name))
+    return every
+
+
 def _baseline_stage(
     source: BehaviourSource,
-    name: str,
     description: str,
     *,
     partitions: Callable[[Experiment], Sequence[str]],
     reads: Callable[[Experiment, str], Comparing],
 ) -> PartitionedStage[Comparing]:
     """The stage that compares the circuits of the behaviours of one source."""
-
-    def inputs(work: Work, settings: Mapping[str, Comparing]) -> Mapping[str, Mapping[str, str]]:
-        every = judged_from(work, source, settings)
-        for key, of_circuit in every.items():
-            of_circuit["evaluation"] = work.store.content(evaluation(source, key))
-        return every
-
-    return PartitionedStage(
-        name=name,
-        group="evaluations",
+    return stage_of_each(
+        source,
+        baselines,
+        _compare_one,
+        "baselines",
         description=description,
-        kinds=frozenset({"pytorch", "parquet"}),
-        key=lambda key: baselines(source, key),
         beside=["baseline_scores", "node_losses"],
         partitions=partitions,
-        deps=always(
-            behaviours(source).stage,
-            circuit(source, "").stage,
-            evaluation(source, "").stage,
-            "dictionary_set",
-        ),
-        needs=always("model", "dictionaries"),
+        deps=[circuit(source, "").stage, evaluation(source, "").stage],
         reads=reads,
-        inputs=inputs,
-        make=partial(make_baselines_of, source),
-        show=partial(show_baselines_of, source),
+        inputs=_made_from,
+        show=show_baselines_of,
     )
 
 
@@ -451,7 +434,6 @@ def _reads_task(experiment: Experiment, _name: str) -> Comparing:
 
 CIRCUIT_BASELINES_STAGE = _baseline_stage(
     "clusters",
-    "circuit_baselines",
     "Circuits of clusters against circuits of as many neurons and random nodes, at every size, and "
     "what each loses without its nodes.",
     partitions=lambda experiment: experiment.examined,
@@ -460,7 +442,6 @@ CIRCUIT_BASELINES_STAGE = _baseline_stage(
 
 TASK_BASELINES_STAGE = _baseline_stage(
     "tasks",
-    "task_baselines",
     "Circuits of tasks against circuits of as many neurons and random nodes, at every size, and "
     "what each loses without its nodes.",
     partitions=lambda experiment: list(task_settings(experiment).pairs),

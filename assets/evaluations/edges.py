@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from assets.circuits.behaviours import Behaviour, read_behaviours
+from assets.circuits.behaviours import Behaviour
+from assets.circuits.each import stage_of_each
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import CIRCUITS_STAGE, TASK_CIRCUITS_STAGE, Finding, load_circuit
-from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
 from assets.engine.store import ArtifactStore
 from assets.evaluations.approximations import fit
 from assets.evaluations.fresh import judged_from
@@ -22,7 +23,6 @@ from assets.settings import Experiment
 from assets.tables.conversions import Frame, frame, read_edges
 from assets.tables.places import (
     BehaviourSource,
-    behaviours,
     circuit,
     edge_evaluation,
 )
@@ -57,17 +57,6 @@ class JudgingEdges:
     estimator: Estimator
     n_measured: int
     n_examples: int
-
-
-def make_edge_evaluations_of(
-    source: BehaviourSource, work: Work, jobs: Sequence[Job[JudgingEdges]]
-) -> Iterator[tuple[str, Made]]:
-    """Judge the edges of these behaviours' circuits on examples kept back, and one by one."""
-    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    every = work.spread(partial(_one_circuit, source, of_name), jobs)
-    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
-        work.say(f"edges {n} of {len(jobs)}: {job.key}, {said}")
-        yield job.key, made
 
 
 def _one_circuit(
@@ -276,21 +265,18 @@ def _edge_stage(
     reads: Callable[[Experiment, str], JudgingEdges],
 ) -> PartitionedStage[JudgingEdges]:
     """The stage that judges the edges of the circuits of one source."""
-
-    return PartitionedStage(
-        name=edge_evaluation(source, "").stage,
-        group="evaluations",
+    return stage_of_each(
+        source,
+        edge_evaluation,
+        _one_circuit,
+        "edges",
         description=description,
-        kinds=frozenset({"pytorch", "parquet"}),
-        key=lambda key: edge_evaluation(source, key),
         beside=["edge_interventions"],
         partitions=partitions,
-        deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
-        needs=always("model", "dictionaries"),
+        deps=[circuit(source, "").stage],
         reads=reads,
-        inputs=lambda work, settings: judged_from(work, source, settings, _PARTS),
-        make=partial(make_edge_evaluations_of, source),
-        show=partial(show_edges_of, source),
+        inputs=partial(judged_from, parts=_PARTS),
+        show=show_edges_of,
     )
 
 

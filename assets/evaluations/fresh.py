@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from assets.circuits.behaviours import behaviour_digests
+from assets.circuits.each import made_from
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
 from assets.settings import ExperimentError
@@ -26,16 +26,9 @@ def judged_from(
     Raises:
         ExperimentError: a circuit was found from other examples or dictionaries than there are now.
     """
-    of_behaviour = behaviour_digests(work.store, source)
-    dictionaries = {DICTIONARY_SET.path: work.store.content(DICTIONARY_SET)}
-    every: dict[str, dict[str, str]] = {
-        name: {
-            "behaviour": of_behaviour[name],
-            **{part: work.store.content(circuit(source, name, part)) for part in parts},
-            **dictionaries,
-        }
-        for name in names
-    }
+    every = made_from(work, source, names)
+    for name, inputs in every.items():
+        inputs.update({part: work.store.content(circuit(source, name, part)) for part in parts})
     _check_fresh(work.store, source, every)
     return every
 

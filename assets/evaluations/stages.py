@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from assets.circuits.behaviours import Behaviour, classifier_settings, read_behaviours
+from assets.circuits.behaviours import Behaviour, classifier_settings
+from assets.circuits.each import stage_of_each
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
-from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work, always
+from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
 from assets.evaluations.approximations import approximation_stages
 from assets.evaluations.baselines import baseline_stages
 from assets.evaluations.fresh import judged_from
@@ -21,7 +21,7 @@ from assets.evaluations.transfer import CIRCUIT_TRANSFER_STAGE
 from assets.plots import curves, picture
 from assets.settings import EvaluationSettings, Experiment
 from assets.tables.conversions import frame, read_nodes
-from assets.tables.places import CLASSIFIER, BehaviourSource, behaviours, circuit, evaluation
+from assets.tables.places import CLASSIFIER, BehaviourSource, circuit, evaluation
 from assets.tables.schemas import TABLES
 from core.errors import InputError
 from core.options import Ablation, ErrorNodes
@@ -46,17 +46,6 @@ def thresholds(how: EvaluationSettings) -> tuple[float, ...]:
     """The thresholds of a curve, neighbours in equal ratios."""
     low, ratio = how.lowest_threshold, how.highest_threshold / how.lowest_threshold
     return tuple(low * ratio ** (i / (how.n_thresholds - 1)) for i in range(how.n_thresholds))
-
-
-def make_evaluations_of(
-    source: BehaviourSource, work: Work, jobs: Sequence[Job[Judging]]
-) -> Iterator[tuple[str, Made]]:
-    """Judge the circuits of these behaviours on examples kept back."""
-    of_name = read_behaviours(work.store, source, [job.key for job in jobs])
-    every = work.spread(partial(_evaluate_one, source, of_name), jobs)
-    for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
-        work.say(f"evaluation {n} of {len(jobs)}: {job.key}, {said}")
-        yield job.key, made
 
 
 def _evaluate_one(
@@ -142,27 +131,23 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
 
 def _evaluation_stage(
     source: BehaviourSource,
-    name: str,
     description: str,
     *,
     partitions: Callable[[Experiment], Sequence[str]],
     reads: Callable[[Experiment, str], Judging],
 ) -> PartitionedStage[Judging]:
     """The stage that judges the circuits of the behaviours of one source."""
-
-    return PartitionedStage(
-        name=name,
-        group="evaluations",
+    return stage_of_each(
+        source,
+        evaluation,
+        _evaluate_one,
+        "evaluation",
         description=description,
-        kinds=frozenset({"pytorch", "parquet"}),
-        key=lambda key: evaluation(source, key),
         partitions=partitions,
-        deps=always(behaviours(source).stage, circuit(source, "").stage, "dictionary_set"),
-        needs=always("model", "dictionaries"),
+        deps=[circuit(source, "").stage],
         reads=reads,
-        inputs=lambda work, settings: judged_from(work, source, settings),
-        make=partial(make_evaluations_of, source),
-        show=partial(show_evaluation_of, source),
+        inputs=judged_from,
+        show=show_evaluation_of,
     )
 
 
@@ -181,7 +166,6 @@ def _reads_task(experiment: Experiment, _name: str) -> Judging:
 
 CIRCUIT_EVALUATIONS_STAGE = _evaluation_stage(
     "clusters",
-    "circuit_evaluations",
     "Faithfulness and completeness of each cluster's circuit, at every size: what of the model's "
     "behaviour is left when everything outside the circuit, or the circuit itself, is ablated.",
     partitions=lambda experiment: experiment.clusters,
@@ -190,7 +174,6 @@ CIRCUIT_EVALUATIONS_STAGE = _evaluation_stage(
 
 TASK_EVALUATIONS_STAGE = _evaluation_stage(
     "tasks",
-    "task_evaluations",
     "Faithfulness and completeness of each task's circuit, at every size, on pairs that were not "
     "used to find it.",
     partitions=lambda experiment: list(task_settings(experiment).pairs),
@@ -206,7 +189,6 @@ def _reads_classifier(experiment: Experiment, _name: str) -> Judging:
 
 CLASSIFIER_EVALUATIONS_STAGE = _evaluation_stage(
     "classifiers",
-    "classifier_evaluations",
     "Faithfulness and completeness of the classifier's circuit, at every size, on texts that were "
     "not used to find it.",
     partitions=lambda _experiment: [CLASSIFIER],
