@@ -116,7 +116,7 @@ def read_rows(
         if not path.exists() and not path.is_symlink():
             if source.lower().endswith(SUFFIXES) or source.startswith((".", "/", "~")):
                 raise InputError(f"corpus '{source}' does not exist.")
-            yield from _hub_rows(source, split, revision)
+            yield from data_set_rows(source, split, revision)
             return
         files = _files_of(path, reading)
         for file in files:
@@ -370,17 +370,32 @@ def _check_text_column(schema: Any, column: str, file: Path) -> None:
         )
 
 
-def _hub_rows(source: str, split: str, revision: str | None) -> Iterator[Row]:
+_ON_THE_HUB = (
+    "Check its name, split and the network; without a network, give a local .jsonl, .txt or "
+    ".parquet file."
+)
+
+
+def data_set_rows(
+    source: str, split: str, revision: str | None = None, way_out: str = _ON_THE_HUB
+) -> Iterator[Row]:
+    """The rows of a split of a data set on the hub, or of a folder that is laid out as there.
+
+    Args:
+        way_out: what to do where it cannot be read, for the message.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     from datasets import load_dataset
 
     number = 0
     try:
         rows = load_dataset(source, split=split, revision=revision, streaming=True)
         for number, values in enumerate(rows, start=1):
-            yield Row(values, f"row {number} of '{source}'")
+            yield Row(values, f"row {number} of split {split} of '{source}'")
     except Exception as error:  # datasets raises whatever its file systems raise
         raise InputError(
-            f"the dataset '{source}' could not be read from the Hugging Face hub after row "
-            f"{number}: {type(error).__name__}: {error}. Check its name, split and the network; "
-            "without a network, give a local .jsonl, .txt or .parquet file."
+            f"split {split} of the data set '{source}' could not be read after row {number}: "
+            f"{type(error).__name__}: {error}. {way_out}"
         ) from error

@@ -15,7 +15,7 @@ from itertools import product
 from random import Random
 from typing import Any
 
-from assets.corpus.rows import Reading, Row, read_rows
+from assets.corpus.rows import Reading, Row, data_set_rows, read_rows
 from assets.corpus.text import harmless, without_surrogates
 from assets.engine.outside import files_of
 from assets.engine.recipe import Source, digest, hash_place
@@ -34,6 +34,10 @@ AMBIGUOUS, TRAIN, TEST = "ambiguous", "balanced_train", "balanced_test"
 _TELLS_LABEL, _TELLS_ATTRIBUTE = "label", "attribute"
 _SHOWN = 200  # characters of a text
 _MOST_VALUES = 20
+_AS_ON_THE_HUB = (
+    "A folder is laid out as on the hub: its files are named after their splits, such as "
+    "data/train-00000-of-00001.parquet."
+)
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _rows(texts: Texts, split: str, reading: Reading) -> Iterator[Row]:
     columns += [texts.tells_column] if texts.tells_column else []
     place = texts.source.place
     if os.path.isdir(place):
-        yield from _folder_rows(place, split)
+        yield from data_set_rows(place, split, way_out=_AS_ON_THE_HUB)
         return
     if place.lower().endswith(".txt"):
         raise ExperimentError(
@@ -148,22 +152,6 @@ def _rows(texts: Texts, split: str, reading: Reading) -> Iterator[Row]:
     yield from read_rows(
         place, columns, split=split, revision=texts.revision, separator=None, reading=reading
     )
-
-
-def _folder_rows(place: str, split: str) -> Iterator[Row]:
-    """The rows of a split of a folder that is laid out as on the hub, such as `data/train-*`."""
-    from datasets import load_dataset
-
-    number = 0
-    try:
-        for number, values in enumerate(load_dataset(place, split=split, streaming=True), start=1):
-            yield Row(values, f"row {number} of split {split} of '{place}'")
-    except Exception as error:  # datasets raises whatever its readers raise
-        raise InputError(
-            f"split {split} of '{place}' cannot be read after row {number}: "
-            f"{type(error).__name__}: {error}. A folder is laid out as on the hub: its files are "
-            "named after their splits, such as data/train-00000-of-00001.parquet."
-        ) from error
 
 
 def _cell(row: Row, column: str) -> Any:
