@@ -340,14 +340,18 @@ def ablated(
         yield model.hf
 
 
-def check_nodes(nodes: Sequence[Node], n_features: Mapping[str, int]) -> None:
-    """Raise unless every node is of one of some dictionaries.
+def check_nodes(
+    nodes: Sequence[Node], n_features: Mapping[str, int], n_pos: int | None = None
+) -> None:
+    """Raise unless every node is of one of some dictionaries, and within the inputs.
 
     Args:
         n_features: of each dictionary, by submodule name.
+        n_pos: positions of the inputs; not looked at where None.
 
     Raises:
-        InputError: no list of nodes, or a feature that a dictionary does not have.
+        InputError: no list of nodes, a feature that a dictionary does not have, or a position that
+            the inputs do not have.
         MissingSubmodule: a node where no dictionary sits.
     """
     check_list("nodes", nodes, Node)
@@ -362,6 +366,11 @@ def check_nodes(nodes: Sequence[Node], n_features: Mapping[str, int]) -> None:
             raise InputError(
                 f"the circuit has node {node.name}, but that dictionary has features 0 to "
                 f"{width - 1}: the circuit was found with other dictionaries."
+            )
+        if n_pos is not None and node.pos is not None and node.pos >= n_pos:
+            raise InputError(
+                f"the circuit has node {node.name} at position {node.pos}, but the inputs "
+                f"have {n_pos} positions: take inputs of the circuit's length."
             )
 
 

@@ -231,14 +231,7 @@ class Evaluator:
 
     def _check_nodes(self, nodes: Sequence[Node]) -> None:
         """Raise if a node is not one of these dictionaries and inputs."""
-        n_pos = self.inputs.clean.shape[1]
-        check_nodes(nodes, self.n_features)
-        for node in nodes:
-            if node.pos is not None and node.pos >= n_pos:
-                raise InputError(
-                    f"the circuit has node {node.name} at position {node.pos}, but the inputs "
-                    f"have {n_pos} positions: evaluate on inputs of the circuit's length."
-                )
+        check_nodes(nodes, self.n_features, self.inputs.clean.shape[1])
         if any(node.pos is not None for node in nodes) and not bool(self.inputs.mask.all()):
             raise ShapeMismatch(
                 "the circuit's nodes are by position, and these inputs are padded: positions "

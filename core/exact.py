@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from core.ablate import check_nodes
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary
 from core.endpoints import Endpoints, endpoints
-from core.errors import InputError, MissingSubmodule
 from core.inputs import Inputs
 from core.models import LanguageModel
 from core.models.replay import Resumed
@@ -96,7 +96,8 @@ def patched_effects(
         OutOfBudget: not even one example fits the budget.
     """
     inputs = inputs.to(model.device)
-    _check_nodes(nodes, dictionaries, inputs.clean.shape[1])
+    n_features = {name: dictionary.n_features for name, dictionary in dictionaries.items()}
+    check_nodes(nodes, n_features, inputs.clean.shape[1])
     passes = plan_passes(model, inputs.clean.shape[1], budget_bytes)
     runs = Resumed.record(model, inputs)
     patch = None
@@ -143,19 +144,3 @@ def _move(node: Node, dictionary: Dictionary, ends: Endpoints) -> Float[Tensor, 
         return move
     there = torch.arange(move.shape[1], device=move.device) == node.pos
     return move * there[:, None]
-
-
-def _check_nodes(nodes: Sequence[Node], dictionaries: Mapping[str, Dictionary], n_pos: int) -> None:
-    for node in nodes:
-        if node.submodule not in dictionaries:
-            raise MissingSubmodule(
-                f"node {node.name} is to be patched, but no dictionary sits at "
-                f"'{node.submodule}': take the dictionaries that the node was found with."
-            )
-        n_features = dictionaries[node.submodule].n_features
-        if node.feature >= n_features or (node.pos is not None and node.pos >= n_pos):
-            raise InputError(
-                f"node {node.name} is to be patched, but there are features 0 to "
-                f"{n_features - 1} and positions 0 to {n_pos - 1}: it was found with other "
-                "dictionaries or on longer inputs."
-            )
