@@ -522,7 +522,7 @@ class EvaluationSettings(Section):
     """The first of them; effects below 1e-4 are not kept."""
     highest_threshold: Positive = 10.0
     """The last."""
-    n_examined: CountOrZero | None = None
+    n_examined: CountOrZero | None = 4
     """The first so many clusters are examined closer, as every task is: held against baselines,
     edges judged, circuits judged on each other's behaviours; null examines all."""
     edge_shares: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = (

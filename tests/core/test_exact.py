@@ -55,7 +55,5 @@ def test_nodes_of_other_dictionaries_or_longer_inputs_are_refused() -> None:
         patched_effects(model, dictionaries, inputs, [Node("resid_0", 3, None, 0.0)])
     n_features, n_pos = dictionaries["mlp_0"].n_features, inputs.clean.shape[1]
     for node in (Node("mlp_0", n_features, None, 0.0), Node("mlp_0", ERROR, n_pos, 0.0)):
-        with pytest.raises(
-            InputError, match="other dictionaries|take inputs of the circuit's length"
-        ):
+        with pytest.raises(InputError, match=r"other dictionaries|take inputs of the circuit"):
             patched_effects(model, dictionaries, inputs, [node])

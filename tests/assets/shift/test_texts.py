@@ -223,9 +223,7 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "bios").mkdir()
     (tmp_path / "bios" / "train.jsonl").write_text('{"words": "a"}')
     one = experiment(tmp_path, None, source="./bios", split="dev")
-    with pytest.raises(
-        ExperimentError, match=r"classifier.data: split dev of .* could not"
-    ):
+    with pytest.raises(ExperimentError, match=r"classifier.data: split dev of .* could not"):
         LABELLED_TEXTS_STAGE.run(one)
 
 
