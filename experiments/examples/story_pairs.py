@@ -3,13 +3,14 @@
     python experiments/examples/story_pairs.py experiments/examples/pairs
 
 Two tasks, NAME_train.json and NAME_test.json each, JSON lines in the layout of the authors' pairs:
-`pronoun` (he or she, after a boy or a girl) and `number` (they, or he or she, after two or one).
+`pronoun` (he or she, after a boy or a girl) and `number` (they, or he or she, after Tim and Tom or
+Tim the dog). Both texts of a pair have as many tokens of that model.
 """
 
 import json
 import sys
 from collections.abc import Iterator
-from itertools import permutations, product
+from itertools import product
 from pathlib import Path
 from random import Random
 
@@ -27,7 +28,10 @@ DEEDS = (
 ENDS = {"": str.capitalize, " Then,": str}
 """What stands between the deed and the pronoun, and how the pronoun is written there."""
 
-NAMES = {"Tim": "he", "Tom": "he", "Ben": "he", "Lily": "she", "Sue": "she", "Mia": "she"}
+NAMES = {"Tim": "he", "Max": "he", "Sam": "he", "Lily": "she", "Sue": "she", "Mia": "she"}
+COMPANIONS = {"Tom": "dog", "Ben": "cat"}
+"""Names, and animals of as many tokens."""
+
 N_TEST = 80
 
 
@@ -64,9 +68,9 @@ def boy_or_girl() -> Iterator[tuple[str, str, str, str]]:
 
 
 def one_or_two() -> Iterator[tuple[str, str, str, str]]:
-    """Each hero with another, and alone."""
-    for name, other in permutations(NAMES, 2):
-        yield f"{name} and {other}", "they", name, NAMES[name]
+    """Each hero with another, and as an animal alone."""
+    for (name, pronoun), (other, animal) in product(NAMES.items(), COMPANIONS.items()):
+        yield f"{name} and {other}", "they", f"{name} the {animal}", pronoun
 
 
 def main(folder: Path) -> None:
