@@ -15,8 +15,8 @@ from assets.report.stages import report_stage
 from assets.settings import Experiment
 from assets.shift.stages import classifier_stages, shift_stages
 
-# What reads somebody's pairs and labelled texts comes first: a mistake there is told in seconds, not
-# after dictionaries have been trained.
+# What reads pairs and labelled texts comes first: a mistake in them is told in seconds, not after
+# dictionaries have been trained.
 _STEPS = (
     task_stages,
     classifier_stages,
