@@ -156,7 +156,7 @@ def spans(name: str, of: Mapping[str, Mapping[str, tuple[float, float]]], x: str
     for i, (label, own) in enumerate(of.items()):
         middle, spread = zip(*own.values(), strict=True)
         axes.errorbar(
-            middle, [rows.index(row) for row in own], xerr=spread, fmt="osD"[i % 3], markersize=4.5,
+            middle, [rows.index(row) + 0.22 * (i - (len(of) - 1) / 2) for row in own], xerr=spread, fmt="osD"[i % 3], markersize=4.5,
             color=COLOURS[i % len(COLOURS)], linewidth=1, label=label,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)

@@ -94,7 +94,7 @@ def _table(rows: Frame, of: Labelled) -> Table:
             row["method"].replace("_", " ") + (" (control)" if row["is_control"] else ""),
             row["probe"],
             *(_percent(row[name], row[f"{name}_sd"]) for name in _FIGURES),
-            round(float(row["n_ablated"]), 2),
+            int(n) if (n := row["n_ablated"]).is_integer() else round(n, 2),
         ]
         for row in rows.to_dict("records")
     ]
