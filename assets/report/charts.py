@@ -155,9 +155,10 @@ def spans(name: str, of: Mapping[str, Mapping[str, tuple[float, float]]], x: str
     figure, axes = _figure(6.4, 0.8 + 0.26 * len(rows))
     for i, (label, own) in enumerate(of.items()):
         middle, spread = zip(*own.values(), strict=True)
+        below = 0.22 * (i - (len(of) - 1) / 2)  # so that series stand apart
         axes.errorbar(
-            middle, [rows.index(row) + 0.22 * (i - (len(of) - 1) / 2) for row in own], xerr=spread, fmt="osD"[i % 3], markersize=4.5,
-            color=COLOURS[i % len(COLOURS)], linewidth=1, label=label,
+            middle, [rows.index(row) + below for row in own], xerr=spread, fmt="osD"[i % 3],
+            color=COLOURS[i % len(COLOURS)], linewidth=1, markersize=4.5, label=label,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), rows)
     axes.invert_yaxis()
