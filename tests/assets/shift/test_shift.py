@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,16 @@ from assets.report.found import Found
 from assets.settings import Experiment, ExperimentError
 from assets.shift.edits import Edit
 from assets.shift.probe import Score, TextSet, pooled_of, read_probe, read_sets, score
-from assets.shift.shift import SHIFT_STAGE, _editing, _reads, make_shift
+from assets.shift.shift import (
+    CIRCUIT_EFFECTS,
+    CIRCUIT_NODES,
+    SHIFT_STAGE,
+    _editing,
+    _reads,
+    make_shift,
+    read_units,
+)
+from assets.tables.conversions import read_nodes
 from assets.tables.places import (
     ABLATED_FEATURES,
     CLASSIFIER,
@@ -74,8 +84,6 @@ def write_labelled(file: Path, n: int = 160) -> None:
 @pytest.fixture(scope="module")
 def classified(finished: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The finished experiment with a classifier whose circuit was found and judged by hand."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("classified") / "tiny"
     shutil.copytree(finished.path.parent, folder)
     write_labelled(folder / "labelled.jsonl")
@@ -261,6 +269,19 @@ def test_judgements_that_leave_nothing_to_ablate_are_refused(
     judge(classified, irrelevant(own))
     with pytest.raises(ExperimentError, match=message):
         make_shift(Work.on(classified), _reads(classified))
+
+
+def test_a_circuit_without_features_is_refused_with_the_threshold_that_would_do(
+    classified: Experiment, tmp_path: Path
+) -> None:
+    shutil.copytree(classified.path.parent, tmp_path / "tiny")
+    one = read_experiment(tmp_path / "tiny" / classified.path.name)
+    store = ArtifactStore(one.artifacts)
+    store.write(CIRCUIT_NODES, TABLES["nodes"].build([]), Recipe(CIRCUIT_NODES.stage, {}, {}, ""))
+    effects = read_nodes(store.read(CIRCUIT_EFFECTS))
+    largest = max(abs(node.effect) for node in effects if not node.is_error)
+    with pytest.raises(ExperimentError, match=f"is {largest:.3g}; set .*node_threshold below it"):
+        read_units(store, "person")
 
 
 def test_features_are_set_to_their_mean_and_errors_go_too_where_that_is_asked(
