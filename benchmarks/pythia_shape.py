@@ -8,9 +8,9 @@
 
 FOLDER gets a model of random weights (6 layers, width 512, vocabulary 50,304), 19 dictionaries
 512 -> 32,768 in the layout of the paper's released set (2.4 GiB), the paragraphs of a text file in
-place of the Pile and of Bias in Bios, and the experiment that `experiments/examples/pythia-70m.yaml`
-is with these for its sources and fewer samples. Each stage runs in a process of its own. A random
-model is sure of nothing, so every token passes the filter; shapes, and so memory, are Pythia's.
+place of the Pile and of Bias in Bios, and `experiments/examples/pythia-70m.yaml` with these for its
+sources and fewer samples. Each stage runs in a process of its own. A random model is sure of
+nothing, so every token passes the filter; shapes, and so memory, are Pythia's.
 
 Besides: the peak of a stage's resident memory, without the weights that the stage loads and what
 the interpreter and its libraries take before (`import` in the output).
@@ -55,8 +55,8 @@ def settings(clusters: int, examples: int, points: int, device: str) -> dict[str
         "model": {"source": "./model", "device": device, "workers": 1},
         "corpus": {"source": "./corpus.jsonl", "n_documents": 160, "n_held_out": 16},
         "dictionaries": {"repository": ".", "archive": None},
-        "filter": {"max_loss": 100.0, "n_samples": 40 * clusters, "min_context": 100},
-        "clustering": {"k": [clusters], "n_projected": 2000},
+        "filter": {"max_loss": 100.0, "n_samples": 80, "min_context": 100},
+        "clustering": {"k": [2], "max_clusters": clusters, "n_projected": 2000},
         "circuits": {"n_examples": examples, "n_evaluated": examples, "steps": points},
         "evaluations": {"n_thresholds": 2, "n_random": 1, "n_minimal": 4},
         "checks": {"min_variance_explained": None},
@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--text", type=Path, help="a text file with a paragraph on each line")
     parser.add_argument("--tokenizer", type=Path, help="a folder with Pythia's tokenizer.json")
-    parser.add_argument("--clusters", type=int, default=2)
+    parser.add_argument("--clusters", type=int, choices=(1, 2), default=2)
     parser.add_argument("--examples", type=int, default=10)
     parser.add_argument("--points", type=int, default=2, help="points of the integral")
     parser.add_argument("--device", default="cpu")

@@ -176,7 +176,7 @@ class Edit:
 
     Attributes:
         features: ``(k,)``, those that are encoded; None for all.
-        rows: ``(k, d)``, decoder rows of those features, or each times the weight it has everywhere.
+        rows: ``(k, d)``, their decoder rows, or each times the weight that it has everywhere.
         weight: ``(pos, k)``, what features weigh at each position, or ``(k,)``, everywhere; None
             where that is 1.
         error: ``(pos, 1)``, 1 where the error is kept, or a plain 0.0 or 1.0.

@@ -1,10 +1,10 @@
 """A GPU to test with where there is none: tensors that say they are on one, and keep apart.
 
-Inside `pretended`, whatever is made or moved to ``cuda:1`` is a tensor in ordinary memory that calls
-itself ``cuda:1``: numbers are the CPU's, and code takes the ways that it takes on a GPU. What a GPU
-refuses is refused: tensors of both kinds in one operation, NumPy's view of one that is elsewhere,
-a generator of another device. What CUDA allows is allowed: numbers without a dimension, indices and
-copies from the CPU.
+Inside `pretended`, whatever is made on or moved to ``cuda:1`` is a tensor in ordinary memory that
+calls itself ``cuda:1``: numbers are the CPU's, and code takes the ways that it takes on a GPU. What
+a GPU refuses is refused: tensors of both kinds in one operation, NumPy's view of one that is
+elsewhere, a generator of another device. What CUDA allows is allowed: numbers without a dimension,
+indices and copies from the CPU. Kernels, streams and rounding stay what only a GPU can test.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class _Python(TorchFunctionMode):
 
 
 def _inside(function: Any, *modes: Any) -> Any:
-    """A function that runs where these modes are not in force: in the backward pass, in a thread."""
+    """A function for where these modes are not in force: the backward pass, another thread."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:

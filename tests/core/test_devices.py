@@ -49,7 +49,7 @@ from tests.elsewhere import MixedDevices, pretended
 
 Numbers = list[Any]
 Elsewhere = AbstractContextManager[torch.device]
-CONTEXTS = [row[:n] for row, n in zip(random_tokens(8, 9, 4).tolist(), [9, 5, 7, 9] * 2)]
+CONTEXTS = [row[: (9, 5, 7, 9)[i % 4]] for i, row in enumerate(random_tokens(8, 9, 4).tolist())]
 
 
 @contextmanager
@@ -302,7 +302,8 @@ def test_what_cuda_allows_is_allowed() -> None:
         there, here = torch.zeros(3, device=device, requires_grad=True), torch.ones(3)
         assert (there + torch.tensor(1.0)).device == there[here.long()].device == device
         (there * here.to(there)).sum().backward()
-        assert there.grad is not None and there.grad.device == device
+        assert there.grad is not None
+        assert there.grad.device == device
         here.copy_(there.detach())
         assert here.device.type == there.cpu().device.type == "cpu"
         assert (here + 1).numpy().sum() == 3  # what is on the CPU is seen as ever
