@@ -3,12 +3,12 @@
     python -m benchmarks.devices                    # CUDA where there is one, else the CPU
     python -m benchmarks.devices --device cuda:1    # that one
     python -m benchmarks.devices --small            # a small shape, seconds
-    python -m benchmarks.devices --note             # also append a dated row to benchmarks/README.md
+    python -m benchmarks.devices --note             # also write a dated row to benchmarks/README.md
 
 Pythia-70M's shape with random weights, 19 dictionaries 512 -> 32,768 with 100 active features per
 token. A circuit: effects by integrated gradients and edges, of single inputs of 128 tokens, ablated
-to zero. Training: two dictionaries at once on rows that lie in memory, so that the optimiser is what
-is measured. The first circuit and the first steps are not counted: kernels are chosen in them.
+to zero. Training: two dictionaries at once on rows that lie in memory, so that the optimiser is
+what is measured. The first circuit and the first steps are not counted: kernels are chosen then.
 """
 
 from __future__ import annotations

@@ -124,13 +124,13 @@ class _Python(TorchFunctionMode):
             return self._memory.take(func(*args, **kwargs))
         if func is Tensor.register_hook:
             return func(args[0], _inside(args[1], self))
-        if kwargs.get("device") is None:
-            return func(*args, **kwargs)
-        wanted = torch.device(kwargs["device"])
-        if wanted == DEVICE and kwargs.get("generator") is not None:
+        if kwargs.get("device") is None or torch.device(kwargs["device"]) != DEVICE:
+            out = func(*args, **kwargs)
+            copied = there and kwargs.get("device") is not None
+            return self._memory.drop(out.clone()) if copied else out
+        if kwargs.get("generator") is not None:
             raise MixedDevices(f"a generator on the CPU draws nothing on {DEVICE}")
-        out = func(*args, **(kwargs | {"device": _HERE}))
-        return self._memory.take(out) if wanted == DEVICE else self._memory.drop(out)
+        return self._memory.take(func(*args, **(kwargs | {"device": _HERE})))
 
     def _moved(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Tensor:
         tensor, rest = args[0], args[1:]
