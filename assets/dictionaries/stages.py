@@ -403,7 +403,9 @@ def make_dictionary_set(work: Work, measured: Measured) -> Made:
     if n_trained_on:
         work.say(f"{n_trained_on} contexts kept back also occur in training and are left out")
     tokens, mask = pad(held_out)
-    metrics = measure_dictionaries(model, dictionaries, tokens, mask, progress=work.say)
+    metrics = measure_dictionaries(
+        model, dictionaries, tokens, mask, budget_bytes=work.budget_bytes, progress=work.say
+    )
     rows = [
         {
             "submodule": name,
