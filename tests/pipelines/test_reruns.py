@@ -268,21 +268,13 @@ def test_a_deleted_part_of_a_circuit_is_made_again(daemon: Daemon) -> None:
         assert part.is_file()
 
 
-def test_a_deleted_picture_is_drawn_again(daemon: Daemon) -> None:
-    experiment = read_experiment(daemon.path)
-    drawn = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000"), ".svg")
-    drawn.unlink()
-    assert daemon.rest()[0] == ["circuits"]
-    assert drawn.is_file()
-
-
 def test_the_same_loss_again_is_made_good_again(daemon: Daemon) -> None:
     experiment = read_experiment(daemon.path)
-    drawn = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000"), ".svg")
+    lost = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000", "edges"))
     for _ in range(2):
-        drawn.unlink()
+        lost.unlink()
         assert daemon.rest()[0] == ["circuits"]
-        assert drawn.is_file()
+        assert lost.is_file()
 
 
 @pytest.mark.parametrize("cursor", ["garbage", "[]", "null", '{"versions": 3}'])
