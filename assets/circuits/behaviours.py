@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from assets.discovery.clusterings import members
 from assets.discovery.tokens import example
@@ -229,7 +228,7 @@ def read_behaviours(
 def _rows_of(store: ArtifactStore, key: Key, names: set[str]) -> list[dict[str, Any]]:
     """The rows of a table that are about these behaviours."""
     table = store.read(key)
-    return table.filter(pc.is_in(table["name"], pa.array(sorted(names)))).to_pylist()
+    return table.filter(pa.array([n in names for n in table["name"].to_pylist()])).to_pylist()
 
 
 def behaviour_digests(store: ArtifactStore, source: BehaviourSource) -> dict[str, Content]:
