@@ -99,32 +99,12 @@ def graph(
     for node in ranked:
         so_far += abs(node.effect)
         influence[node] = min(1.0, so_far / total) if total else 1.0
-    n_rows = 1 + max((row_of(node.submodule) for node in circuit.nodes), default=0)
-    metric = f"{n_rows}_0_{len(columns) - 1}"
-    nodes = [_node(circuit, node, labels, influence[node]) for node in circuit.nodes]
-    nodes.append(
-        {
-            "node_id": metric,
-            "feature": 0,
-            "layer": str(n_rows),
-            "ctx_idx": len(columns) - 1,
-            "feature_type": "logit",
-            "token_prob": 1.0,
-            "is_target_logit": True,
-            "run_idx": 0,
-            "reverse_ctx_idx": 0,
-            "jsNodeId": f"L_0-{len(columns) - 1}",
-            # Their page takes a probability out of this text, and fails where there is none.
-            "clerp": f'Output "{_metric(circuit)}" (p=1.000)',
-            "influence": None,
-            "activation": None,
-        }
-    )
+    metric = _metric_node(circuit, len(columns) - 1)
     ids = [node_id(circuit, node) for node in circuit.nodes]
     links = [
         {
             "source": ids[edge.upstream],
-            "target": metric if edge.downstream is None else ids[edge.downstream],
+            "target": metric["node_id"] if edge.downstream is None else ids[edge.downstream],
             "weight": edge.weight,
         }
         for edge in circuit.edges
@@ -148,15 +128,42 @@ def graph(
                 if isinstance(value, str | int | float)
             },
         },
-        "qParams": {
-            "pinnedIds": [],
-            "supernodes": [],
-            "linkType": "both",
-            "clickedId": "",
-            "sg_pos": "",
-        },
-        "nodes": nodes,
+        "qParams": _NOTHING_CHOSEN,
+        "nodes": [
+            *(_node(circuit, node, labels, influence[node]) for node in circuit.nodes),
+            metric,
+        ],
         "links": links,
+    }
+
+
+_NOTHING_CHOSEN = {
+    "pinnedIds": [],
+    "supernodes": [],
+    "linkType": "both",
+    "clickedId": "",
+    "sg_pos": "",
+}
+
+
+def _metric_node(circuit: Circuit, column: int) -> dict[str, Any]:
+    """The metric as the node in which all paths end, above the others in the last column."""
+    row = 1 + max((row_of(node.submodule) for node in circuit.nodes), default=0)
+    return {
+        "node_id": f"{row}_0_{column}",
+        "feature": 0,
+        "layer": str(row),
+        "ctx_idx": column,
+        "feature_type": "logit",
+        "token_prob": 1.0,
+        "is_target_logit": True,
+        "run_idx": 0,
+        "reverse_ctx_idx": 0,
+        "jsNodeId": f"L_0-{column}",
+        # Their page takes a probability out of this text, and fails where there is none.
+        "clerp": f'Output "{_metric(circuit)}" (p=1.000)',
+        "influence": None,
+        "activation": None,
     }
 
 

@@ -19,6 +19,8 @@ from pipelines.stages import stages_of
 NOUNS = ("cat", "cats", "dog", "dogs", "bird", "birds")
 WORDS = ("the", "a", "near", "old", "sees", "see", "is", "are", "runs", "run", ".", *NOUNS)
 N_LAYERS, WIDTH = 2, 16
+QUICK: Any = {"evaluations": {"variants": ["neurons"], "n_minimal": 0}}
+"""Changed settings with which little is judged closely: for tests of what runs when."""
 
 
 @cache
@@ -98,6 +100,10 @@ def settings(**changed: Any) -> dict[str, Any]:
         "evaluations": {
             "error_nodes": ["circuit"],
             "n_thresholds": 2,
+            "n_edges_measured": 1,
+            "n_edge_examples": 2,
+            "edge_shares": [0.1, 0.4],
+            "approximations": {"n_examples": 2},
             "n_random": 1,
             "n_minimal": 4,
         },

@@ -78,36 +78,36 @@ def write_cluster_pages(
         members: list[int] = (clustering.labels == summary.cluster).nonzero()[0].tolist()
         # A lone sample has no similarity; any order will do.
         members.sort(key=lambda i: (-_sortable(clustering.similarity[i]), i))
-        answers = _shares(f"\u201c{harmless(text(samples[i].answer))}\u201d" for i in members)
-        known = None if behaviours is None else _shares(behaviours[i] for i in members)
+        shown = {
+            "cluster": summary,
+            "answers": _shares(f"\u201c{harmless(text(samples[i].answer))}\u201d" for i in members),
+            "behaviours": None if behaviours is None else _shares(behaviours[i] for i in members),
+        }
+        contexts = [
+            {
+                "number": i,
+                "sample": samples[i],
+                "similarity": clustering.similarity[i],
+                "behaviour": None if behaviours is None else behaviours[i],
+                **_context(samples[i], text, _N_TOKENS),
+            }
+            for i in members[:n_contexts]
+        ]
         page = templates.get_template("cluster.html").render(
             title=f"Cluster {summary.cluster}",
-            cluster=summary,
             previous=names[place - 1] if place else None,
             next=names[place + 1] if place + 1 < len(names) else None,
             link=(links or {}).get(summary.cluster),
-            answers=answers,
-            behaviours=known,
-            contexts=[
-                {
-                    "number": i,
-                    "sample": samples[i],
-                    "similarity": clustering.similarity[i],
-                    "behaviour": None if behaviours is None else behaviours[i],
-                    **_context(samples[i], text, _N_TOKENS),
-                }
-                for i in members[:n_contexts]
-            ],
+            contexts=contexts,
+            **shown,
         )
         _write(folder / names[place], page)
         rows.append(
             {
-                "cluster": summary,
                 "name": Path(names[place]).stem,
                 "page": names[place],
-                "answer": answers["commonest"][0],
-                "behaviour": known and known["commonest"][0],
                 "typical": _context(samples[summary.typical[0]], text, _N_TOKENS_BRIEF),
+                **shown,
             }
         )
     index = folder / "index.html"

@@ -29,7 +29,7 @@ from pipelines.report import report
 from pipelines.run import Took, run_experiment
 from pipelines.show import main as show
 from pipelines.stages import stages_of
-from tests.tiny_experiment import tiny_experiment, write_experiment, write_model
+from tests.tiny_experiment import QUICK, tiny_experiment, write_experiment, write_model
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
@@ -37,7 +37,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInstance) -> Experiment:
     """The tiny experiment, run once."""
-    experiment = tiny_experiment(tmp_path_factory.mktemp("tiny"))
+    experiment = tiny_experiment(tmp_path_factory.mktemp("tiny"), **QUICK)
     took = run_experiment(experiment, instance)
     assert sorted(step.stage for step in took) == sorted(s.name for s in stages_of(experiment))
     assert all(step.peak_mib > 10 for step in took)
@@ -140,11 +140,11 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
     finished: Experiment, instance: dg.DagsterInstance
 ) -> None:
     before = _times(finished)
-    path = write_experiment(finished.path.parent, circuits={"node_threshold": 0.02})
+    path = write_experiment(finished.path.parent, circuits={"node_threshold": 0.02}, **QUICK)
     try:
         run_experiment(read_experiment(path), instance)
     finally:
-        write_experiment(finished.path.parent)
+        write_experiment(finished.path.parent, **QUICK)
     changed = _changed(before, _times(finished))
     assert "circuits/clusters" in changed
     after_circuits = {"feature_circuits", "cards", "labels"}
@@ -159,6 +159,7 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
 def test_finished_dictionaries_can_be_imported_from_a_folder_and_from_an_archive(
     finished: Experiment, tmp_path: Path
 ) -> None:
+    tiny_experiment(tmp_path)
     own = finished.artifacts / "saes"
     with zipfile.ZipFile(tmp_path / "saes.zip", "w") as archive:
         for file in own.glob("*.safetensors"):
@@ -167,7 +168,6 @@ def test_finished_dictionaries_can_be_imported_from_a_folder_and_from_an_archive
     zipped = {"repository": ".", "archive": "saes.zip", "path": "set/{submodule}.safetensors"}
     wanted = _store(finished)
     for name, where in (("folder", folder), ("zipped", zipped)):
-        tiny_experiment(tmp_path)
         path = write_experiment(
             tmp_path,
             name,
@@ -257,11 +257,11 @@ def test_a_useless_dictionary_stops_everything_after_it(tmp_path: Path) -> None:
 def test_a_file_changed_under_a_running_job_changes_nothing_in_it(
     tmp_path: Path,
 ) -> None:
-    experiment = tiny_experiment(tmp_path, tasks=None)
+    experiment = tiny_experiment(tmp_path, tasks=None, **QUICK)
 
     def edit(took: Took) -> None:
         if took.stage == "contexts":
-            write_experiment(tmp_path, tasks=None, circuits={"node_threshold": 5.0})
+            write_experiment(tmp_path, tasks=None, circuits={"node_threshold": 5.0}, **QUICK)
 
     with dg.DagsterInstance.ephemeral() as instance:
         run_experiment(experiment, instance, ended=edit)
@@ -288,6 +288,7 @@ def test_a_real_llama_gives_circuits(tmp_path: Path) -> None:
         filter={"max_loss": 0.3, "n_samples": 40},
         clustering={"k": 6, "max_clusters": 2},
         tasks=None,
+        **QUICK,
     )
     _run(experiment)
     rows = _store(experiment).read(EVALUATION_SUMMARY).to_pylist()

@@ -22,7 +22,7 @@ from pipelines.experiment import read_experiment
 from pipelines.reruns import PASS, rerun_sensor
 from pipelines.run import run_experiment
 from pipelines.stages import stages_of
-from tests.tiny_experiment import brought_up_to_date, tiny_experiment, write_experiment
+from tests.tiny_experiment import QUICK, brought_up_to_date, tiny_experiment, write_experiment
 
 IMPORTED = {"source": "import", "format": "sfc", "repository": "./set", "path": "{submodule}"}
 FROM_SET = [
@@ -101,13 +101,13 @@ class Daemon:
 def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished experiment with imported dictionaries, and what Dagster knows of it."""
     folder = tmp_path_factory.mktemp("made")
-    trained = tiny_experiment(folder)
+    trained = tiny_experiment(folder, **QUICK)
     brought_up_to_date(trained, "saes")
     (folder / "set").mkdir()
     for file in (trained.artifacts / "saes").glob("*.safetensors"):
         shutil.copy(file, folder / "set" / file.stem)
     shutil.rmtree(trained.artifacts)
-    path = write_experiment(folder, dictionaries=None, imported=IMPORTED)
+    path = write_experiment(folder, dictionaries=None, imported=IMPORTED, **QUICK)
     path.write_text(path.read_text().replace("imported:", "dictionaries:"))
     (folder / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(folder / "dagster"), _QUIET) as instance:
@@ -380,7 +380,7 @@ def test_a_broken_experiment_file_is_said_and_starts_nothing(daemon: Daemon) -> 
 
 
 def test_what_was_never_made_waits_for_a_hand(tmp_path: Path) -> None:
-    experiment = tiny_experiment(tmp_path)
+    experiment = tiny_experiment(tmp_path, **QUICK)
     with dg.DagsterInstance.ephemeral() as instance:
         daemon = Daemon(experiment.path, instance)
         assert daemon.rest(3) == []
@@ -388,17 +388,17 @@ def test_what_was_never_made_waits_for_a_hand(tmp_path: Path) -> None:
 
 
 def test_training_waits_until_it_is_asked_for_or_allowed(tmp_path: Path) -> None:
-    experiment = tiny_experiment(tmp_path)
+    experiment = tiny_experiment(tmp_path, **QUICK)
     (tmp_path / "dagster").mkdir()
     with dg.DagsterInstance.local_temp(str(tmp_path / "dagster"), _QUIET) as instance:
         brought_up_to_date(experiment)
         daemon = Daemon(experiment.path, instance)
         daemon.rest(3)
-        write_experiment(tmp_path, dictionaries={"seed": 1})
+        write_experiment(tmp_path, dictionaries={"seed": 1}, **QUICK)
         assert daemon.rest(3) == []
         assert "saes: 4 partitions: settings changed: seed: training is dear" in daemon.told
         assert "circuits: waits for " in daemon.told
-        write_experiment(tmp_path, dictionaries={"seed": 1}, reruns={"training": True})
+        write_experiment(tmp_path, dictionaries={"seed": 1}, reruns={"training": True}, **QUICK)
         assert daemon.rest()[0][0] == "saes"
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
@@ -57,25 +57,31 @@ class Watch:
     """Notes the project's functions that run while it is on."""
 
     def __init__(self) -> None:
-        self.seen: set[Name] = set()
+        self._codes: set[CodeType] = set()
 
-    def _note(self, frame: FrameType, event: str, _argument: Any) -> None:
-        code = frame.f_code
-        inside = code.co_filename.startswith((f"{ROOT}/core/", f"{ROOT}/assets/"))
-        inside = inside and code.co_filename.endswith(".py")
-        # The body of a class runs once, when its module is imported.
-        body_of_class = "__qualname__" in code.co_names[:3] and "__module__" in code.co_names[:3]
-        if event == "call" and inside and not body_of_class:
-            name = _definition(code.co_filename, code.co_firstlineno)
-            if name is not None and not code.co_name.startswith("__init_subclass__"):
-                self.seen.add(name)
+    def _note(self, frame: FrameType, _event: str, _argument: Any) -> None:
+        self._codes.add(frame.f_code)
+
+    @property
+    def seen(self) -> set[Name]:
+        names: set[Name] = set()
+        for code in self._codes:
+            inside = code.co_filename.startswith((f"{ROOT}/core/", f"{ROOT}/assets/"))
+            # The body of a class runs once, when its module is imported.
+            body = "__qualname__" in code.co_names[:3] and "__module__" in code.co_names[:3]
+            if inside and code.co_filename.endswith(".py") and not body:
+                name = _definition(code.co_filename, code.co_firstlineno)
+                if name is not None and not code.co_name.startswith("__init_subclass__"):
+                    names.add(name)
+        return names
 
     def call(self, function: Callable[..., Any], *given: Any) -> Any:
-        sys.setprofile(self._note)
+        # A tracer that returns nothing is told of calls alone, which a profiler is not.
+        sys.settrace(self._note)
         try:
             return function(*given)
         finally:
-            sys.setprofile(None)
+            sys.settrace(None)
 
     def each(self, items: Iterable[Any]) -> Iterator[Any]:
         iterator = iter(items)
