@@ -20,6 +20,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import broken_checks
+from assets.engine.events import ONE_PLANNED_EVENT
 from assets.engine.lock import alone
 from assets.engine.processes import PROCESS, end_dead_runs, this_process
 from assets.engine.stage import Stage
@@ -250,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Places in dagster.yaml are relative to the working directory.
     os.chdir(ROOT)
     os.environ.setdefault("DAGSTER_HOME", str(ROOT))
+    os.environ.setdefault(*ONE_PLANNED_EVENT)
     try:
         if options.plan:
             print_plan(read_experiment(path))

@@ -16,6 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from assets.engine.events import ONE_PLANNED_EVENT
 from assets.engine.lock import alone, is_taken
 from assets.settings import ExperimentError
 from pipelines.experiment import ROOT
@@ -66,8 +67,9 @@ def serve(port: int) -> int:
     address = f"http://{_HOST}:{port}"
     print(f"Dagster UI: {address} (starting; Ctrl-C stops it)", flush=True)
     home = {"PWD": str(ROOT), "DAGSTER_HOME": str(ROOT), "VIRTUAL_ENV": sys.prefix}
+    planned = dict([ONE_PLANNED_EVENT])
     with alone(folder, _LOCK, print):
-        server = subprocess.Popen(command(port), cwd=ROOT, env={**os.environ, **home})
+        server = subprocess.Popen(command(port), cwd=ROOT, env={**planned, **os.environ, **home})
         try:
             while server.poll() is None and not _answers(port):
                 time.sleep(0.5)

@@ -13,6 +13,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 from assets.engine.lock import is_running
 from assets.engine.recipe import LAYOUT, Recipe, digest, hash_file
 from assets.engine.records import Lineage, Origin, lineage_of
+from assets.engine.remembered import remembered_of
 from assets.settings import ExperimentError
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -31,7 +33,6 @@ PREFIX = "sfc."
 NOTED = frozenset({"cluster_vectors", "cluster_assignments"})
 """Tables whose notes other stages read: width, representation, algorithm, the curve of k. There
 they are part of the content."""
-_CONTENT = f"{PREFIX}content".encode()
 _OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "hashes", "columns")
 
 
@@ -213,8 +214,8 @@ class Flaw(Exception):
     """Why a file is no whole table of this layout."""
 
 
-def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
-    """What a table says about itself, and its columns; raises `Flaw`."""
+def _texts_of(file: Path) -> dict[str, str]:
+    """What a table says about itself as it is written, its rows and columns; raises `Flaw`."""
     try:
         metadata = pq.read_metadata(file)
         schema = metadata.schema.to_arrow_schema()
@@ -234,10 +235,39 @@ def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
         raise Flaw(f"is of another layout than {LAYOUT}")
     if texts.pop("seal", None) != digest(texts):
         raise Flaw("its footer is not the one that was written")
-    notes = {name: json.loads(text) for name, text in texts.items()}
-    if notes.pop("n_rows", None) != metadata.num_rows:
+    if texts["n_rows"] != str(metadata.num_rows):
         raise Flaw("has another number of rows than was written")
-    return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes), schema
+    return {**texts, _COLUMNS: _described(schema)}
+
+
+_COLUMNS = "its columns"
+
+
+@cache
+def _described(schema: pa.Schema) -> str:
+    """Names, types and nulls of a table's columns; a round trip renames the items of lists."""
+    columns = [f"{c.name}: {_kind(c.type)}{'' if c.nullable else ' not null'}" for c in schema]
+    return ", ".join(columns)
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"list of {_kind(kind.value_type)}"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} of {_kind(kind.value_type)}"
+    return str(kind)
+
+
+def _footer_of(texts: Mapping[str, str]) -> Footer:
+    notes = {name: _plain(text) for name, text in texts.items() if name != _COLUMNS}
+    n_rows = notes.pop("n_rows")
+    return Footer(notes.pop("fingerprint"), notes.pop("content"), n_rows, notes)
+
+
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> Any:
+    """A value of a footer; those of many tables are the same, and none is changed."""
+    return json.loads(text)
 
 
 class Undeclared(Exception):
@@ -309,10 +339,17 @@ class ArtifactStore:
         A file that is no table of this layout, truncated or damaged in its footer counts as none.
         """
         try:
-            footer, schema = _footer_of(self.path(key))
+            texts = self._remembered(self.path(key))
         except Flaw:
             return None
-        return footer if schema.equals(TABLES[key.table].schema) else None
+        return (
+            _footer_of(texts) if texts[_COLUMNS] == _described(TABLES[key.table].schema) else None
+        )
+
+    def _remembered(self, file: Path) -> Mapping[str, str]:
+        """`_texts_of` a file, read or remembered."""
+        name = str(file.relative_to(self.root))
+        return remembered_of(self.root).of(name, "footer", partial(_texts_of, file))
 
     def paths(self) -> list[str]:
         """Paths of all Parquet files with a footer of ours, whole or not, in order."""
@@ -332,9 +369,10 @@ class ArtifactStore:
         Raises:
             Flaw: there is none, or it is not as it was written.
         """
-        footer, schema = _footer_of(self.root / f"{path}.parquet")
+        texts = _texts_of(self.root / f"{path}.parquet")
+        footer = _footer_of(texts)
         for table in TABLES.values():
-            if table.schema.equals(schema):
+            if _described(table.schema) == texts[_COLUMNS]:
                 return Key(path, table.name, footer.notes["stage"]), footer
         raise Flaw("its columns are those of no table")
 
@@ -374,7 +412,10 @@ class ArtifactStore:
         """Content hash of a table; empty for other files."""
         if not file.endswith(".parquet"):
             return ""
-        return ((pq.read_metadata(self.root / file).metadata or {}).get(_CONTENT, b"")).decode()
+        try:
+            return _footer_of(self._remembered(self.root / file)).content
+        except Flaw:  # a shard of the cache, which is no table
+            return ""
 
     def _has(self, file: str, n_bytes: int) -> bool:
         path = self.root / file
@@ -424,6 +465,16 @@ class ArtifactStore:
         if any(written[name] != value for name, value in hashed.columns().items()):
             raise _damaged(key, path, "its values are not those that were written")
         return table
+
+    def rows(self, key: Key, columns: list[str]) -> list[dict[str, Any]]:
+        """A few plain columns of a small table, remembered; none where there is no such table."""
+
+        def read() -> list[dict[str, Any]]:
+            there = self.footer(key) is not None
+            return self.read(key, columns).to_pylist() if there else []
+
+        name = str(self.path(key).relative_to(self.root))
+        return remembered_of(self.root).of(name, f"rows {' '.join(columns)}", read)
 
     def open(self, key: Key) -> pq.ParquetFile:
         """The table with this key, to be read in pieces; raises like `content`.
