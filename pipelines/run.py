@@ -306,7 +306,7 @@ def _run_and_report(path: Path, adopted: Sequence[str], forced: Sequence[str]) -
     store.sweep()
     if store.older_layout():
         print(
-            f"{store.root} was written by an earlier version in another layout: none of it is "
+            f"{store.at} was written by an earlier version in another layout: none of it is "
             "used, and everything is made again beside it. Remove it when you no longer need it.\n"
         )
     print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")

@@ -61,9 +61,10 @@ def source_of(experiment: Experiment, name: str) -> BehaviourSource:
     """
     known = circuits_of(experiment)
     if name not in known:
+        at = ArtifactStore(experiment.artifacts).at
         few = ", ".join(list(known)[:8]) + (" and so on" if len(known) > 8 else "")
         raise ExperimentError(
-            f"there is no circuit '{name}' in {experiment.artifacts}: "
+            f"there is no circuit '{name}' in {at}: "
             + (f"there are {few}." if known else "run the experiment first.")
         )
     return known[name]
@@ -100,7 +101,7 @@ def show(experiment: Experiment, name: str, *, max_nodes: int, max_edges: int) -
     text = describe_circuit(
         found, labels=read_labels(place), max_nodes=max_nodes, max_edges=max_edges
     )
-    return f"{text}\n\npicture: {place.path(circuit(source_of(experiment, name), name), '.svg')}"
+    return f"{text}\n\npicture: {place.place(circuit(source_of(experiment, name), name), '.svg')}"
 
 
 def cards_text(experiment: Experiment, name: str, n_features: int) -> str:

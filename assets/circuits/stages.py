@@ -195,7 +195,7 @@ def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
         "strongest nodes": strongest_nodes(found, labels),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
         "explorer": dg.MetadataValue.url(f"{work.explorer}/{source}/{name}"),
-        "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
+        "picture": dg.MetadataValue.path(work.store.place(circuit(source, name), ".svg")),
         **traced,
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
