@@ -149,6 +149,8 @@ def _address(address: str) -> str:
 def _artifacts(place: str) -> str:
     if not is_address(place):
         return place
+    if place.startswith("file:"):
+        raise _clash("a folder on this machine is written as a path.")
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#:\s][^?#\s]*", place) or ".." in place:
         raise _clash("an address is SCHEME://BUCKET or SCHEME://BUCKET/PREFIX, without ?, # and ..")
     return place.rstrip("/")

@@ -372,6 +372,7 @@ class Reader:
         with self._lock:
             at, found = self._index.get(source, (-math.inf, {}))
             if time.monotonic() - at > _REST:
+                self.store.ahead(circuit(source, name, "nodes") for name in self.names[source])
                 found = {
                     name: held
                     for name in self.names[source]

@@ -28,6 +28,7 @@ from assets.settings import Experiment, ExperimentError
 from core.errors import CircuitError
 from pipelines.definitions import build_definitions
 from pipelines.experiment import EXPERIMENTS, ROOT, check_places, read_experiment
+from pipelines.home import dagster_home, lost_database
 from pipelines.plan import Run, make_plan, runs_of
 from pipelines.report import report
 from pipelines.reruns import PASS, report_files
@@ -249,14 +250,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.experiment.resolve()
     # Places in dagster.yaml are relative to the working directory.
     os.chdir(ROOT)
-    os.environ.setdefault("DAGSTER_HOME", str(ROOT))
     try:
         if options.plan:
             print_plan(read_experiment(path))
         else:
+            os.environ.setdefault("DAGSTER_HOME", str(dagster_home()))
             _run_and_report(path, options.adopt, options.force)
-    except (ExperimentError, CircuitError, dg.DagsterError) as error:
-        cause = _cause(error)
+    except Exception as error:
+        cause = lost_database(error) or _cause(error)
         if not isinstance(cause, ExperimentError | CircuitError):
             raise
         print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)

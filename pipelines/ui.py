@@ -19,6 +19,7 @@ from pathlib import Path
 from assets.engine.lock import alone, is_taken
 from assets.settings import ExperimentError
 from pipelines.experiment import ROOT
+from pipelines.home import dagster_home
 
 _LOCK = "ui"
 _HOST = "127.0.0.1"
@@ -65,9 +66,11 @@ def serve(port: int) -> int:
     check_free(folder, port)
     address = f"http://{_HOST}:{port}"
     print(f"Dagster UI: {address} (starting; Ctrl-C stops it)", flush=True)
-    home = {"PWD": str(ROOT), "DAGSTER_HOME": str(ROOT), "VIRTUAL_ENV": sys.prefix}
+    home = str(dagster_home())
+    # The committed .env, which Dagster reads over the environment, makes PWD the home.
+    told = {"PWD": home, "DAGSTER_HOME": home, "VIRTUAL_ENV": sys.prefix}
     with alone(folder, _LOCK, print):
-        server = subprocess.Popen(command(port), cwd=ROOT, env={**os.environ, **home})
+        server = subprocess.Popen(command(port), cwd=ROOT, env={**os.environ, **told})
         try:
             while server.poll() is None and not _answers(port):
                 time.sleep(0.5)

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from threading import RLock
 from typing import IO, Any, NamedTuple
@@ -68,8 +68,6 @@ def copy_of(address: str) -> Path:
     from fsspec.registry import known_implementations
 
     scheme, _, rest = address.partition("://")
-    if scheme == "file":
-        raise ExperimentError(f"{address}: write a folder as a path, /{rest.strip('/')}.")
     if scheme not in known_implementations:
         raise ExperimentError(
             f"nothing is known to reach {scheme}:// with: give a folder, s3://BUCKET/PREFIX or "
@@ -86,7 +84,7 @@ def copy_of(address: str) -> Path:
     return COPIES.joinpath(scheme, *filter(None, rest.split("/")))
 
 
-@lru_cache(maxsize=64)
+@cache
 def remote_of(folder: Path) -> Remote | None:
     """What a folder is the copy of; None for one that stands for itself."""
     if not folder.is_relative_to(COPIES):
@@ -108,7 +106,7 @@ class Remote:
     def __init__(self, address: str, folder: Path) -> None:
         self.address, self.folder = address, folder
         self._objects: dict[str, Version] = {}
-        self._look_at = 0.0
+        self._look_at, self._written = 0.0, False
         self._lock = RLock()
 
     @contextmanager
@@ -141,11 +139,11 @@ class Remote:
         return ExperimentError(f"artifacts at {self.address}: {why}")
 
     def check_writable(self) -> None:
-        """Write something and remove it."""
-        with self._reached() as (fs, root):
-            probe = f"{root}/.probe-{uuid.uuid4().hex}"
-            fs.pipe_file(probe, b"probe")
-            fs.rm_file(probe)
+        """Write something and remove it, unless this process wrote there before."""
+        if not self._written:
+            probe = f".probe-{uuid.uuid4().hex}"
+            self.write(probe, b"probe")
+            self.remove(probe)
 
     # -- what there is --
 
@@ -251,15 +249,13 @@ class Remote:
     def read(self, names: Sequence[str]) -> dict[str, bytes]:
         """The contents of those of these objects that are there."""
         with self._reached() as (fs, root):
-            found = fs.cat([f"{root}/{name}" for name in names], on_error="return")
-        contents = {}
-        for path, content in found.items():
-            if isinstance(content, FileNotFoundError):
-                continue
-            if isinstance(content, Exception):
-                raise self._told(content) from content
-            contents[path[len(root) :].lstrip("/")] = content
-        return contents
+            paths = [f"{root}/{name}" for name in names]
+            found = fs.cat_ranges(paths, None, None, on_error="return")
+            contents = dict(zip(names, found, strict=True))
+            for content in found:
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+        return {name: content for name, content in contents.items() if isinstance(content, bytes)}
 
     def write(self, name: str, content: bytes, *, new: bool = False) -> bool:
         """Write an object whole; whether that was done.
@@ -274,6 +270,7 @@ class Remote:
                 if new and fs.exists(f"{root}/{name}"):
                     return False
                 raise
+        self._written = True
         return True
 
 
