@@ -58,7 +58,8 @@ class Lineage:
     def __init__(self, root: Path) -> None:
         self.file = root / FILE
         self._remote = remote_of(root)
-        self._fetched: object = None
+        self._looked_at: object = None
+        self._fetched: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
@@ -70,18 +71,17 @@ class Lineage:
 
     def _read(self) -> None:
         """What was added since the last look, here and elsewhere."""
-        if self._remote is not None and self._fetched is not (objects := self._remote.objects()):
-            self._fetched = objects
-            self._read_file()
-            new = [
-                (version.time, name)
-                for name, version in objects.items()
-                if name.startswith(_OBJECTS) and Path(name).stem not in self._of_id
-            ]
-            contents = self._remote.read([name for _, name in new]) if new else {}
-            for _, name in sorted(new):
-                self._append(contents.get(name, b""))
         self._read_file()
+        if self._remote is not None and self._looked_at is not (there := self._remote.objects()):
+            self._looked_at = there
+            names = {name for name in there if name.startswith(_OBJECTS)} - self._fetched
+            new = sorted(
+                (n for n in names if Path(n).stem not in self._of_id), key=lambda n: there[n].time
+            )
+            self._fetched |= names
+            for line in (self._remote.read(new) if new else {}).values():
+                self._append(line)
+            self._read_file()
 
     def _read_file(self) -> None:
         try:

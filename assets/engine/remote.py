@@ -25,6 +25,8 @@ from pathlib import Path
 from threading import RLock
 from typing import IO, Any, NamedTuple
 
+import pyarrow as pa
+
 from assets.engine.code import ROOT
 from assets.settings import ExperimentError
 
@@ -116,6 +118,8 @@ class Remote:
 
         try:
             yield url_to_fs(self.address, use_listings_cache=False)
+        except pa.ArrowException:  # of what was read, not of reading it
+            raise
         except Exception as error:  # clients raise whatever they like
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise

@@ -283,3 +283,21 @@ def test_what_keeps_an_address_from_being_written_to_is_told_before_any_work(
 
 def test_a_folder_stands_for_itself(tmp_path: Path) -> None:
     assert remote_of(tmp_path) is None
+
+
+def test_a_large_table_that_is_damaged_counts_as_none(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_SMALL", 10)
+    bucket.put("contexts.parquet", b"no table at all, for sure")
+    assert bucket.copy("one").footer(CONTEXTS) is None
+
+
+def test_a_record_that_is_damaged_is_told_and_read_once(bucket: Bucket, table: pa.Table) -> None:
+    bucket.copy("one").write(CONTEXTS, table, RECIPE, made=lambda: {"made": {}})
+    (name,) = [name for name in bucket.files() if name.startswith(".lineage/")]
+    bucket.put(name, bucket.files()[name].replace(b"contexts", b"Contexts"))
+    two = bucket.copy("two").lineage
+    for _ in range(2):
+        assert two.name("contexts", RECIPE.fingerprint) is None
+        assert two.check() == [1]
