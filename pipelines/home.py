@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib import import_module
 from pathlib import Path
 
 import yaml
@@ -56,10 +57,10 @@ def _address(written: str) -> str:
 
 def _check_answers(address: str) -> None:
     import sqlalchemy
+    import sqlalchemy.exc
 
     try:
-        import dagster_postgres  # noqa: F401
-
+        import_module("dagster_postgres")
         sqlalchemy.create_engine(address).connect().close()
     except ImportError as error:
         raise ExperimentError(
@@ -72,7 +73,7 @@ def _check_answers(address: str) -> None:
 
 def lost_database(error: BaseException | None) -> ExperimentError | None:
     """What to say of an error that comes from a database which answers no more; None of others."""
-    import sqlalchemy
+    import sqlalchemy.exc
 
     while error is not None:
         if isinstance(error, sqlalchemy.exc.DBAPIError) and os.environ.get(POSTGRES):

@@ -198,7 +198,7 @@ class Remote:
                     with self._reached() as (fs, root):
                         fs.get([f"{root}/{name}" for name in block], list(map(str, files)))
                     for name, file in zip(block, files, strict=True):
-                        os.utime(file, ns=(there[name].time,) * 2)
+                        _mark(file, there[name])
 
     def fetch_below(self, folder: str) -> None:
         """Bring everything below a folder in step."""
@@ -236,7 +236,7 @@ class Remote:
             with self._reached() as (fs, root):
                 fs.put_file(str(file), f"{root}/{name}")
                 version = _version(fs.info(f"{root}/{name}"))
-            os.utime(file, ns=(version.time,) * 2)
+            _mark(file, version)
             self._objects[name] = version
 
     def remove(self, name: str) -> None:
@@ -276,6 +276,11 @@ class Remote:
                 raise
         self._written = True
         return True
+
+
+def _mark(file: Path, version: Version) -> None:
+    """Note on a file of the copy which version it is."""
+    os.utime(file, ns=(version.time, version.time))
 
 
 def _version(info: Mapping[str, Any]) -> Version:
