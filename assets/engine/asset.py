@@ -58,7 +58,7 @@ def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
     assert footer is not None, "shown after it was written"
     return {
         "dagster/row_count": footer.n_rows,
-        "path": dg.MetadataValue.path(store.path(key)),
+        "path": dg.MetadataValue.path(store.place(key)),
         "fingerprint": footer.fingerprint,
         "made from": dg.MetadataValue.json(dict(footer.notes["inputs"])),
     }

@@ -527,6 +527,7 @@ class PartitionedStage(_Stage[S]):
     def state(self, experiment: Experiment) -> Mapping[str, State]:
         """How each partition stands; raises where an input is missing."""
         store = ArtifactStore(experiment.artifacts)
+        store.ahead(map(self.key, self.partitions(experiment)))
         return {
             key: State(recipe.fingerprint, store.why_stale(self.key(key), recipe))
             for key, recipe in self.recipes(experiment, self.partitions(experiment)).items()
@@ -570,6 +571,7 @@ class PartitionedStage(_Stage[S]):
             for name in self.locks(experiment, keys):
                 locks.enter_context(alone(work.store.root, name, say))
             jobs = self._jobs(work, experiment, keys)
+            work.store.ahead(map(self.key, keys))
             whys = {job.key: work.store.why_stale(self.key(job.key), job.recipe) for job in jobs}
             wanted = [job for job in jobs if force or whys[job.key]]
             say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")
