@@ -133,10 +133,10 @@ def _inputs(work: Work, how: Reporting) -> Mapping[str, str]:
 
 def show_report(work: Work, _how: Reporting) -> Metadata:
     """Where the page is, and what is in it."""
-    path = work.store.path(REPORT, ".html")
+    path = work.store.here(REPORT, ".html")
     titles = work.store.read(REPORT)["title"].to_pylist()
     return {
-        "page": dg.MetadataValue.path(path),
+        "page": dg.MetadataValue.path(work.store.place(REPORT, ".html")),
         "open": dg.MetadataValue.url(path.resolve().as_uri()),
         "sections": dg.MetadataValue.md("\n".join(f"- {title}" for title in titles)),
         "MB": path.stat().st_size / 1e6,

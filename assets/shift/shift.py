@@ -328,7 +328,7 @@ def show_shift(work: Work, _how: Shifting) -> Metadata:
         "judged": first["n_judged"],
         "judge": first["judge"],
         "seeds": first["n_seeds"],
-        "page": dg.MetadataValue.path(work.store.path(SHIFT, ".html")),
+        "page": dg.MetadataValue.path(work.store.place(SHIFT, ".html")),
     }
 
 
