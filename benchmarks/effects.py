@@ -75,10 +75,8 @@ CASES = {
 }
 
 
-def build(
-    shape: Shape, case: Case, device: str
-) -> tuple[LanguageModel, dict[str, Dictionary], Inputs]:
-    """A random model, inputs, and dictionaries with `shape.active` active features on average."""
+def random_model(shape: Shape) -> Any:
+    """A GPT-NeoX of random weights."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
     torch.manual_seed(0)
@@ -93,22 +91,32 @@ def build(
         bos_token_id=0,
         eos_token_id=0,
     )
-    hf: Any = GPTNeoXForCausalLM(config)
-    model = LanguageModel(hf.to(device))
+    return GPTNeoXForCausalLM(config)
+
+
+def random_dictionary(x: Tensor, shape: Shape) -> Dictionary:
+    """A dictionary with `shape.active` active features on average at x, ``(token, d)``."""
+    decoder = torch.randn(shape.features, shape.d, device=x.device)
+    decoder /= decoder.norm(dim=1, keepdim=True)
+    bias = x.mean(0)
+    pre = ((x - bias) @ decoder.T).flatten()
+    # Between two pre-activations: none is at the gate itself.
+    cut = pre.topk(shape.active * len(x) + 1).values[-2:].mean()
+    gate = (-cut).expand(shape.features).contiguous()
+    return Dictionary(decoder, gate, decoder, bias, bias, ReLU())
+
+
+def build(
+    shape: Shape, case: Case, device: str
+) -> tuple[LanguageModel, dict[str, Dictionary], Inputs]:
+    """A random model, inputs, and dictionaries with `shape.active` active features on average."""
+    model = LanguageModel(random_model(shape).to(device))
     inputs = examples(shape, case, device)
     sample = model.record(inputs.clean)
-    dictionaries = {}
-    for name in model.submodules:
-        x = sample.outputs[name].flatten(0, 1)
-        decoder = torch.randn(shape.features, shape.d, device=device)
-        decoder /= decoder.norm(dim=1, keepdim=True)
-        bias = x.mean(0)
-        pre = ((x - bias) @ decoder.T).flatten()
-        # Between two pre-activations: none is at the gate itself.
-        cut = pre.topk(shape.active * len(x) + 1).values[-2:].mean()
-        dictionaries[name] = Dictionary(
-            decoder, (-cut).expand(shape.features).contiguous(), decoder, bias, bias, ReLU()
-        )
+    dictionaries = {
+        name: random_dictionary(sample.outputs[name].flatten(0, 1), shape)
+        for name in model.submodules
+    }
     return model, dictionaries, inputs
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from core.dictionaries import Dictionary, check_widths
+from core.dictionaries.dictionary import DENSE
 from core.errors import InputError, MissingSubmodule
 from core.inputs import Inputs
 from core.models import LanguageModel
@@ -175,8 +176,9 @@ class Edit:
 
     Attributes:
         features: ``(k,)``, those that are encoded; None for all.
-        rows: ``(k, d)``, decoder rows of those features, each times the weight it has everywhere.
-        weight: ``(pos, k)``, what features weigh at each position; None where that is 1.
+        rows: ``(k, d)``, their decoder rows, or each times the weight that it has everywhere.
+        weight: ``(pos, k)``, what features weigh at each position, or ``(k,)``, everywhere; None
+            where that is 1.
         error: ``(pos, 1)``, 1 where the error is kept, or a plain 0.0 or 1.0.
         shift: ``(..., d)``, what does not depend on x; broadcasts to ``(batch, pos, d)``.
     """
@@ -205,15 +207,25 @@ class Edit:
         if self.is_whole:
             return self.shift.to(x.dtype).expand_as(x)
         wide = x.to(self.rows.dtype)
-        features = self.dictionary.encode(wide, self.features)
-        if self.weight is not None:
-            features = features * self.weight
-        out = features @ self.rows + self.shift
+        out = self._decoded(wide) + self.shift
         if isinstance(self.error, Tensor):
             out += self.error * wide
         elif self.error:
             out += wide
         return out.to(x.dtype)
+
+    def _decoded(self, x: Tensor) -> Tensor:
+        """f(x) rows, a block of examples at a time."""
+        blocks = [x]
+        if x.ndim == 3:
+            blocks = x.split(max(1, DENSE // max(1, x.shape[1] * len(self.rows))))
+        parts = []
+        for block in blocks:
+            features = self.dictionary.encode(block, self.features)
+            if self.weight is not None:
+                features = features * self.weight
+            parts.append(features @ self.rows)
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def select(self, rows: Tensor) -> Edit:
         """The same edit for the examples `rows`, which may repeat."""
@@ -221,7 +233,9 @@ class Edit:
 
     def at_last(self, last: Tensor) -> Edit:
         """The same edit of each example's last token alone, ``(batch, d)``."""
-        weight = None if self.weight is None else self.weight[last]
+        weight = self.weight
+        if weight is not None and weight.ndim > 1:
+            weight = weight[last]
         error = self.error[last] if isinstance(self.error, Tensor) else self.error
         return replace(self, weight=weight, error=error, shift=_at_last(self.shift, last))
 
@@ -251,7 +265,8 @@ def keep_edit(
     if index is not None:
         rows, weight = rows[index], weight[..., index]
         ablated = None if ablated is None else ablated[..., index]
-    if weight.ndim == 1:
+    if weight.ndim == 1 and index is not None:
+        # Of few rows; all of them would be a second decoder for every submodule.
         rows, weight = weight[:, None] * rows, None
     shift = (1 - error) * values.base
     if ablated is not None:

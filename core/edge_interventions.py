@@ -250,6 +250,6 @@ class _Clean:
 def _part(dictionary: Dictionary, node: Node, y: Tensor) -> Tensor:
     """What a node contributes to its submodule's output y, ``(batch, pos, d)``."""
     if node.is_error:
-        return y - dictionary.decode(dictionary.encode(y))
+        return y - dictionary.reconstruct(y)
     index = torch.tensor([node.feature], device=y.device)
     return dictionary.encode(y, index) * dictionary.decoder[node.feature]

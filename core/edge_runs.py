@@ -323,7 +323,7 @@ class _Run:
         """Nodes that are all features or all errors, each from its own input."""
         x, place = x.to(dictionary.decoder.dtype), part.place(changed.change)
         if int(part.column[0]) == len(part.features):
-            left = x - dictionary.decode(dictionary.encode(x))
+            left = x - dictionary.reconstruct(x)
             left = left if part.pos is not None else left[:, :, 0]
             changed.error[:, place] = left - changed.error_off[:, place]
         else:

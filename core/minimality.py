@@ -146,7 +146,7 @@ def _moves(edit: Edit, values: AblationValues, x: Tensor, nodes: Sequence[Node])
         act = act - values.features[..., features.long()]
     error = None
     if any(node.is_error for node in nodes):
-        error = wide - dictionary.decode(dictionary.encode(wide))
+        error = wide - dictionary.reconstruct(wide)
         error = error if values.error is None else error - values.error
     moves, i = wide.new_zeros(len(nodes), *x.shape), 0
     for k, node in enumerate(nodes):

@@ -254,9 +254,9 @@ def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]
 
 def _places(store: ArtifactStore) -> list[str]:
     places = (
-        ("report, in one page", store.path(REPORT, ".html")),
-        ("tables", store.root),
-        ("clusters", store.path(cluster_pages(), "/index.html")),
+        ("report, in one page", store.place(REPORT, ".html")),
+        ("tables", store.at),
+        ("clusters", store.place(cluster_pages(), "/index.html")),
         ("pictures of circuits", "make explore, then http://127.0.0.1:3001"),
         ("what tables hold", "docs/tables.md"),
         ("Dagster UI", "make ui, then http://127.0.0.1:3000"),

@@ -61,9 +61,10 @@ def source_of(experiment: Experiment, name: str) -> BehaviourSource:
     """
     known = circuits_of(experiment)
     if name not in known:
+        at = ArtifactStore(experiment.artifacts).at
         few = ", ".join(list(known)[:8]) + (" and so on" if len(known) > 8 else "")
         raise ExperimentError(
-            f"there is no circuit '{name}' in {experiment.artifacts}: "
+            f"there is no circuit '{name}' in {at}: "
             + (f"there are {few}." if known else "run the experiment first.")
         )
     return known[name]

@@ -94,4 +94,5 @@ def stage_of_each(
         inputs=lambda work, settings: inputs(work, source, settings),
         make=partial(make_each, source, one, what),
         show=partial(show, source),
+        apart=True,
     )

@@ -315,14 +315,19 @@ CLASSIFIER_CIRCUITS_STAGE = _circuit_stage(
 )
 
 
-def circuit_stages(experiment: Experiment) -> list[Stage]:
-    """The stages from behaviours to circuits; those of tasks where the experiment has any.
+def task_stages(experiment: Experiment) -> list[Stage]:
+    """The stage that reads files of pairs, where the experiment has any; it needs no dictionary."""
+    return [] if experiment.settings.tasks is None else [TASK_BEHAVIOURS_STAGE]
 
-    A classifier's behaviours are made in `assets.shift`, before these.
+
+def circuit_stages(experiment: Experiment) -> list[Stage]:
+    """The stages to circuits, and before it the behaviours of clusters.
+
+    Those of tasks are made by `task_stages`, a classifier's in `assets.shift`, before these.
     """
     stages: list[Stage] = [CLUSTER_BEHAVIOURS_STAGE, CIRCUITS_STAGE]
     if experiment.settings.tasks is not None:
-        stages += [TASK_BEHAVIOURS_STAGE, TASK_CIRCUITS_STAGE]
+        stages.append(TASK_CIRCUITS_STAGE)
     if experiment.settings.classifier is not None:
         stages.append(CLASSIFIER_CIRCUITS_STAGE)
     return stages

@@ -17,6 +17,7 @@ from dagster._core.definitions.source_asset import (
 from dagster._core.execution.plan.execute_step import _get_output_asset_events
 from pydantic import Field
 
+from assets.engine.asked import check_asked
 from assets.engine.events import is_told, not_told
 from assets.engine.processes import tag_with_process
 from assets.engine.stage import Metadata, PartitionedStage, Stage, TableStage, Work
@@ -57,7 +58,7 @@ def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
     assert footer is not None, "shown after it was written"
     return {
         "dagster/row_count": footer.n_rows,
-        "path": dg.MetadataValue.path(store.path(key)),
+        "path": dg.MetadataValue.path(store.place(key)),
         "fingerprint": footer.fingerprint,
         "made from": dg.MetadataValue.json(dict(footer.notes["inputs"])),
     }
@@ -98,6 +99,7 @@ def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> d
 
     def materialize(context: dg.AssetExecutionContext, config: Launch) -> Iterator[Any]:
         tag_with_process(context.instance, context.run)
+        check_asked(stage, experiment, context.run.tags)
         keys, made = list(context.partition_keys), set[str]()
         work = Work.on(experiment)
         for key in stage.bring_up_to_date(experiment, keys, context.log.info, force=config.force):

@@ -9,6 +9,7 @@ function can see changes the recipe of what it makes (`assets.engine.recipe`), a
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
@@ -52,6 +53,9 @@ def group_of(experiment: Experiment, group: str) -> str:
     """The name of a step's group in the UI: numbered, so that groups stand in order."""
     return f"{experiment.group}_{GROUPS.index(group)}_{group}"
 
+
+_BLOCKS = 64
+"""Of the partitions of a stage, those that one run at a time works on."""
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -464,6 +468,8 @@ class PartitionedStage(_Stage[S]):
         make: does the work for those partitions that need it; gives each as it is ready.
         inputs: contents of what each partition is made from.
         show: metadata of one partition, from what lies in the store.
+        apart: several runs may make different partitions at once: nothing is shared but what was
+            there before.
     """
 
     partitions: Callable[[Experiment], Sequence[str]]
@@ -473,6 +479,7 @@ class PartitionedStage(_Stage[S]):
     make: Callable[[Work, Sequence[Job[S]]], Iterator[tuple[str, Made]]]
     inputs: Callable[[Work, Mapping[str, S]], Mapping[str, Mapping[str, str]]]
     show: Callable[[Work, str], Metadata] = lambda _work, _key: {}
+    apart: bool = False
 
     def _make(self) -> Callable[..., Any]:
         return self.make
@@ -520,10 +527,23 @@ class PartitionedStage(_Stage[S]):
     def state(self, experiment: Experiment) -> Mapping[str, State]:
         """How each partition stands; raises where an input is missing."""
         store = ArtifactStore(experiment.artifacts)
+        store.ahead(map(self.key, self.partitions(experiment)))
         return {
             key: State(recipe.fingerprint, store.why_stale(self.key(key), recipe))
             for key, recipe in self.recipes(experiment, self.partitions(experiment)).items()
         }
+
+    def locks(self, experiment: Experiment, keys: Sequence[str]) -> list[str]:
+        """What a run that makes these partitions holds, in the order in which it takes them.
+
+        Where partitions are made apart these are blocks of them, so that a run of thousands does
+        not hold thousands of files open.
+        """
+        if not self.apart:
+            return [self.name]
+        every = self.partitions(experiment)
+        block = {key: i * _BLOCKS // max(_BLOCKS, len(every)) for i, key in enumerate(every)}
+        return [f"{self.name}-{n:02d}" for n in sorted({block[key] for key in keys})]
 
     def run(
         self,
@@ -547,8 +567,11 @@ class PartitionedStage(_Stage[S]):
         """Make those of these partitions that are not current, or all; each key when it is done."""
         work = Work.on(experiment, say)
         work.store.check_writable()
-        with alone(work.store.root, self.name, say):
+        with ExitStack() as locks:
+            for name in self.locks(experiment, keys):
+                locks.enter_context(alone(work.store.root, name, say))
             jobs = self._jobs(work, experiment, keys)
+            work.store.ahead(map(self.key, keys))
             whys = {job.key: work.store.why_stale(self.key(job.key), job.recipe) for job in jobs}
             wanted = [job for job in jobs if force or whys[job.key]]
             say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")

@@ -27,6 +27,9 @@ from core.types import SparseAct, SparseFeatures
 _TOKENS, _FEATURES = 512, 4096
 """Tokens and features encoded at a time: a block stays in the processor's cache."""
 
+DENSE = 1 << 24
+"""Features of tokens that are held at a time, zeros and all."""
+
 WEIGHTS = ("encoder", "encoder_bias", "decoder", "bias", "input_bias")
 
 
@@ -76,6 +79,11 @@ class Dictionary:
         """Number of features."""
         return self.encoder.shape[0]
 
+    @property
+    def n_dense(self) -> int:
+        """Tokens of which all features, zeros and all, are held at a time."""
+        return max(1, DENSE // self.n_features)
+
     def weights(self) -> dict[str, Tensor]:
         """The tensors that every kind has, by name."""
         return {name: getattr(self, name) for name in WEIGHTS}
@@ -114,6 +122,12 @@ class Dictionary:
         """Reconstruction from features, ``(..., feature)`` to ``(..., d)``."""
         return features @ self.decoder + self.bias
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """decode(encode(x)), ``(..., d)``, without ever holding more than `DENSE` features."""
+        blocks = x.reshape(-1, self.d).split(self.n_dense)
+        parts = [self.decode(self.encode(block)) for block in blocks]
+        return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(x.shape)
+
     def encode_sparse(self, x: Tensor) -> SparseFeatures:
         """Active features of x, ``(batch, pos, d)``, without ever holding all features at once.
 
@@ -134,7 +148,7 @@ class Dictionary:
             block = flat[first : first + _TOKENS]
             for start in range(0, self.n_features, width):
                 dense = self.encode(block, slice(start, start + width))
-                place = true_places(dense != 0)
+                place = true_places(dense.bool())
                 token = torch.div(place, dense.shape[1], rounding_mode="floor")
                 feature = place - token * dense.shape[1]
                 value = dense.reshape(-1).index_select(0, place)

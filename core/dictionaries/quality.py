@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.dictionaries import Dictionary, check_widths
+from core.dictionaries.dictionary import DENSE
 from core.errors import InputError
 from core.models import LanguageModel, Recording
 from core.models.replay import stream_with
@@ -211,8 +212,8 @@ def in_series(
                     else model.mlp(layer, middle)
                 )
             if name in dictionaries:
-                dictionary, x = dictionaries[name], parts[name]
-                parts[name] = dictionary.decode(dictionary.encode(x)).to(x.dtype)
+                x = parts[name]
+                parts[name] = dictionaries[name].reconstruct(x).to(x.dtype)
             recording = replace(recording, outputs={**recording.outputs, **parts})
             if name in dictionaries:
                 yield name, logits_with(model, recording, name, parts[name])
@@ -240,6 +241,7 @@ def measure_dictionaries(
     mask: Tensor | None = None,
     *,
     batch_contexts: int = 16,
+    budget_bytes: int = 2 << 30,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, DictionaryMetrics]:
     """The metrics of several dictionaries of one model; one run of it is shared by all.
@@ -249,7 +251,8 @@ def measure_dictionaries(
         dictionaries: by submodule; each is put in place alone.
         tokens: ``(batch, pos)``; the paper takes 128 contexts of 128 tokens.
         mask: ``(batch, pos)``, True at real tokens; None for all.
-        batch_contexts: contexts in one run of the model.
+        batch_contexts: most contexts in one run of the model.
+        budget_bytes: memory for what one run holds; fewer contexts are run at once to keep to it.
         progress: told about each submodule's numbers.
 
     Returns:
@@ -265,8 +268,9 @@ def measure_dictionaries(
         raise InputError("no token is followed by another, so there is nothing to predict.")
     names = causal_order(dictionaries)
     sums = {name: _Sums(dictionaries[name]) for name in names}
-    for start in range(0, len(tokens), batch_contexts):
-        rows = slice(start, start + batch_contexts)
+    size = min(batch_contexts, _contexts_within(model, tokens.shape[1], budget_bytes))
+    for start in range(0, len(tokens), size):
+        rows = slice(start, start + size)
         recording = model.record(tokens[rows], mask[rows])
         losses = _cross_entropy(
             model.logits(recording.outputs[f"resid_{model.n_layers - 1}"]), recording
@@ -288,6 +292,16 @@ def measure_dictionaries(
     return metrics
 
 
+def _contexts_within(model: LanguageModel, n_pos: int, budget_bytes: int) -> int:
+    """Contexts of which one run fits a budget, at least 1.
+
+    A token has its logits four times over while its cross-entropy is computed, and every
+    submodule's output as recorded and in series; features are held `DENSE` at a time.
+    """
+    each = 4 * model.n_vocab + 2 * len(model.submodules) * model.d_model
+    return max(1, (budget_bytes - 16 * DENSE) // (4 * n_pos * each))
+
+
 def _measure(
     model: LanguageModel,
     recording: Recording,
@@ -298,11 +312,14 @@ def _measure(
 ) -> None:
     x = recording.outputs[name]
     rows = x[recording.mask]
-    features = dictionary.encode(rows)
-    x_hat = dictionary.decode(features).to(x.dtype)
     at = torch.zeros_like(recording.mask)
     at[_predicting(recording)] = confident
-    sums.add(rows, features, rows - x_hat, at[recording.mask])
+    parts, size = [], dictionary.n_dense
+    for block, sure in zip(rows.split(size), at[recording.mask].split(size), strict=True):
+        features = dictionary.encode(block)
+        parts.append(dictionary.decode(features).to(x.dtype))
+        sums.add(block, features, block - parts[-1], sure)
+    x_hat = torch.cat(parts)
     value = torch.zeros_like(x)
     for which, replacement in (("hat", x_hat), ("zero", torch.zeros_like(x_hat))):
         value[recording.mask] = replacement

@@ -9,12 +9,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import core.budget
+from core.ablate import run_edited
 from core.budget import Passes, plan_passes
 from core.dictionaries import Dictionary
+from core.dictionaries.quality import DictionaryMetrics, measure_dictionaries
 from core.edges import EdgeEffects, edge_effects
 from core.effects import Effects, node_effects
 from core.estimators import Attribution, IntegratedGradients
+from core.evaluate import Evaluator
 from core.models import LanguageModel
+from core.types import ERROR, Node
 from tests.core.tiny import D, make_model, make_pairs, make_single, random_dictionary
 
 
@@ -103,6 +107,57 @@ def test_nodes_are_encoded_without_holding_every_feature_of_every_token() -> Non
     inputs = make_single(64, 16)  # 1,024 tokens: twice what is encoded at once
     size = largest(lambda: node_effects(model, dictionaries, inputs, estimator=Attribution()))
     assert size <= 512 * 512
+
+
+def test_edits_hold_no_second_decoder_and_few_features_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A circuit that keeps an error encodes every feature; so do runs of all features."""
+    monkeypatch.setattr("core.ablate.DENSE", 16 * 512)
+    model, dictionaries, _ = kept_effects(4)
+    inputs = make_single(4, 16)
+    nodes = [Node(name, ERROR, None, 0.0) for name in dictionaries]
+    nodes += [Node(name, 3, None, 0.0) for name in dictionaries]
+    evaluator = Evaluator(model, dictionaries, inputs)
+    one = evaluator.evaluate(nodes)
+    assert largest(lambda: evaluator.edits(nodes)) < 512 * D
+    edits = evaluator.edits(nodes)
+    (runs,) = evaluator.runs()
+    assert largest(lambda: run_edited(runs, edits)) == 16 * 512
+    monkeypatch.setattr("core.ablate.DENSE", 1 << 24)
+    whole = Evaluator(model, dictionaries, inputs).evaluate(nodes)
+    assert one.m_circuit == pytest.approx(whole.m_circuit, rel=1e-12)
+
+
+def test_reconstructions_are_made_a_few_tokens_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    dictionary, x = random_dictionary(D, 0, n=512), torch.randn(9, 7, D, dtype=torch.float64)
+    whole = dictionary.decode(dictionary.encode(x))
+    monkeypatch.setattr("core.dictionaries.dictionary.DENSE", 20 * 512)
+    torch.testing.assert_close(dictionary.reconstruct(x), whole)
+    assert largest(lambda: dictionary.reconstruct(x)) == 20 * 512
+
+
+def test_dictionaries_are_measured_within_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer contexts at a time where the budget is small, and the same metrics."""
+    monkeypatch.setattr("core.dictionaries.quality.DENSE", 1 << 10)
+    monkeypatch.setattr("core.dictionaries.dictionary.DENSE", 1 << 10)
+    model, dictionaries, _ = kept_effects(4)
+    tokens = make_single(64, 8).clean
+
+    def measured(budget: int) -> tuple[int, dict[str, DictionaryMetrics]]:
+        options: dict[str, Any] = {"batch_contexts": 64, "budget_bytes": budget}
+        found: dict[str, DictionaryMetrics] = {}
+
+        def work() -> None:
+            found.update(measure_dictionaries(model, dictionaries, tokens, **options))
+
+        return largest(work), found
+
+    (small, one), (large, other) = measured(1 << 16), measured(1 << 30)
+    assert small <= (1 << 16) // 8 < large
+    for name, metrics in one.items():
+        assert metrics.ce_hat == pytest.approx(other[name].ce_hat)
+        assert metrics.variance_explained == pytest.approx(other[name].variance_explained)
 
 
 # -- passes --------------------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""Every stage on a device that is not the CPU: nothing is mixed, and the tables say the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from assets.settings import Experiment
+from tests.elsewhere import DEVICE, pretended
+from tests.tiny_experiment import brought_up_to_date, tiny_experiment
+
+
+def _tables(experiment: Experiment) -> dict[str, Path]:
+    root = experiment.artifacts
+    return {str(file.relative_to(root)): file for file in root.rglob("*.parquet")}
+
+
+def _said(file: Path) -> dict[str, Any]:
+    """How many rows, and what numbers add up to: other kernels round otherwise, and what is sorted
+    by numbers then stands in another order."""
+    table = pq.read_table(file).to_pandas()
+    numbers = table.select_dtypes("number")
+    texts = table.select_dtypes(exclude="number").columns
+    return {"rows": len(table), "texts": sorted(texts), **numbers.abs().sum().to_dict()}
+
+
+@pytest.mark.slow
+def test_every_stage_gives_the_tables_of_the_cpu(finished: Experiment, tmp_path: Path) -> None:
+    experiment = tiny_experiment(tmp_path, model={"device": str(DEVICE)})
+    with pretended():
+        made = brought_up_to_date(experiment, "labels")
+    assert made["circuits"] == 3
+    here, there = _tables(finished), _tables(experiment)
+    assert Counter(here) == Counter(there)
+    for name, file in here.items():
+        assert _said(there[name]) == pytest.approx(_said(file), rel=1e-2, abs=1e-3), name
