@@ -74,7 +74,7 @@ def _alone_among_copies(remote: Remote, name: str, say: Callable[[str], None]) -
     renewing = Thread(target=lease.renew, args=(ended,), daemon=True)
     renewing.start()
     try:
-        remote.objects(now=True)  # what the others wrote meanwhile
+        remote.look_again()  # at what the others wrote meanwhile
         yield
     finally:
         ended.set()

@@ -164,6 +164,10 @@ class Remote:
                 self._look_at = ended + max(_REST, _SHARE * (ended - began))
             return self._objects
 
+    def look_again(self) -> None:
+        """Look up anew what there is when that is asked for next."""
+        self._look_at = 0.0
+
     def _in_step(self, name: str, version: Version) -> bool:
         """Whether the copy has this version, or a later one that is about to be put."""
         try:
