@@ -28,6 +28,8 @@ ONE_PLANNED_EVENT = ("DAGSTER_EMIT_PARTITION_SUBSET_IN_PLANNED_EVENTS", "1")
 instead of one for each, also of those that turn out to be up to date."""
 
 _KEPT = 4
+_LOOKED_AT = 10
+"""Last events of an input among which the one is looked for that changed it."""
 _WAITS = 60
 """Seconds for a file that another process writes, as in Dagster's own storage."""
 
@@ -138,7 +140,8 @@ def _inputs(context: dg.AssetExecutionContext, *, whole: bool = False) -> Sequen
 def _since(context: dg.AssetExecutionContext, key: dg.AssetKey) -> int:
     """Number of the event since which an asset has the version that it has; 0 if it has none.
 
-    Where its last events all say the same, the first of these: partitions before it are told again.
+    Where all that are looked at say the same, the first of them: partitions before it are told
+    again.
     """
     made = context.instance.fetch_materializations(key, limit=_LOOKED_AT).records
     events = made or context.instance.fetch_observations(key, limit=_LOOKED_AT).records
@@ -149,6 +152,3 @@ def _since(context: dg.AssetExecutionContext, key: dg.AssetKey) -> int:
             break
         first, version = record.storage_id, its_own
     return first
-
-
-_LOOKED_AT = 10

@@ -29,6 +29,8 @@ from assets.tables.schemas import TABLES
 
 Names = Mapping[BehaviourSource, tuple[str, ...]]
 """The behaviours that have a circuit, by source."""
+Point = Mapping[str, Any]
+"""A circuit of some size as it was judged: ``n_nodes`` and ``faithfulness`` among others."""
 
 
 @dataclass(frozen=True)
@@ -166,10 +168,6 @@ _JUDGED = (
     *("n_examples", "held_out", "m_full", "m_empty"),
     *("faithfulness", "faithfulness_low", "faithfulness_high", "completeness"),
 )
-
-
-Point = Mapping[str, Any]
-"""A circuit of some size as it was judged: ``n_nodes`` and ``faithfulness`` among others."""
 
 
 def area_of(curve: Sequence[Point]) -> float:

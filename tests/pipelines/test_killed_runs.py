@@ -61,7 +61,7 @@ def _n_done(experiment: Experiment) -> int:
 
 
 def _files(experiment: Experiment) -> dict[str, bytes]:
-    """Everything that is the same each time: no locks, no records of when, nothing half-written."""
+    """What is the same each time: no locks, nothing that says when, nothing half-written."""
     root = experiment.artifacts
     return {
         str(file.relative_to(root)): file.read_bytes()
@@ -69,6 +69,7 @@ def _files(experiment: Experiment) -> dict[str, bytes]:
         if file.is_file()
         and file.suffix != ".tmp"
         and file.name != FILE
+        and file.stem != "report"
         and ".locks" not in file.parts
     }
 

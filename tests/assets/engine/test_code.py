@@ -87,7 +87,7 @@ ALGORITHMS = [
     ("assets/circuits/behaviours.py", "len(shuffled) // 3", "len(shuffled) // 4",
      {"cluster_behaviours"}),
     ("assets/circuits/pairs.py", "most_common(1)", "most_common(2)", {"task_behaviours"}),
-    ("assets/evaluations/summary.py", "[0.0, *curve", "[0, *curve", {"evaluation_summary"}),
+    ("assets/evaluations/summary.py", "[0.0, *heights", "[0, *heights", {"evaluation_summary"}),
     ("assets/discovery/templates/cluster.html", "<p>", "<p >",
      {"clusters", "compared_clusterings"}),
 ]  # fmt: skip
