@@ -56,6 +56,8 @@ _ROUNDING = 1e-3
 """Faithfulness of float32 runs that take different ways to the same numbers."""
 _LEAST_AGREEMENT = 0.75
 _MOST_MOVED = 0.01
+_HEAD = ["n_nodes", "n_examples", "gap", "unmet", "stability"]
+"""Columns of a circuit that its checks ask for, together."""
 _OF_ONE_SUBMODULE = frozenset({"submodule", "path", "contents"})
 """Settings and inputs in which imported dictionaries of one set differ."""
 
@@ -272,7 +274,7 @@ def _circuits_have_nodes(
 ) -> Outcome:
     """Most behaviours with examples have a circuit with nodes."""
     keys = [circuit(source, name) for name in names_of(experiment)[source]]
-    heads = [store.read(key, ["n_nodes"]).to_pylist() for key in keys if store.footer(key)]
+    heads = [store.rows(key, _HEAD) for key in keys if store.footer(key)]
     sizes = [rows[0]["n_nodes"] for rows in heads if rows]
     without = sizes.count(0)
     return Outcome(
@@ -287,12 +289,7 @@ def _integrals_converged(
 ) -> Outcome:
     """Effects sum to what ablating or patching a whole submodule does, as far as was asked for."""
     keys = {name: circuit(source, name) for name in names_of(experiment)[source]}
-    columns = ["gap", "unmet", "metric"]
-    heads = {
-        name: rows[0]
-        for name, key in keys.items()
-        if store.footer(key) and (rows := store.read(key, columns).to_pylist())
-    }
+    heads = {name: rows[0] for name, key in keys.items() if (rows := store.rows(key, _HEAD))}
     gaps = {name: head["gap"] for name, head in heads.items() if math.isfinite(head["gap"])}
     if not gaps:
         return Outcome(True, "No effects by integrated gradients or attribution.")
@@ -315,8 +312,7 @@ def _evaluations_are_numbers(
 ) -> Outcome:
     """Faithfulness is a number for most circuits."""
     keys = [evaluation(source, name) for name in names_of(experiment)[source]]
-    columns = ["threshold", "faithfulness"]
-    rows = [r for key in keys if store.footer(key) for r in store.read(key, columns).to_pylist()]
+    rows = [row for key in keys for row in store.rows(key, ["threshold", "faithfulness"])]
     values = [row["faithfulness"] for row in rows if row["threshold"] is None]
     usable = len(finite(values))
     return Outcome(
@@ -360,12 +356,7 @@ def circuits_are_stable(experiment: Experiment, store: ArtifactStore) -> Outcome
     """Most circuits of clusters agree between halves of their examples as much as was asked for."""
     wanted = experiment.settings.circuits.stability
     keys = [circuit("clusters", name) for name in names_of(experiment)["clusters"]]
-    rows = [
-        row
-        for key in keys
-        if store.footer(key)
-        for row in store.read(key, ["stability", "n_examples"]).to_pylist()
-    ]
+    rows = [row for key in keys for row in store.rows(key, _HEAD)]
     found = [row["stability"] for row in rows if row["stability"] is not None]
     single = len(rows) - len(found)
     middle = float(np.median(found)) if found else math.nan

@@ -146,6 +146,16 @@ def _address(address: str) -> str:
     return address.rstrip("/")
 
 
+def _artifacts(place: str) -> str:
+    if not is_address(place):
+        return place
+    if place.startswith("file:"):
+        raise _clash("a folder on this machine is written as a path.")
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#:\s][^?#\s]*", place) or ".." in place:
+        raise _clash("an address is SCHEME://BUCKET or SCHEME://BUCKET/PREFIX, without ?, # and ..")
+    return place.rstrip("/")
+
+
 def _listed(value: Any) -> Any:
     return (value,) if isinstance(value, int | float | str) else value
 
@@ -873,8 +883,9 @@ class Settings(Section):
     """Address of the explorer, to which circuits link in the Dagster UI."""
     reruns: RerunSettings = RerunSettings()
     """What is run again by itself."""
-    artifacts: Text | None = None
-    """Folder for everything the experiment writes; artifacts/NAME of the checkout by default."""
+    artifacts: Annotated[Text, AfterValidator(_artifacts)] | None = None
+    """Folder for everything the experiment writes, or an address such as s3://BUCKET/PREFIX;
+    artifacts/NAME of the checkout by default."""
 
     # What a section says is held against sections above it, where those are sound.
 
@@ -1077,6 +1088,11 @@ def is_path(source: str) -> bool:
     return source.startswith((".", "/", "~"))
 
 
+def is_address(place: str) -> bool:
+    """Whether a place is written as an address, ``s3://bucket/prefix``, and not as a folder."""
+    return "://" in place
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One experiment, read once: its name keys the asset graph, its settings never change.
@@ -1085,7 +1101,8 @@ class Experiment:
         name: the file's name without ``.yaml``; the first part of every asset key.
         path: the YAML file.
         settings: what it says.
-        artifacts: folder for everything the experiment writes.
+        artifacts: folder for everything the experiment writes; the copy of it where the settings
+            say an address (`assets.engine.remote`).
         digest: SHA-256 of the file as it was read.
     """
 

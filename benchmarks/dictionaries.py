@@ -92,7 +92,7 @@ def train(experiment: Experiment, options: argparse.Namespace) -> None:
         buffer_bytes=int(how.buffer_mb * 1e6),
         seed=how.seed,
     )
-    source = open_cache(work.store.path(ACTIVATION_CACHE, ""), list(widths))
+    source = open_cache(work.store.here(ACTIVATION_CACHE, ""), list(widths))
     trained = train_dictionaries(source, settings, all_widths=widths, progress=print)
     write_set({name: one.dictionary for name, one in trained.items()}, options.folders[0])
 

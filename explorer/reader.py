@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -126,7 +125,7 @@ class Reader:
         self._kept: OrderedDict[Hashable, tuple[object, Any]] = OrderedDict()
         self._held: dict[tuple[str, str], tuple[object, Held | None]] = {}
         self._index: dict[str, tuple[float, dict[str, Held]]] = {}
-        self._files: dict[tuple[str, str], str] = {}
+        self._keys: dict[tuple[str, str], Key] = {}
         self._lock = RLock()
 
     # -- what there is --------------------------------------------------------------------------
@@ -173,7 +172,7 @@ class Reader:
 
     def is_made(self, source: BehaviourSource, name: str) -> bool:
         """Whether there is a file of that circuit, sound or not."""
-        return self.store.path(circuit(source, name)).exists()
+        return self.store.stamp(circuit(source, name)) is not None
 
     # -- tables ---------------------------------------------------------------------------------
 
@@ -261,7 +260,7 @@ class Reader:
         def read() -> Any:
             from core.dictionaries.files import load_dictionary
 
-            file = self.store.path(sae(submodule), ".safetensors")
+            file = self.store.here(sae(submodule), ".safetensors")
             try:
                 rows = load_dictionary(file).decoder.float().numpy()
             except (CircuitError, OSError):
@@ -299,12 +298,13 @@ class Reader:
 
     def _read(self, key: Key, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
         """A table, or those rows of one too large for memory that pass the filters."""
-        file = self.store.path(key)
+        file = self.store.here(key)
         try:
             return pq.read_table(file, filters=filters, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise ExperimentError(
-                f"{file} is damaged ({error}): delete it and materialize {key.stage} again."
+                f"{self.store.place(key)} is damaged ({error}): delete it and materialize "
+                f"{key.stage} again."
             ) from None
 
     def with_card(self, submodule: str) -> list[Row]:
@@ -372,6 +372,7 @@ class Reader:
         with self._lock:
             at, found = self._index.get(source, (-math.inf, {}))
             if time.monotonic() - at > _REST:
+                self.store.ahead(circuit(source, name, "nodes") for name in self.names[source])
                 found = {
                     name: held
                     for name in self.names[source]
@@ -387,9 +388,9 @@ class Reader:
 
     def _held_by(self, source: BehaviourSource, name: str) -> Held | None:
         place = source, name
-        if place not in self._files:
-            self._files[place] = str(self.store.path(circuit(source, name, "nodes")))
-        stamp = _stamp_of(self._files[place])
+        if place not in self._keys:
+            self._keys[place] = circuit(source, name, "nodes")
+        stamp = self.store.stamp(self._keys[place])
         if stamp is None:
             return None
         if place not in self._held or self._held[place][0] != stamp:
@@ -434,7 +435,7 @@ class Reader:
     # -- kept until changed ---------------------------------------------------------------------
 
     def _stamp(self, keys: Iterable[Key]) -> tuple[object, ...]:
-        return tuple(_stamp_of(str(self.store.path(key))) for key in keys)
+        return tuple(map(self.store.stamp, keys))
 
     def _fresh(self, keys: Sequence[Key], place: Hashable, read: Callable[[], T]) -> T:
         with self._lock:
@@ -446,14 +447,6 @@ class Reader:
             while len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
             return kept[1]
-
-
-def _stamp_of(file: str) -> tuple[int, int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _is_number(text: str) -> bool:

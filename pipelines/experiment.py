@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
+from assets.engine.remote import copy_of
 from assets.settings import (
     RENAMED,
     Experiment,
@@ -23,6 +24,7 @@ from assets.settings import (
     Problem,
     Settings,
     TrainSettings,
+    is_address,
     is_path,
     nearest,
 )
@@ -62,12 +64,20 @@ def read_experiment(path: Path) -> Experiment:
         raise _listed(path, [*problems, *_shape_problems(error)]) from None
     if problems:
         raise _listed(path, problems)
-    folder = os.path.expanduser(settings.artifacts or ROOT / "artifacts" / path.stem)
+    written = settings.artifacts or str(ROOT / "artifacts" / path.stem)
+    try:
+        artifacts = (
+            copy_of(written)
+            if is_address(written)
+            else Path(os.path.abspath(path.parent / os.path.expanduser(written)))
+        )
+    except ExperimentError as error:
+        raise _listed(path, [(("artifacts",), str(error))]) from None
     return Experiment(
         name=path.stem,
         path=path,
         settings=settings,
-        artifacts=Path(os.path.abspath(path.parent / folder)),
+        artifacts=artifacts,
         digest=hashlib.sha256(content).hexdigest(),
     )
 

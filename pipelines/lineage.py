@@ -40,7 +40,7 @@ def table_of(experiment: Experiment, name: str) -> str:
         if tables
         else " Run the experiment first."
     )
-    raise ExperimentError(f"there is no circuit or table '{name}' in {store.root}.{hint}")
+    raise ExperimentError(f"there is no circuit or table '{name}' in {store.at}.{hint}")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -19,7 +19,6 @@ from assets.tables.places import (
     LABELS,
     REPORT,
     RULE_LABELS,
-    circuit,
     cluster_pages,
     clusters,
 )
@@ -160,7 +159,6 @@ def _circuits(experiment: Experiment, store: ArtifactStore, summary: Frame) -> l
         words += f", completeness {row['completeness']:.2f}"
         words += " on examples kept back." if row["held_out"] else " on the same examples."
         lines += textwrap.wrap(words, _WIDTH, initial_indent="  ", subsequent_indent="  ")
-        lines.append(f"  {store.path(circuit('clusters', row['name']), '.svg')}")
     return lines
 
 
@@ -256,10 +254,10 @@ def _labels(experiment: Experiment, store: ArtifactStore) -> Iterator[list[str]]
 
 def _places(store: ArtifactStore) -> list[str]:
     places = (
-        ("report, in one page", store.path(REPORT, ".html")),
-        ("tables", store.root),
-        ("clusters", store.path(cluster_pages(), "/index.html")),
-        ("pictures", store.root / "circuits" / "*" / "*" / "circuit.svg"),
+        ("report, in one page", store.place(REPORT, ".html")),
+        ("tables", store.at),
+        ("clusters", store.place(cluster_pages(), "/index.html")),
+        ("pictures of circuits", "make explore, then http://127.0.0.1:3001"),
         ("what tables hold", "docs/tables.md"),
         ("Dagster UI", "make ui, then http://127.0.0.1:3000"),
     )

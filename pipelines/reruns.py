@@ -21,6 +21,7 @@ from assets.engine.lock import is_taken
 from assets.engine.outside import Outside, files_of, hub_commits, outside_of, stat_of
 from assets.engine.processes import end_dead_runs
 from assets.engine.recipe import digest
+from assets.engine.remote import remote_of
 from assets.engine.stage import PartitionedStage, Stage
 from assets.settings import Experiment, ExperimentError
 from pipelines.experiment import check_places, read_experiment
@@ -228,6 +229,10 @@ def _at_work(instance: dg.DagsterInstance, experiment: Experiment) -> str:
 def _seen(experiment: Experiment, outside: Sequence[Outside]) -> str:
     """Digest of every file that a plan depends on, by size and time of change."""
     read = [file for node in outside for place in node.places for file in files_of(place.place)]
+    remote = remote_of(experiment.artifacts)
+    if remote is not None:
+        there = [item for item in sorted(remote.objects().items()) if not item[0].startswith(".")]
+        return digest([experiment.digest, read, there])
     return digest([experiment.digest, read, list(_tables(str(experiment.artifacts)))])
 
 

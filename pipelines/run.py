@@ -20,6 +20,7 @@ from pathlib import Path
 import dagster as dg
 
 from assets.checks import broken_checks
+from assets.engine.events import ONE_PLANNED_EVENT
 from assets.engine.lock import alone
 from assets.engine.processes import PROCESS, end_dead_runs, this_process
 from assets.engine.stage import Stage
@@ -28,6 +29,7 @@ from assets.settings import Experiment, ExperimentError
 from core.errors import CircuitError
 from pipelines.definitions import build_definitions
 from pipelines.experiment import EXPERIMENTS, ROOT, check_places, read_experiment
+from pipelines.home import dagster_home, lost_database
 from pipelines.plan import Run, make_plan, runs_of
 from pipelines.report import report
 from pipelines.reruns import PASS, report_files
@@ -249,14 +251,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = options.experiment.resolve()
     # Places in dagster.yaml are relative to the working directory.
     os.chdir(ROOT)
-    os.environ.setdefault("DAGSTER_HOME", str(ROOT))
+    os.environ.setdefault(*ONE_PLANNED_EVENT)
     try:
         if options.plan:
             print_plan(read_experiment(path))
         else:
+            os.environ.setdefault("DAGSTER_HOME", str(dagster_home()))
             _run_and_report(path, options.adopt, options.force)
-    except (ExperimentError, CircuitError, dg.DagsterError) as error:
-        cause = _cause(error)
+    except Exception as error:
+        cause = lost_database(error) or _cause(error)
         if not isinstance(cause, ExperimentError | CircuitError):
             raise
         print(f"\n{type(cause).__name__}: {cause}", file=sys.stderr)
@@ -306,7 +309,7 @@ def _run_and_report(path: Path, adopted: Sequence[str], forced: Sequence[str]) -
     store.sweep()
     if store.older_layout():
         print(
-            f"{store.root} was written by an earlier version in another layout: none of it is "
+            f"{store.at} was written by an earlier version in another layout: none of it is "
             "used, and everything is made again beside it. Remove it when you no longer need it.\n"
         )
     print(f"{experiment.name}: {experiment.settings.description or experiment.path}\n")

@@ -40,7 +40,7 @@ def table(experiment: Experiment) -> str:
             *lines,
             "",
             f"{first['n_circuit']} features in the circuit, {first['n_judged']} judged by "
-            f"{first['judge']}; {first['n_seeds']} seeds. Page: {store.path(SHIFT, '.html')}",
+            f"{first['judge']}; {first['n_seeds']} seeds. Page: {store.place(SHIFT, '.html')}",
         ]
     )
 

@@ -2,8 +2,8 @@
 
 CIRCUIT is a cluster (``k00003``) or a task (``simple``). Without one, the circuits
 that exist are listed. Nothing is computed: what is shown lies in the experiment's tables. With
-``--draw FILE.svg`` the first circuit is also drawn again, with as many nodes as ``--nodes`` says.
-Both carry the features' labels; the picture beside the circuit was drawn before there were any.
+``--draw FILE.svg`` the first circuit is also drawn, with as many nodes as ``--nodes`` says.
+Both carry the features' labels.
 ``--cards N`` adds the cards of its N strongest features: how often each is active, its strongest
 contexts with the tokens where it is, and the tokens that it promotes.
 """
@@ -61,9 +61,10 @@ def source_of(experiment: Experiment, name: str) -> BehaviourSource:
     """
     known = circuits_of(experiment)
     if name not in known:
+        at = ArtifactStore(experiment.artifacts).at
         few = ", ".join(list(known)[:8]) + (" and so on" if len(known) > 8 else "")
         raise ExperimentError(
-            f"there is no circuit '{name}' in {experiment.artifacts}: "
+            f"there is no circuit '{name}' in {at}: "
             + (f"there are {few}." if known else "run the experiment first.")
         )
     return known[name]
@@ -92,15 +93,14 @@ def judged_circuit(experiment: Experiment, name: str) -> Circuit:
 
 
 def show(experiment: Experiment, name: str, *, max_nodes: int, max_edges: int) -> str:
-    """One circuit as text, with its faithfulness where it was judged, and its picture's place."""
+    """One circuit as text, with its faithfulness where it was judged."""
     from core.pictures.describe import describe_circuit
 
     found = judged_circuit(experiment, name)
     place = ArtifactStore(experiment.artifacts)
-    text = describe_circuit(
+    return describe_circuit(
         found, labels=read_labels(place), max_nodes=max_nodes, max_edges=max_edges
     )
-    return f"{text}\n\npicture: {place.path(circuit(source_of(experiment, name), name), '.svg')}"
 
 
 def cards_text(experiment: Experiment, name: str, n_features: int) -> str:

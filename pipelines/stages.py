@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from assets.circuits.stages import circuit_stages
+from assets.circuits.stages import circuit_stages, task_stages
 from assets.corpus.stages import corpus_stages
 from assets.dictionaries.stages import dictionary_stages
 from assets.discovery.clusterings import discovery_stages
@@ -15,12 +15,15 @@ from assets.report.stages import report_stage
 from assets.settings import Experiment
 from assets.shift.stages import classifier_stages, shift_stages
 
+# What reads pairs and labelled texts comes first: a mistake in them is told in seconds, not after
+# dictionaries have been trained.
 _STEPS = (
+    task_stages,
+    classifier_stages,
     corpus_stages,
     dictionary_stages,
     discovery_stages,
     comparison_stages,
-    classifier_stages,
     circuit_stages,
     evaluation_stages,
     edge_stages,

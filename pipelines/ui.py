@@ -16,9 +16,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from assets.engine.events import ONE_PLANNED_EVENT
 from assets.engine.lock import alone, is_taken
 from assets.settings import ExperimentError
 from pipelines.experiment import ROOT
+from pipelines.home import dagster_home
 
 _LOCK = "ui"
 _HOST = "127.0.0.1"
@@ -65,9 +67,12 @@ def serve(port: int) -> int:
     check_free(folder, port)
     address = f"http://{_HOST}:{port}"
     print(f"Dagster UI: {address} (starting; Ctrl-C stops it)", flush=True)
-    home = {"PWD": str(ROOT), "DAGSTER_HOME": str(ROOT), "VIRTUAL_ENV": sys.prefix}
+    home = str(dagster_home())
+    # The committed .env, which Dagster reads over the environment, makes PWD the home.
+    told = {"PWD": home, "DAGSTER_HOME": home, "VIRTUAL_ENV": sys.prefix}
+    planned = dict([ONE_PLANNED_EVENT])
     with alone(folder, _LOCK, print):
-        server = subprocess.Popen(command(port), cwd=ROOT, env={**os.environ, **home})
+        server = subprocess.Popen(command(port), cwd=ROOT, env={**planned, **os.environ, **told})
         try:
             while server.poll() is None and not _answers(port):
                 time.sleep(0.5)

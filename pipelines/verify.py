@@ -98,8 +98,9 @@ def parts_of(experiment: Experiment) -> dict[str, _Part]:
 
 def verify(experiment: Experiment) -> Verified:
     """Read everything and say what is not right."""
-    if not experiment.artifacts.is_dir():
-        fault = Fault(str(experiment.artifacts), "there is no such folder", "Run the experiment")
+    store = ArtifactStore(experiment.artifacts)
+    if not (experiment.artifacts.is_dir() if store.remote is None else store.remote.objects()):
+        fault = Fault(store.at, "there is no such folder", "Run the experiment")
         return Verified([fault], 0, 0, 0)
     looker = _Looker(experiment)
     faults = [*looker.faults()]
@@ -131,10 +132,7 @@ class _Looker:
         self.parts = parts_of(self.experiment)
         self.reader = Reader(self.store)
         self.damaged = self.store.lineage.check()
-        for folder, _, names in os.walk(self.store.root):
-            for name in names:
-                file = Path(folder, name)
-                self.files[file.relative_to(self.store.root).as_posix()] = _size(file)
+        self.files = dict(_files_of(self.store))
         for file in sorted(self.files):
             path, suffix = os.path.splitext(file)
             if suffix == ".parquet":
@@ -350,7 +348,21 @@ class _Looker:
         for name, paths in of_other.items():
             told = f"{len(paths)} tables were made by the experiment {name}, first {paths[0]}"
             cure = "Give each experiment a folder of its own with artifacts:"
-            yield Fault(str(self.store.root), told, cure)
+            yield Fault(self.store.at, told, cure)
+
+
+def _files_of(store: ArtifactStore) -> Iterator[tuple[str, int]]:
+    """Every file of the folder with its size; fetched first where they lie elsewhere."""
+    if store.remote is not None:
+        # Records and locks, whose names begin with a dot, are no files of the pipeline.
+        there = {n: v for n, v in store.remote.objects(now=True).items() if not n.startswith(".")}
+        store.remote.fetch(list(there))
+        yield from ((name, version.n_bytes) for name, version in there.items())
+        return
+    for folder, _, names in os.walk(store.root):
+        for name in names:
+            file = Path(folder, name)
+            yield file.relative_to(store.root).as_posix(), _size(file)
 
 
 def _size(file: Path) -> int:

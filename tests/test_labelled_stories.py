@@ -1,4 +1,4 @@
-"""The example that makes labelled texts of stories."""
+"""The examples that make labelled texts of stories, and contrastive pairs of their pronouns."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 from assets.settings import LabelledTextSettings
 from pipelines.experiment import read_experiment
@@ -42,3 +44,30 @@ def test_the_experiment_reads_what_the_script_writes(tmp_path: Path) -> None:
     assert row.keys() == {data.text_column, data.label_column, data.attribute_column}
     assert row[data.label_column] == data.labels[0]
     assert row[data.attribute_column] == data.attributes[0]
+
+
+def test_pairs_are_what_their_script_writes_and_none_is_in_two_files(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, EXAMPLES / "story_pairs.py", tmp_path], check=True)
+    tasks = read_experiment(EXAMPLES / "stories260k.yaml").settings.tasks
+    assert tasks is not None
+    assert tasks.pairs.keys() == {"pronoun", "number"}
+    prefixes = []
+    for file in sorted((EXAMPLES / "pairs").iterdir()):
+        text = file.read_text(encoding="utf-8")
+        assert text == (tmp_path / file.name).read_text(encoding="utf-8")
+        pairs = [json.loads(line) for line in text.splitlines()]
+        prefixes += [tuple(sorted((p["clean_prefix"], p["patch_prefix"]))) for p in pairs]
+    assert len(prefixes) == len(set(prefixes)) == 2 * 240
+
+
+@pytest.mark.parametrize("task", ["pronoun", "number"])
+def test_both_sides_of_a_pair_ask_for_their_own_pronoun(task: str) -> None:
+    text = (EXAMPLES / "pairs" / f"{task}_test.json").read_text(encoding="utf-8")
+    for pair in map(json.loads, text.splitlines()):
+        for side in ("clean", "patch"):
+            hero, answer = pair[f"{side}_prefix"], pair[f"{side}_answer"]
+            if " and " in hero:
+                assert answer == " They"
+            else:
+                woman = any(word in hero for word in ("girl", "Sue", "Mia", "Amy"))
+                assert answer == (" She" if woman else " He")

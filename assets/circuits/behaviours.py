@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import pyarrow as pa
+
 from assets.discovery.clusterings import members
 from assets.discovery.tokens import example
 from assets.engine.recipe import digest
@@ -24,6 +26,7 @@ from assets.tables.conversions import read_samples
 from assets.tables.places import (
     FILTERED_TOKENS,
     BehaviourSource,
+    Key,
     assignments,
     behaviours,
     clusters,
@@ -199,11 +202,10 @@ def read_behaviours(
     """These behaviours of a source, by name."""
     wanted = set(names)
     of_behaviour: dict[str, list[Example]] = {name: [] for name in wanted}
-    for row in store.read(examples(source)).to_pylist():
-        if (name := row.pop("name")) in wanted:
-            patch = None if row["patch"] is None else tuple(row["patch"])
-            one = Example(**{**row, "clean": tuple(row["clean"]), "patch": patch})
-            of_behaviour[name].append(one)
+    for row in _rows_of(store, examples(source), wanted):
+        patch = None if row["patch"] is None else tuple(row["patch"])
+        one = {**row, "clean": tuple(row["clean"]), "patch": patch}
+        of_behaviour[one.pop("name")].append(Example(**one))
     return {
         head["name"]: Behaviour(
             name=head["name"],
@@ -219,9 +221,14 @@ def read_behaviours(
             if head["site"] is None
             else ReadBy(head["site"], head["pooling"], tuple(head["weight"]), float(head["bias"])),
         )
-        for head in store.read(behaviours(source)).to_pylist()
-        if head["name"] in wanted
+        for head in _rows_of(store, behaviours(source), wanted)
     }
+
+
+def _rows_of(store: ArtifactStore, key: Key, names: set[str]) -> list[dict[str, Any]]:
+    """The rows of a table that are about these behaviours."""
+    table = store.read(key)
+    return table.filter(pa.array([n in names for n in table["name"].to_pylist()])).to_pylist()
 
 
 def behaviour_digests(store: ArtifactStore, source: BehaviourSource) -> dict[str, Content]:

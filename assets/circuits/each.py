@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
@@ -13,6 +15,12 @@ from assets.tables.places import DICTIONARY_SET, BehaviourSource, Key, behaviour
 
 S = TypeVar("S")
 
+SHOWN_WHOLE = 64
+"""Clusters of which the UI shows more than figures: for thousands that would cost more than most
+circuits do, and each of them stays in Dagster's log for good."""
+
+_SAYS_EVERY = 2.0
+
 One = Callable[[BehaviourSource, Mapping[str, Behaviour], Work, Job[S]], tuple[Made, str]]
 """What is made of one behaviour, given all by name, and what there is to say of it."""
 
@@ -23,9 +31,17 @@ def make_each(
     """`one` for each of these behaviours, in their order."""
     of_name = read_behaviours(work.store, source, [job.key for job in jobs])
     every = work.spread(partial(one, source, of_name), jobs)
+    before = -math.inf  # each line is an event in Dagster's log
     for n, (job, (made, said)) in enumerate(zip(jobs, every, strict=True), start=1):
-        work.say(f"{what} {n} of {len(jobs)}: {job.key}, {said}")
+        if time.monotonic() - before >= _SAYS_EVERY or n == len(jobs):
+            work.say(f"{what} {n} of {len(jobs)}: {job.key}, {said}")
+            before = time.monotonic()
         yield job.key, made
+
+
+def is_shown_whole(source: BehaviourSource, name: str) -> bool:
+    """Whether the UI shows more of a behaviour than figures."""
+    return source != "clusters" or int(name[1:]) < SHOWN_WHOLE
 
 
 def made_from(

@@ -1,4 +1,8 @@
-"""Stage 5: the circuit of each behaviour, whatever its source, written as soon as it is found."""
+"""Stage 5: the circuit of each behaviour, whatever its source, written as soon as it is found.
+
+Pictures are drawn when somebody asks for one (`explorer`, `pipelines.show --draw`); the UI has
+small ones of the first circuits of each source.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +19,9 @@ from assets.circuits.behaviours import (
     example_lines,
     read_behaviours,
 )
-from assets.circuits.each import stage_of_each
+from assets.circuits.each import is_shown_whole, stage_of_each
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, task_settings
-from assets.engine.lineage import lineage, lineage_markdown
+from assets.engine.lineage import lineage_markdown
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
 from assets.engine.store import ArtifactStore
 from assets.plots import records, vector_picture
@@ -80,13 +84,10 @@ def _make_one(
 ) -> tuple[Made, str]:
     """The tables of one circuit, and its size in words."""
     from core.circuit import attribute
-    from core.pictures.draw import draw_circuit
 
-    picture, behaviour = circuit(source, job.key), of_name[job.key]
+    how, behaviour = job.settings, of_name[job.key]
     if not behaviour.examples:
-        work.store.path(picture, ".svg").unlink(missing_ok=True)
-        return _tables(source, job.key, None, None, None, []), "empty"
-    how = job.settings
+        return _tables(source, job.key, None, None, None), "empty"
     effects = attribute(
         work.load.model(),
         work.load.dictionaries(),
@@ -105,10 +106,8 @@ def _make_one(
     )
     found = joined.with_edges_above(how.edge_threshold)
     every = effects.circuit(node_threshold=how.lowest, edge_threshold=0.0, edges=False)
-    title = f"{work.about['experiment']} {job.key}"
-    drawn = work.store.write_text(picture, ".svg", draw_circuit(found, title=title))
     cut = (how.node_threshold, how.edge_threshold)
-    return _tables(source, job.key, found, every, joined, [drawn], cut), _size(found)
+    return _tables(source, job.key, found, every, joined, cut), _size(found)
 
 
 def _size(found: Circuit) -> str:
@@ -130,7 +129,6 @@ def _tables(
     found: Circuit | None,
     every: Circuit | None,
     joined: Circuit | None,
-    files: Sequence[Any],
     cut: tuple[float, float] | None = None,
 ) -> Made:
     tables = circuit_tables(name, found)
@@ -141,7 +139,7 @@ def _tables(
         circuit(source, name, "edges"): tables["edges"],
         circuit(source, name, "nodes"): tables["nodes"],
     }
-    return Made(tables["circuit"], beside=beside, files=files)
+    return Made(tables["circuit"], beside=beside)
 
 
 def load_circuit(store: ArtifactStore, source: BehaviourSource, name: str) -> Circuit | None:
@@ -171,32 +169,42 @@ def columns_of(source: BehaviourSource, experiment: str) -> dg.TableColumnLineag
 
 
 def show_circuit_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
-    """Size, lineage, the strongest nodes with their labels, examples and the picture."""
-    made_from = lineage(work.store, circuit(source, name).path)
-    traced = {
-        "lineage": dg.MetadataValue.md(lineage_markdown(made_from)),
-        "dagster/column_lineage": columns_of(source, work.about["experiment"]),
-    }
+    """Figures and where to look; of the first circuits also nodes, examples and a picture."""
+    key = circuit(source, name)
+    head = next(iter(work.store.read(key, list(_HEAD)).to_pylist()), None)
+    lines = {"dagster/column_lineage": columns_of(source, work.about["experiment"])}
+    if head is None:
+        return {"empty": True, "nodes": 0, "edges": 0, **lines}
+    figures = {said: head[column] for column, said in _HEAD.items() if head[column] is not None}
+    whole = _show_whole(source, work, name) if is_shown_whole(source, name) else {}
+    address = dg.MetadataValue.url(f"{work.explorer}/{source}/{name}")
+    return {"empty": False, **figures, "explorer": address, **lines, **whole}
+
+
+_HEAD = {
+    "n_nodes": "nodes",
+    "n_edges": "edges",
+    "n_examples": "examples",
+    "stability": "stability",
+    "gap": "largest completeness gap",
+    "metric_clean": "metric",
+}
+"""Columns of a circuit that the UI shows, and what it calls them."""
+
+
+def _show_whole(source: BehaviourSource, work: Work, name: str) -> Metadata:
+    """Picture, strongest nodes with their labels, examples, settings and lineage."""
     found = load_circuit(work.store, source, name)
-    if found is None:
-        return {"empty": True, "nodes": 0, "edges": 0, **traced}
+    assert found is not None, "it has a head"
     behaviour = read_behaviours(work.store, source, [name])[name]
     labels = read_labels(work.store)
+    made_from = work.makings.of(circuit(source, name).path)
     return {
-        "empty": False,
         "drawing": _drawing(found, name, labels),
-        "nodes": len(found.nodes),
-        "edges": len(found.edges),
-        "examples": found.n_examples,
-        **({} if found.stability is None else {"stability": found.stability}),
         **_standings(found),
-        "largest completeness gap": max(found.gaps.values()),
-        "metric": found.metric_clean,
         "strongest nodes": strongest_nodes(found, labels),
         "reads": dg.MetadataValue.md(example_lines(behaviour, work.load.tokenizer())),
-        "explorer": dg.MetadataValue.url(f"{work.explorer}/{source}/{name}"),
-        "picture": dg.MetadataValue.path(work.store.path(circuit(source, name), ".svg")),
-        **traced,
+        "lineage": dg.MetadataValue.md(lineage_markdown(made_from)),
         "settings": dg.MetadataValue.json(dict(found.settings)),
     }
 
@@ -307,14 +315,19 @@ CLASSIFIER_CIRCUITS_STAGE = _circuit_stage(
 )
 
 
-def circuit_stages(experiment: Experiment) -> list[Stage]:
-    """The stages from behaviours to circuits; those of tasks where the experiment has any.
+def task_stages(experiment: Experiment) -> list[Stage]:
+    """The stage that reads files of pairs, where the experiment has any; it needs no dictionary."""
+    return [] if experiment.settings.tasks is None else [TASK_BEHAVIOURS_STAGE]
 
-    A classifier's behaviours are made in `assets.shift`, before these.
+
+def circuit_stages(experiment: Experiment) -> list[Stage]:
+    """The stages to circuits, and before it the behaviours of clusters.
+
+    Those of tasks are made by `task_stages`, a classifier's in `assets.shift`, before these.
     """
     stages: list[Stage] = [CLUSTER_BEHAVIOURS_STAGE, CIRCUITS_STAGE]
     if experiment.settings.tasks is not None:
-        stages += [TASK_BEHAVIOURS_STAGE, TASK_CIRCUITS_STAGE]
+        stages.append(TASK_CIRCUITS_STAGE)
     if experiment.settings.classifier is not None:
         stages.append(CLASSIFIER_CIRCUITS_STAGE)
     return stages

@@ -174,7 +174,7 @@ def show_activation_cache(work: Work, _cached: Cached) -> Metadata:
     return {
         "tokens": rows[0]["n_rows"],
         "MiB on disk": sum(files.values()) / 2**20,
-        "folder": dg.MetadataValue.path(work.store.path(ACTIVATION_CACHE, "")),
+        "folder": dg.MetadataValue.path(work.store.place(ACTIVATION_CACHE, "")),
     }
 
 

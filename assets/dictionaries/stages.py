@@ -68,7 +68,7 @@ def load_own(store: ArtifactStore, submodule: str) -> Dictionary:
     """The dictionary that the saes stage wrote for a submodule; raises where it is damaged."""
     from core.dictionaries.files import load_dictionary
 
-    dictionary = load_dictionary(store.path(sae(submodule), _WEIGHTS))
+    dictionary = load_dictionary(store.here(sae(submodule), _WEIGHTS))
     check_written(store, submodule, dictionary)
     return dictionary
 
@@ -248,7 +248,7 @@ def _activations(work: Work, settings: Training, submodules: list[str]) -> RowSo
     from core.training import ModelRows
 
     if settings.activations == "cache":
-        return open_cache(work.store.path(ACTIVATION_CACHE, ""), submodules)
+        return open_cache(work.store.here(ACTIVATION_CACHE, ""), submodules)
     return ModelRows(
         work.load.model(),
         training_contexts(work.store, settings.n_held_out or 0).tokens,
@@ -338,7 +338,7 @@ def show_sae(work: Work, submodule: str) -> Metadata:
             if isinstance(value, str | int | float) and name != "is"
         ),
         "width": notes["d"],
-        "weights": dg.MetadataValue.path(work.store.path(sae(submodule), _WEIGHTS)),
+        "weights": dg.MetadataValue.path(work.store.place(sae(submodule), _WEIGHTS)),
         "weights hash": notes["weights"],
     }
 

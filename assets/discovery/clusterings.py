@@ -319,7 +319,7 @@ def show_clusters(work: Work, clustering: str) -> Metadata:
     scores = {f"truth: {n}": notes[n] for n in RECOVERY if notes.get(n) is not None}
     return {
         "largest": records(rows),
-        "pages": dg.MetadataValue.path(work.store.path(cluster_pages(clustering), "/index.html")),
+        "pages": dg.MetadataValue.path(work.store.place(cluster_pages(clustering), "/index.html")),
         "shared by documents": sum(n > 1 for n in table["n_documents"].to_pylist()),
         **scores,
     }

@@ -11,7 +11,6 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.assets.definition.asset_spec import AssetExecutionType
-from dagster._core.definitions.data_version import DATA_VERSION_TAG, get_input_data_version_tag
 from dagster._core.definitions.source_asset import (
     SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION as REPORTED_ALREADY,
 )
@@ -19,6 +18,7 @@ from dagster._core.execution.plan.execute_step import _get_output_asset_events
 from pydantic import Field
 
 from assets.engine.asked import check_asked
+from assets.engine.events import is_told, not_told
 from assets.engine.processes import tag_with_process
 from assets.engine.stage import Metadata, PartitionedStage, Stage, TableStage, Work
 from assets.engine.store import ArtifactStore
@@ -53,13 +53,12 @@ def column_schema(table: str) -> dg.TableSchema:
 
 
 def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
-    """Rows, columns, place and fingerprints of a table."""
+    """Rows, place and fingerprints of a table."""
     footer = store.footer(key)
     assert footer is not None, "shown after it was written"
     return {
         "dagster/row_count": footer.n_rows,
-        "dagster/column_schema": column_schema(key.table),
-        "path": dg.MetadataValue.path(store.path(key)),
+        "path": dg.MetadataValue.path(store.place(key)),
         "fingerprint": footer.fingerprint,
         "made from": dg.MetadataValue.json(dict(footer.notes["inputs"])),
     }
@@ -78,18 +77,21 @@ def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefi
     def materialize(context: dg.AssetExecutionContext, config: Launch) -> dg.MaterializeResult[Any]:
         began = time.perf_counter()
         tag_with_process(context.instance, context.run)
-        stage.run(experiment, context.log.info, force=config.force)
+        made = stage.run(experiment, context.log.info, force=config.force)
         store = ArtifactStore(experiment.artifacts)
+        version = store.version(stage.key)
+        if _only_new(context) and not made and is_told(context, _tags(context, version)):
+            return dg.MaterializeResult(metadata={REPORTED_ALREADY: True})
         return dg.MaterializeResult(
             metadata={
                 **_printable(stage.shown(experiment)),
                 **table_metadata(store, stage.key),
                 "seconds": time.perf_counter() - began,
             },
-            data_version=dg.DataVersion(store.version(stage.key)),
+            data_version=dg.DataVersion(version),
         )
 
-    return _asset(materialize, **stage.declaration(experiment))
+    return _asset(materialize, **_declared(stage, experiment, stage.key.table))
 
 
 def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
@@ -103,20 +105,30 @@ def partitioned_asset(stage: PartitionedStage[Any], experiment: Experiment) -> d
         for key in stage.bring_up_to_date(experiment, keys, context.log.info, force=config.force):
             made.add(key)
             yield from _reported(context, stage, work, key)
-        told = {} if PLANNED not in context.run.tags else _told(context)
-        for key in keys:
-            version = work.store.version(stage.key(key))
-            if key not in made and told.get(key) != _provenance(context, _tags(context, version)):
-                yield from _reported(context, stage, work, key)
+        left = {key: work.store.version(stage.key(key)) for key in keys if key not in made}
+        for key in not_told(context, left) if _only_new(context) else left:
+            yield from _reported(context, stage, work, key)
         yield dg.MaterializeResult(metadata={REPORTED_ALREADY: True})
 
     return _asset(
         materialize,
-        **stage.declaration(experiment),
+        **_declared(stage, experiment, stage.key("").table),
         partitions_def=dg.StaticPartitionsDefinition(list(stage.partitions(experiment))),
         # One run for a range: it does only what is stale there, and goes on where it was cut short.
         backfill_policy=dg.BackfillPolicy.single_run(),
     )
+
+
+def _declared(stage: Stage, experiment: Experiment, table: str) -> dict[str, Any]:
+    """What a stage declares, and the columns of its table."""
+    declared = stage.declaration(experiment)
+    columns = {"dagster/column_schema": column_schema(table)}
+    return {**declared, "metadata": {**declared["metadata"], **columns}}
+
+
+def _only_new(context: dg.AssetExecutionContext) -> bool:
+    """Whether the run was asked to do what is stale: what Dagster knows is not told again."""
+    return PLANNED in context.run.tags
 
 
 def _reported(
@@ -124,45 +136,32 @@ def _reported(
 ) -> Iterator[Any]:
     """The event that says that a partition is made, as Dagster would write it."""
     place = stage.key(key)
-    shown = {**_printable(stage.show(work, key)), **table_metadata(work.store, place)}
+    shown = {**_printable(stage.shown(work, key)), **table_metadata(work.store, place)}
     yield from _events(context, key, work.store.version(place), shown)
 
 
 def _events(
-    context: dg.AssetExecutionContext, key: str, version: str, shown: Metadata
+    context: dg.AssetExecutionContext, key: str | None, version: str, shown: Metadata
 ) -> Iterator[Any]:
     step: Any = context.get_step_execution_context()
     output = dg.Output(None, metadata=shown, data_version=dg.DataVersion(version))
+    partitions = [] if key is None else [key]
     definition: Any = None
     yield from _get_output_asset_events(
-        context.asset_key, [key], output, definition, {}, step, AssetExecutionType.MATERIALIZATION
+        context.asset_key,
+        partitions,
+        output,
+        definition,
+        {},
+        step,
+        AssetExecutionType.MATERIALIZATION,
     )
 
 
 def _tags(context: dg.AssetExecutionContext, version: str) -> Mapping[str, str]:
-    """What a report would say of where a partition of this data version comes from."""
-    (event,) = _events(context, "", version, {})
+    """What a report would say of where a table of this data version comes from."""
+    (event,) = _events(context, None, version, {})
     return event.tags
-
-
-def _told(context: dg.AssetExecutionContext) -> Mapping[str, Mapping[str, str]]:
-    """What Dagster was told last of each partition."""
-    latest = context.instance.event_log_storage.get_latest_storage_id_by_partition(
-        context.asset_key, dg.DagsterEventType.ASSET_MATERIALIZATION
-    )
-    wanted = dg.AssetRecordsFilter(context.asset_key, storage_ids=list(latest.values()))
-    found = context.instance.fetch_materializations(wanted, limit=max(1, len(latest))).records
-    events = [one.asset_materialization for one in found]
-    return {e.partition: _provenance(context, e.tags or {}) for e in events if e and e.partition}
-
-
-def _provenance(context: dg.AssetExecutionContext, tags: Mapping[str, str]) -> Mapping[str, str]:
-    """The data versions by which Dagster tells what is stale: its own, and of whole inputs."""
-    layer = context.job_def.asset_layer
-    inputs = layer.get(context.asset_key).parent_keys
-    whole = [key for key in inputs if layer.get(key).partitions_def is None]
-    names = [DATA_VERSION_TAG, *map(get_input_data_version_tag, whole)]
-    return {name: tags.get(name, "") for name in names}
 
 
 def _asset(compute: Callable[..., Any], **declaration: Any) -> dg.AssetsDefinition:

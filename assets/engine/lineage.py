@@ -85,7 +85,7 @@ class Reader:
         """The making of the table at this path; raises like `lineage`."""
         found = self._now(path)
         if found is None:
-            raise ExperimentError(f"there is no whole table at {self.store.root / path}.parquet.")
+            raise ExperimentError(f"there is no whole table at {self.store.at}/{path}.parquet.")
         content = found[1].content
         name = self.store.lineage.name(path, found[1].fingerprint)
         return self.making(path, content, name, content)

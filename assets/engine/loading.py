@@ -190,11 +190,11 @@ def _load_dictionaries(
 
     store, loaded = ArtifactStore(root), {}
     for submodule, expected in weights:
-        dictionary = load_dictionary(store.path(sae(submodule), ".safetensors"))
+        dictionary = load_dictionary(store.here(sae(submodule), ".safetensors"))
         check_written(store, submodule, dictionary)
         if store.notes(sae(submodule))["weights"] != expected:
             raise ExperimentError(
-                f"the dictionary of {submodule} in {store.root} is not the one that "
+                f"the dictionary of {submodule} in {store.at} is not the one that "
                 "dictionary_set was made from: materialize dictionary_set again."
             )
         loaded[submodule] = dictionary.to(device)
@@ -207,6 +207,6 @@ def check_written(store: ArtifactStore, submodule: str, dictionary: Dictionary) 
 
     if fingerprint(dictionary) != store.notes(sae(submodule))["weights"]:
         raise ExperimentError(
-            f"{store.path(sae(submodule), '.safetensors')} is damaged (its weights are not those "
+            f"{store.place(sae(submodule), '.safetensors')} is damaged (its weights are not those "
             "that were written): delete it and materialize saes again."
         )

@@ -26,9 +26,11 @@ from typing import Any, NamedTuple
 
 from assets.engine.code import ROOT
 from assets.engine.recipe import digest
+from assets.engine.remote import remote_of
 from assets.settings import Experiment
 
 FILE = "lineage.jsonl"
+_OBJECTS = ".lineage/"
 PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "pyarrow", "dagster")
 """Whose versions are recorded."""
 
@@ -46,12 +48,18 @@ class Origin(NamedTuple):
 class Lineage:
     """The records of one artifacts folder.
 
+    Of a folder that lies elsewhere each record is an object of its own there, ``.lineage/ID.json``:
+    nothing can be added to an object. The file of the copy then holds those it has seen.
+
     Attributes:
         file: where they lie.
     """
 
     def __init__(self, root: Path) -> None:
         self.file = root / FILE
+        self._remote = remote_of(root)
+        self._looked_at: object = None
+        self._fetched: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
@@ -62,7 +70,20 @@ class Lineage:
         self._n_lines, self._end, self._inode = 0, 0, 0
 
     def _read(self) -> None:
-        """What was added since the last look."""
+        """What was added since the last look, here and elsewhere."""
+        self._read_file()
+        if self._remote is not None and self._looked_at is not (there := self._remote.objects()):
+            self._looked_at = there
+            names = {name for name in there if name.startswith(_OBJECTS)} - self._fetched
+            new = sorted(
+                (n for n in names if Path(n).stem not in self._of_id), key=lambda n: there[n].time
+            )
+            self._fetched |= names
+            for line in (self._remote.read(new) if new else {}).values():
+                self._append(line)
+            self._read_file()
+
+    def _read_file(self) -> None:
         try:
             status = self.file.stat()
         except OSError:
@@ -121,6 +142,12 @@ class Lineage:
         plain = json.loads(json.dumps(record, default=str))
         name = digest(plain)
         line = json.dumps({"id": name, **plain}, separators=(",", ":")).encode() + b"\n"
+        self._append(line)
+        if self._remote is not None:
+            self._remote.write(f"{_OBJECTS}{name}.json", line)
+        return name
+
+    def _append(self, line: bytes) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("ab+", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -135,7 +162,6 @@ class Lineage:
             except OSError:
                 file.truncate(end)
                 raise
-        return name
 
     def add_table(self, record: Record, inputs: Mapping[str, Sequence[Origin]]) -> str:
         """Add the record of a table, with the records of what it was made from; its digest.

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from functools import partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, Self, TypeVar
 
@@ -19,6 +19,7 @@ import dagster as dg
 import pyarrow as pa
 
 from assets.engine.code import Name, Tree, hold_code, installed, is_ours
+from assets.engine.lineage import Reader
 from assets.engine.loading import CODE, Loader, Need
 from assets.engine.lock import alone
 from assets.engine.recipe import Recipe, Source, digest, plain, sources
@@ -111,6 +112,11 @@ class Work:
         """The same work with nothing open but the tables of these stages and what is needed."""
         return replace(self, store=self.store.only(stages), load=self.load.only(needs))
 
+    @cached_property
+    def makings(self) -> Reader:
+        """What tables were made from, each read once: ask while none but the last is written."""
+        return Reader(self.store)
+
     def spread(self, function: Callable[["Work", T], R], items: Sequence[T]) -> Iterator[R]:
         """`function(work, item)` for each item, in their order, several at once.
 
@@ -187,8 +193,10 @@ class _Stage(Generic[S]):
     def _work(self, work: Work, settings: S) -> Work:
         return work.only({self.name, *self.deps(settings)}, self.needs(settings))
 
-    def _recipe(self, work: Work, settings: S, inputs: Mapping[str, str]) -> Recipe:
-        loaded = {need: work.load.identity(need) for need in self.needs(settings)}
+    def _recipe(
+        self, identity: Callable[[Need], str | None], settings: S, inputs: Mapping[str, str]
+    ) -> Recipe:
+        loaded = {need: identity(need) for need in self.needs(settings)}
         contents = {name: source.content for name, source in sources(settings) if source.whole}
         known = {name: value for name, value in loaded.items() if value is not None}
         return Recipe(
@@ -407,7 +415,7 @@ class TableStage(_Stage[S]):
         """What the table would be made from now; raises where an input is missing."""
         settings = self.reads(experiment)
         work = self._work(Work.on(experiment), settings)
-        return self._recipe(work, settings, self.inputs(work, settings))
+        return self._recipe(work.load.identity, settings, self.inputs(work, settings))
 
     def inputs_of(self, experiment: Experiment) -> Mapping[str, Any]:
         """Contents of what it is made from, by name; raises where an input is missing."""
@@ -425,7 +433,7 @@ class TableStage(_Stage[S]):
         work = self._work(Work.on(experiment, say), settings)
         work.store.check_writable()
         with alone(work.store.root, self.name, say):
-            recipe = self._recipe(work, settings, self.inputs(work, settings))
+            recipe = self._recipe(work.load.identity, settings, self.inputs(work, settings))
             why = work.store.why_stale(self.key, recipe)
             if why is None and not force:
                 say(f"{self.name} is up to date")
@@ -482,6 +490,10 @@ class PartitionedStage(_Stage[S]):
     def _every(self, experiment: Experiment) -> Sequence[S]:
         return [self.reads(experiment, key) for key in self.partitions(experiment)]
 
+    def shown(self, work: Work, key: str) -> Metadata:
+        """What the UI shows of a partition."""
+        return self.show(work, key)
+
     def recipes(self, experiment: Experiment, keys: Sequence[str]) -> dict[str, Recipe]:
         """What these partitions would be made from now; raises where an input is missing."""
         return {job.key: job.recipe for job in self._jobs(Work.on(experiment), experiment, keys)}
@@ -489,8 +501,9 @@ class PartitionedStage(_Stage[S]):
     def _jobs(self, work: Work, experiment: Experiment, keys: Sequence[str]) -> list[Job[S]]:
         settings = {key: self.reads(experiment, key) for key in keys}
         inputs = self.inputs(self._open(work, settings.values()), settings)
+        identity = cache(work.load.identity)  # looks at every file of a model
         return [
-            Job(key, value, self._recipe(work, value, inputs[key]))
+            Job(key, value, self._recipe(identity, value, inputs[key]))
             for key, value in settings.items()
         ]
 
@@ -514,6 +527,7 @@ class PartitionedStage(_Stage[S]):
     def state(self, experiment: Experiment) -> Mapping[str, State]:
         """How each partition stands; raises where an input is missing."""
         store = ArtifactStore(experiment.artifacts)
+        store.ahead(map(self.key, self.partitions(experiment)))
         return {
             key: State(recipe.fingerprint, store.why_stale(self.key(key), recipe))
             for key, recipe in self.recipes(experiment, self.partitions(experiment)).items()
@@ -557,6 +571,7 @@ class PartitionedStage(_Stage[S]):
             for name in self.locks(experiment, keys):
                 locks.enter_context(alone(work.store.root, name, say))
             jobs = self._jobs(work, experiment, keys)
+            work.store.ahead(map(self.key, keys))
             whys = {job.key: work.store.why_stale(self.key(job.key), job.recipe) for job in jobs}
             wanted = [job for job in jobs if force or whys[job.key]]
             say(f"{self.name}: {len(wanted)} to do, {len(keys) - len(wanted)} up to date")

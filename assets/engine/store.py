@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,6 +25,8 @@ import pyarrow.parquet as pq
 from assets.engine.lock import is_running
 from assets.engine.recipe import LAYOUT, Recipe, digest, hash_file
 from assets.engine.records import Lineage, Origin, lineage_of
+from assets.engine.remembered import remembered_of
+from assets.engine.remote import Remote, remote_of
 from assets.settings import ExperimentError
 from assets.tables.places import Key
 from assets.tables.schemas import TABLES
@@ -31,7 +35,6 @@ PREFIX = "sfc."
 NOTED = frozenset({"cluster_vectors", "cluster_assignments"})
 """Tables whose notes other stages read: width, representation, algorithm, the curve of k. There
 they are part of the content."""
-_CONTENT = f"{PREFIX}content".encode()
 _OF_RECIPE = ("layout", "stage", "inputs", "settings", "code", "files", "hashes", "columns")
 
 
@@ -186,18 +189,18 @@ def content_hash(table: pa.Table) -> str:
     return hashed.hexdigest()
 
 
-def _damaged(key: Key, path: Path, why: str) -> ExperimentError:
+def _damaged(key: Key, place: str, why: str) -> ExperimentError:
     return ExperimentError(
-        f"{path} is damaged ({why}): delete it and materialize {key.stage} again."
+        f"{place} is damaged ({why}): delete it and materialize {key.stage} again."
     )
 
 
 class _Opened(pq.ParquetFile):
     """A table read in pieces, which says so where one is damaged."""
 
-    def __init__(self, path: Path, key: Key) -> None:
+    def __init__(self, path: Path, key: Key, place: str) -> None:
         super().__init__(path, page_checksum_verification=True)
-        self._place = (key, path)
+        self._place = (key, place)
 
     def read_row_group(self, *args: Any, **kwargs: Any) -> pa.Table:
         try:
@@ -213,10 +216,10 @@ class Flaw(Exception):
     """Why a file is no whole table of this layout."""
 
 
-def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
-    """What a table says about itself, and its columns; raises `Flaw`."""
+def _texts_of(read: Callable[[], pq.FileMetaData]) -> dict[str, str]:
+    """What a table says about itself as it is written, its rows and columns; raises `Flaw`."""
     try:
-        metadata = pq.read_metadata(file)
+        metadata = read()
         schema = metadata.schema.to_arrow_schema()
         raw = cast("dict[bytes, bytes]", metadata.metadata or {})
         texts = {
@@ -234,10 +237,39 @@ def _footer_of(file: Path) -> tuple[Footer, pa.Schema]:
         raise Flaw(f"is of another layout than {LAYOUT}")
     if texts.pop("seal", None) != digest(texts):
         raise Flaw("its footer is not the one that was written")
-    notes = {name: json.loads(text) for name, text in texts.items()}
-    if notes.pop("n_rows", None) != metadata.num_rows:
+    if texts["n_rows"] != str(metadata.num_rows):
         raise Flaw("has another number of rows than was written")
-    return Footer(notes.pop("fingerprint"), notes.pop("content"), metadata.num_rows, notes), schema
+    return {**texts, _COLUMNS: _described(schema)}
+
+
+_COLUMNS = "its columns"
+
+
+@cache
+def _described(schema: pa.Schema) -> str:
+    """Names, types and nulls of a table's columns; a round trip renames the items of lists."""
+    columns = [f"{c.name}: {_kind(c.type)}{'' if c.nullable else ' not null'}" for c in schema]
+    return ", ".join(columns)
+
+
+def _kind(kind: pa.DataType) -> str:
+    if pa.types.is_list(kind):
+        return f"list of {_kind(kind.value_type)}"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} of {_kind(kind.value_type)}"
+    return str(kind)
+
+
+def _footer_of(texts: Mapping[str, str]) -> Footer:
+    notes = {name: _plain(text) for name, text in texts.items() if name != _COLUMNS}
+    n_rows = notes.pop("n_rows")
+    return Footer(notes.pop("fingerprint"), notes.pop("content"), n_rows, notes)
+
+
+@lru_cache(maxsize=4096)
+def _plain(text: str) -> Any:
+    """A value of a footer; those of many tables are the same, and none is changed."""
+    return json.loads(text)
 
 
 class Undeclared(Exception):
@@ -248,17 +280,28 @@ class ArtifactStore:
     """The folder of one experiment's tables and other files; `assets.tables.places` has its keys.
 
     Args:
-        root: the folder.
+        root: the folder, or the copy of one that lies elsewhere.
         declared: names of the stages whose tables may be read or written; all where None.
+
+    Attributes:
+        remote: what the folder is the copy of; None for one that stands for itself.
     """
 
     def __init__(self, root: Path, declared: frozenset[str] | None = None) -> None:
         self.root = root
+        self.remote = remote_of(root)
         self.declared = declared
 
     def only(self, stages: Iterable[str]) -> ArtifactStore:
         """The same folder, but nothing of other stages."""
         return ArtifactStore(self.root, frozenset(stages))
+
+    def _hold_declared(self, key: Key) -> None:
+        if self.declared is not None and key.stage not in self.declared:
+            raise Undeclared(
+                f"{key.path} is made by {key.stage}, which is not among {sorted(self.declared)}: "
+                "a stage reads the tables of its deps only, or a change would not reach it."
+            )
 
     def path(self, key: Key, suffix: str = ".parquet") -> Path:
         """Where the table (or another file) with this key lies.
@@ -266,23 +309,78 @@ class ArtifactStore:
         Raises:
             Undeclared: this store is of a stage that does not declare the one which writes it.
         """
-        if self.declared is not None and key.stage not in self.declared:
-            raise Undeclared(
-                f"{key.path} is made by {key.stage}, which is not among {sorted(self.declared)}: "
-                "a stage reads the tables of its deps only, or a change would not reach it."
-            )
+        self._hold_declared(key)
         return self.root / f"{key.path}{suffix}"
+
+    def here(self, key: Key, suffix: str = ".parquet") -> Path:
+        """The same, to be read: fetched first if it lies elsewhere. Without a suffix, a folder."""
+        path = self.path(key, suffix)
+        if self.remote is not None:
+            if suffix:
+                self.remote.fetch([f"{key.path}{suffix}"])
+            else:
+                self.remote.fetch_below(key.path)
+        return path
+
+    @property
+    def at(self) -> str:
+        """Where everything lies, for people: a folder, or an address."""
+        return str(self.root) if self.remote is None else self.remote.address
+
+    def place(self, key: Key, suffix: str = ".parquet") -> str:
+        """Where the table (or another file) with this key lies, for people."""
+        return f"{self.at}/{key.path}{suffix}"
+
+    def stamp(self, key: Key) -> object:
+        """What changes whenever the file of this table does; None where there is none."""
+        if self.remote is not None:
+            return self.remote.objects().get(f"{key.path}.parquet")
+        try:
+            status = os.stat(f"{self.root}/{key.path}.parquet")
+        except OSError:
+            return None
+        return status.st_mtime_ns, status.st_size, status.st_ino
+
+    def ahead(self, keys: Iterable[Key]) -> None:
+        """Fetch the tables with these keys together, so that not each is waited for."""
+        if self.remote is not None:
+            self.remote.fetch([f"{key.path}.parquet" for key in keys], small=True)
+
+    def _metadata(self, name: str) -> pq.FileMetaData:
+        """The footer of a Parquet file; raises where it is missing or damaged."""
+        if self.remote is None:
+            return pq.read_metadata(self.root / name)
+        with self.remote.opened(name) as file:
+            return pq.read_metadata(file)
+
+    def _of_ours(self) -> Iterator[tuple[str, Mapping[bytes, bytes]]]:
+        """Names and footers of all Parquet files with a footer of ours, in order."""
+        if self.remote is None:
+            files = sorted(self.root.rglob("*.parquet"))
+            names = [file.relative_to(self.root).as_posix() for file in files]
+        else:
+            names = sorted(name for name in self.remote.objects() if name.endswith(".parquet"))
+        for name in names:
+            try:
+                metadata = self._metadata(name).metadata or {}
+            except (pa.ArrowException, OSError):
+                continue
+            if f"{PREFIX}fingerprint".encode() in metadata:
+                yield name, metadata
 
     def check_writable(self) -> None:
         """Raise before any work if nothing can be written here.
 
         Raises:
-            ExperimentError: the folder cannot be made or written to.
+            ExperimentError: the folder cannot be made or written to, or the address is not there,
+                out of reach, or refuses to be written to.
         """
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self.root, prefix=".probe-"):
                 pass
+            if self.remote is not None:
+                self.remote.check_writable()
         except OSError as error:
             raise ExperimentError(
                 f"nothing can be written to the artifacts folder {self.root} ({error.strerror}): "
@@ -292,15 +390,10 @@ class ArtifactStore:
     def older_layout(self) -> bool:
         """Whether there are tables, all of another layout: they count as not there."""
         older = False
-        for file in self.root.rglob("*.parquet"):
-            try:
-                metadata = pq.read_metadata(file).metadata or {}
-            except (pa.ArrowException, OSError):
-                continue
-            if f"{PREFIX}fingerprint".encode() in metadata:
-                if metadata.get(f"{PREFIX}layout".encode()) == str(LAYOUT).encode():
-                    return False
-                older = True
+        for _, metadata in self._of_ours():
+            if metadata.get(f"{PREFIX}layout".encode()) == str(LAYOUT).encode():
+                return False
+            older = True
         return older
 
     def footer(self, key: Key) -> Footer | None:
@@ -308,23 +401,23 @@ class ArtifactStore:
 
         A file that is no table of this layout, truncated or damaged in its footer counts as none.
         """
+        self._hold_declared(key)
         try:
-            footer, schema = _footer_of(self.path(key))
+            texts = self._texts(f"{key.path}.parquet")
         except Flaw:
             return None
-        return footer if schema.equals(TABLES[key.table].schema) else None
+        return (
+            _footer_of(texts) if texts[_COLUMNS] == _described(TABLES[key.table].schema) else None
+        )
+
+    def _texts(self, name: str) -> Mapping[str, str]:
+        """`_texts_of` a file, read or, where it lies here, remembered."""
+        read = partial(_texts_of, partial(self._metadata, name))
+        return read() if self.remote else remembered_of(self.root).of(name, "footer", read)
 
     def paths(self) -> list[str]:
         """Paths of all Parquet files with a footer of ours, whole or not, in order."""
-        found = []
-        for file in sorted(self.root.rglob("*.parquet")):
-            try:
-                metadata = pq.read_metadata(file).metadata or {}
-            except (pa.ArrowException, OSError):
-                continue
-            if f"{PREFIX}fingerprint".encode() in metadata:
-                found.append(str(file.relative_to(self.root).with_suffix("")))
-        return found
+        return [name.removesuffix(".parquet") for name, _ in self._of_ours()]
 
     def table_at(self, path: str) -> tuple[Key, Footer]:
         """The table at a path, whichever it is: its columns and its footer say so.
@@ -332,9 +425,10 @@ class ArtifactStore:
         Raises:
             Flaw: there is none, or it is not as it was written.
         """
-        footer, schema = _footer_of(self.root / f"{path}.parquet")
+        texts = _texts_of(partial(self._metadata, f"{path}.parquet"))
+        footer = _footer_of(texts)
         for table in TABLES.values():
-            if table.schema.equals(schema):
+            if _described(table.schema) == texts[_COLUMNS]:
                 return Key(path, table.name, footer.notes["stage"]), footer
         raise Flaw("its columns are those of no table")
 
@@ -345,7 +439,7 @@ class ArtifactStore:
         for group in range(file.num_row_groups):
             hashed.update(file.read_row_group(group))
         if hashed.columns() != footer.notes["columns"]:
-            raise _damaged(key, self.path(key), "its values are not those that were written")
+            raise _damaged(key, self.place(key), "its values are not those that were written")
 
     def is_current(self, key: Key, recipe: Recipe) -> bool:
         """Whether the table was made by this recipe, and all that was written with it is there."""
@@ -374,9 +468,15 @@ class ArtifactStore:
         """Content hash of a table; empty for other files."""
         if not file.endswith(".parquet"):
             return ""
-        return ((pq.read_metadata(self.root / file).metadata or {}).get(_CONTENT, b"")).decode()
+        try:
+            return _footer_of(self._texts(file)).content
+        except Flaw:  # a shard of the cache, which is no table
+            return ""
 
     def _has(self, file: str, n_bytes: int) -> bool:
+        if self.remote is not None:
+            version = self.remote.objects().get(file)
+            return version is not None and version.n_bytes == n_bytes
         path = self.root / file
         return path.is_file() and path.stat().st_size == n_bytes
 
@@ -407,23 +507,36 @@ class ArtifactStore:
         footer = self.footer(key)
         if footer is None:
             raise ExperimentError(
-                f"{self.path(key)} is not there or not complete: materialize {key.stage} first."
+                f"{self.place(key)} is not there or not complete: materialize {key.stage} first."
             )
         return footer
 
     def read(self, key: Key, columns: list[str] | None = None) -> pa.Table:
         """The table with this key; raises like `content`, and where its values are damaged."""
-        footer, path = self._needed(key), self.path(key)
+        footer, path = self._needed(key), self.here(key)
         try:
             table = pq.read_table(path, columns=columns, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            raise _damaged(key, path, str(error)) from None
+            raise _damaged(key, self.place(key), str(error)) from None
         hashed = ContentHash(table.schema)
         hashed.update(table)
         written = footer.notes["columns"]
         if any(written[name] != value for name, value in hashed.columns().items()):
-            raise _damaged(key, path, "its values are not those that were written")
+            raise _damaged(key, self.place(key), "its values are not those that were written")
         return table
+
+    def rows(self, key: Key, columns: list[str]) -> list[dict[str, Any]]:
+        """A few plain columns of a small table, remembered; none where there is no such table."""
+
+        def read() -> list[dict[str, Any]]:
+            there = self.footer(key) is not None
+            return self.read(key, columns).to_pylist() if there else []
+
+        if self.remote is not None:
+            return read()
+        self._hold_declared(key)
+        what = f"rows {' '.join(columns)}"
+        return remembered_of(self.root).of(f"{key.path}.parquet", what, read)
 
     def open(self, key: Key) -> pq.ParquetFile:
         """The table with this key, to be read in pieces; raises like `content`.
@@ -431,7 +544,7 @@ class ArtifactStore:
         What was opened stays as it was even if the table is written again.
         """
         self._needed(key)
-        return _Opened(self.path(key), key)
+        return _Opened(self.here(key), key, self.place(key))
 
     def n_rows(self, key: Key) -> int:
         """Rows of the table with this key; raises like `content`."""
@@ -493,7 +606,19 @@ class ArtifactStore:
                 writer.add_key_value_metadata({f"{PREFIX}{name}": t for name, t in texts.items()})
             if made is not None:  # a record without its table does no harm
                 self._record(key, content, recipe, made())
+            if self.remote is not None:
+                self._put(self.remote, key, temporary, files)
         return content
+
+    def _put(self, remote: Remote, key: Key, table: Path, files: Iterable[Path]) -> None:
+        """Put a table where it counts, after what was written with it; remove what was before."""
+        before = self.footer(key)
+        names = {file.relative_to(self.root).as_posix(): file for file in files}
+        for name, file in names.items():
+            remote.put(file, name)
+        remote.put(table, f"{key.path}.parquet")
+        for name in (before.notes["files"] if before else {}).keys() - names.keys():
+            remote.remove(name)
 
     def _record(self, key: Key, content: str, recipe: Recipe, made: Mapping[str, Any]) -> None:
         tables = {**made.get("tables", {}), key.path: content}
@@ -518,6 +643,8 @@ class ArtifactStore:
             return False
         file = self.open(key)
         pieces = (file.read_row_group(i) for i in range(file.num_row_groups))
+        if self.remote is not None:
+            self.remote.fetch(list(footer.notes["files"]))
         files = [self.root / name for name in footer.notes["files"]]
         notes = {name: value for name, value in footer.notes.items() if name not in _OF_RECIPE}
         self.write(key, pieces, recipe, notes=notes, files=files)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from assets.circuits.behaviours import Behaviour, classifier_settings
-from assets.circuits.each import stage_of_each
+from assets.circuits.each import is_shown_whole, stage_of_each
 from assets.circuits.pairs import task_settings
 from assets.circuits.stages import load_circuit
 from assets.engine.stage import Job, Made, Metadata, PartitionedStage, Stage, Work
@@ -18,7 +18,7 @@ from assets.evaluations.fresh import judged_from
 from assets.evaluations.overlap import CIRCUIT_OVERLAP_STAGE
 from assets.evaluations.summary import EVALUATION_SUMMARY_STAGE
 from assets.evaluations.transfer import CIRCUIT_TRANSFER_STAGE
-from assets.plots import curves, picture
+from assets.plots import records
 from assets.settings import EvaluationSettings, Experiment
 from assets.tables.conversions import frame, read_nodes
 from assets.tables.places import CLASSIFIER, BehaviourSource, circuit, evaluation
@@ -109,7 +109,7 @@ def _columns(point: Evaluation) -> dict[str, Any]:
 
 
 def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metadata:
-    """Faithfulness and completeness of the circuit, and faithfulness at every size."""
+    """Faithfulness and completeness of the circuit; of the first also its curve."""
     table = frame(work.store.read(evaluation(source, name)))
     if table.empty:
         return {"not judged": why_not(load_circuit(work.store, source, name))}
@@ -122,11 +122,10 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
         if math.isfinite(own["faithfulness_low"]):
             interval = f"{own['faithfulness_low']:.2f} to {own['faithfulness_high']:.2f}"
             shown[f"95% of draws of {own['n_examples']} examples ({of})"] = interval
-    lines = {
-        str(error_nodes): (rows["n_nodes"].tolist(), rows["faithfulness"].tolist())
-        for error_nodes, rows in table.dropna(subset="threshold").groupby("error_nodes", sort=False)
-    }
-    return {**shown, "curve": picture(curves(lines, "nodes", "faithfulness"))} if lines else shown
+    if is_shown_whole(source, name):
+        curve = table.dropna(subset="threshold")[["error_nodes", "n_nodes", "faithfulness"]]
+        shown["curve"] = records(curve.to_dict("records"))
+    return shown
 
 
 def _evaluation_stage(

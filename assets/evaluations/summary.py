@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,13 @@ from assets.engine.stage import Made, Metadata, TableStage, Work
 from assets.engine.store import ArtifactStore, together
 from assets.plots import histogram, picture, records
 from assets.settings import Experiment
-from assets.tables.conversions import Frame, frame, read_nodes
+from assets.tables.conversions import frame, read_nodes
 from assets.tables.places import (
     CLASSIFIER,
     DICTIONARY_SET,
     EVALUATION_SUMMARY,
     BehaviourSource,
+    Key,
     baselines,
     behaviours,
     circuit,
@@ -107,18 +108,16 @@ def _rows(
     store: ArtifactStore, source: BehaviourSource, behaviour: Mapping[str, Any], halves: Halves
 ) -> Iterator[dict[str, Any]]:
     name = behaviour["name"]
-    heads = store.read(circuit(source, name), [*_FOUND, "settings"]).to_pylist()
+    heads = store.rows(circuit(source, name), [*_FOUND, "settings"])
+    found = {column: heads[0][column] for column in _FOUND} if heads else {}
     stands = _stands(store, source, name, heads)
-    table = frame(store.read(evaluation(source, name)))
-    for (start_layer, error_nodes), points in table.groupby(
-        ["start_layer", "error_nodes"], sort=False
-    ):
-        own = points[points["threshold"].isna()].iloc[0]
-        curve = points.dropna(subset="threshold")
+    for (start_layer, error_nodes), points in _by_policy(store, evaluation(source, name)):
+        own = next(point for point in points if point["threshold"] is None)
+        curve = [point for point in points if point["threshold"] is not None]
         yield {
             **{column: behaviour[column] for column in _BEHAVIOUR},
             **{column: own[column] for column in _JUDGED},
-            **heads[0],  # the circuit's own nodes, also those that this policy leaves out
+            **found,  # the circuit's own nodes, also those that this policy leaves out
             **stands,
             "source": source,
             "start_layer": start_layer,
@@ -129,6 +128,14 @@ def _rows(
             "nodes_nine_tenths": nodes_for(curve, 0.9),
             **_against_neurons(halves, start_layer, error_nodes),
         }
+
+
+def _by_policy(store: ArtifactStore, key: Key) -> Iterable[tuple[tuple[int, str], list[Point]]]:
+    """The points of an evaluation by start layer and policy for error nodes, in their order."""
+    found: dict[tuple[int, str], list[Point]] = {}
+    for point in store.rows(key, ["start_layer", "error_nodes", "threshold", "n_nodes", *_JUDGED]):
+        found.setdefault((point["start_layer"], point["error_nodes"]), []).append(point)
+    return found.items()
 
 
 def _against_neurons(halves: Halves, start_layer: int, error_nodes: str) -> dict[str, float | None]:
@@ -161,24 +168,28 @@ _JUDGED = (
 )
 
 
-def area_of(curve: Frame) -> float:
+Point = Mapping[str, Any]
+"""A circuit of some size as it was judged: ``n_nodes`` and ``faithfulness`` among others."""
+
+
+def area_of(curve: Sequence[Point]) -> float:
     """Area under faithfulness against the kept share of all nodes with an effect.
 
     NaN where faithfulness is not defined, or the curve has no node at all.
     """
     from core.evaluate import area
 
-    most = curve["n_nodes"].max()
-    if not most > 0 or curve["faithfulness"].isna().any():
+    most = max((point["n_nodes"] for point in curve), default=0)
+    heights = [point["faithfulness"] for point in curve]
+    if not most > 0 or any(map(math.isnan, heights)):
         return math.nan
-    fractions = [0.0, *(curve["n_nodes"] / most)]
-    return area(fractions, [0.0, *curve["faithfulness"]])
+    return area([0.0, *(point["n_nodes"] / most for point in curve)], [0.0, *heights])
 
 
-def nodes_for(curve: Frame, share: float) -> int | None:
+def nodes_for(curve: Sequence[Point], share: float) -> int | None:
     """The fewest nodes of the curve whose faithfulness is at least `share`; None if none is."""
-    enough = curve[curve["faithfulness"] >= share]
-    return int(enough["n_nodes"].min()) if len(enough) else None
+    enough = (point["n_nodes"] for point in curve if point["faithfulness"] >= share)
+    return min(enough, default=None)
 
 
 def show_evaluation_summary(work: Work, _summed: Summed) -> Metadata:

@@ -149,6 +149,25 @@ def scatter(name: str, of: Mapping[str, Line], x: str, y: str, *, diagonal: bool
     return _svg(figure, name)
 
 
+def spans(name: str, of: Mapping[str, Mapping[str, tuple[float, float]]], x: str) -> str:
+    """Means and their spreads, from 0 to 1, a row for each name and a colour for each series."""
+    rows = list(dict.fromkeys(row for own in of.values() for row in own))
+    figure, axes = _figure(6.4, 0.8 + 0.26 * len(rows))
+    for i, (label, own) in enumerate(of.items()):
+        middle, spread = zip(*own.values(), strict=True)
+        below = 0.22 * (i - (len(of) - 1) / 2)  # so that series stand apart
+        axes.errorbar(
+            middle, [rows.index(row) + below for row in own], xerr=spread, fmt="osD"[i % 3],
+            color=COLOURS[i % len(COLOURS)], linewidth=1, markersize=4.5, label=label,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), rows)
+    axes.invert_yaxis()
+    axes.grid(axis="x", color="#8888", linewidth=0.4)
+    axes.set(xlabel=x, xlim=(-0.02, 1.02))
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), **_LEGEND)
+    return _svg(figure, name)
+
+
 def shade(value: float, low: float = 0.0, high: float = 1.0) -> int:
     """Which of the page's steps of blue, from 0 to 8."""
     if not math.isfinite(value):

@@ -15,6 +15,7 @@ from assets.engine.recipe import aside, plain
 from assets.engine.stage import Made, Metadata, PartitionedStage, Stage, TableStage, Work
 from assets.engine.store import together
 from assets.evaluations.summary import Names, names_of
+from assets.report import classifier as of_classifier
 from assets.report import compared, making, results
 from assets.report.blocks import Section, in_square, number
 from assets.report.charts import shade
@@ -36,6 +37,7 @@ class Reporting:
         names: its behaviours that have a circuit.
         examined: those of them whose circuits are drawn.
         limits: what checks hold tables against.
+        labelled: what the classifier's texts are labelled with; None without one.
         tables: its stages in order, and where their tables lie: their contents are inputs.
         experiment: what checks look at, as far as `limits` has it.
     """
@@ -45,6 +47,7 @@ class Reporting:
     names: Names
     examined: Names
     limits: Mapping[str, Any]
+    labelled: of_classifier.Labelled | None = None
     tables: tuple[tuple[str, tuple[Key, ...]], ...] = aside(())
     experiment: Experiment | None = aside(None)
 
@@ -63,6 +66,7 @@ def _reads(stages: Sequence[Stage], experiment: Experiment) -> Reporting:
             "min_faithfulness": settings.evaluations.min_faithfulness,
             "max_overlap": settings.evaluations.max_overlap,
         },
+        labelled=of_classifier.Labelled.of(experiment),
         tables=tuple((stage.name, _keys(stage, experiment)) for stage in stages),
         experiment=experiment,
     )
@@ -91,6 +95,8 @@ def _sections(found: Found, how: Reporting) -> Iterator[Section]:
     yield from results.circuits(found)
     for section in (*results.RESULTS, *compared.COMPARED):
         yield from section(found)
+    if how.labelled is not None:
+        yield from of_classifier.shift(found, how.labelled)
     yield from making.dictionaries(found)
     yield from making.discovered(found)
     yield from making.checks(looked)
@@ -127,10 +133,10 @@ def _inputs(work: Work, how: Reporting) -> Mapping[str, str]:
 
 def show_report(work: Work, _how: Reporting) -> Metadata:
     """Where the page is, and what is in it."""
-    path = work.store.path(REPORT, ".html")
+    path = work.store.here(REPORT, ".html")
     titles = work.store.read(REPORT)["title"].to_pylist()
     return {
-        "page": dg.MetadataValue.path(path),
+        "page": dg.MetadataValue.path(work.store.place(REPORT, ".html")),
         "open": dg.MetadataValue.url(path.resolve().as_uri()),
         "sections": dg.MetadataValue.md("\n".join(f"- {title}" for title in titles)),
         "MB": path.stat().st_size / 1e6,

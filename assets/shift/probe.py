@@ -268,7 +268,7 @@ def show_probe(work: Work, _settings: Probing) -> Metadata:
         "loss": row["loss"],
         "loss before the last epoch": row["loss_before"],
         "groups": records(work.store.read(PROBE_GROUPS).to_pylist()),
-        "weights": dg.MetadataValue.path(work.store.path(PROBE, ".safetensors")),
+        "weights": dg.MetadataValue.path(work.store.place(PROBE, ".safetensors")),
     }
 
 

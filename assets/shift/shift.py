@@ -115,12 +115,19 @@ def read_units(store: ArtifactStore, judge: Judge) -> tuple[Units, dict[Unit, fl
     """What is to be ablated, the effects of the circuit's features, and how many were judged.
 
     Raises:
-        ExperimentError: the judge judged none of the circuit's features, or none irrelevant, or a
-            feature that is not in the circuit.
+        ExperimentError: the circuit has no feature; the judge judged none of its features, or none
+            irrelevant, or a feature that is not in the circuit.
     """
     nodes = [node for node in read_nodes(store.read(CIRCUIT_NODES)) if not node.is_error]
     every = read_nodes(store.read(CIRCUIT_EFFECTS))
     effects = {(node.submodule, node.feature): node.effect for node in nodes}
+    active = {(n.submodule, n.feature): n.effect for n in every if not n.is_error}
+    if not effects:
+        largest = max(map(abs, active.values()), default=0.0)
+        raise ExperimentError(
+            "the classifier's circuit has no feature, so that nothing can be judged or ablated: "
+            f"the largest effect is {largest:.3g}; set classifier.circuit.node_threshold below it."
+        )
     columns = ["submodule", "feature", "irrelevant", "judge"]
     rows = [r for r in store.read(JUDGEMENTS, columns).to_pylist() if r["judge"] == judge]
     said = {(row["submodule"], row["feature"]): row["irrelevant"] for row in rows}
@@ -138,8 +145,7 @@ def read_units(store: ArtifactStore, judge: Judge) -> tuple[Units, dict[Unit, fl
             "there is nothing to ablate. Judge more of them, take another judge "
             "(classifier.judgements.judge), or lower classifier.circuit.node_threshold."
         )
-    active = [(n.submodule, n.feature) for n in every if not n.is_error]
-    return Units(list(effects), active, irrelevant), effects, len(said)
+    return Units(list(effects), list(active), irrelevant), effects, len(said)
 
 
 def make_shift(work: Work, how: Shifting) -> Made:
@@ -322,7 +328,7 @@ def show_shift(work: Work, _how: Shifting) -> Metadata:
         "judged": first["n_judged"],
         "judge": first["judge"],
         "seeds": first["n_seeds"],
-        "page": dg.MetadataValue.path(work.store.path(SHIFT, ".html")),
+        "page": dg.MetadataValue.path(work.store.place(SHIFT, ".html")),
     }
 
 

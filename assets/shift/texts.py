@@ -212,10 +212,11 @@ def _check_values(texts: Texts, values: Mapping[str, Counter[Any]]) -> None:
 
 def _check_groups(texts: Texts, found: Iterable[Labelled], split: str) -> None:
     counts = Counter(one.group for one in found)
+    read = texts.source.written + ("" if os.path.isfile(texts.source.place) else f" ({split})")
     for label, attribute in GROUPS:
         if not counts[label, attribute]:
             raise ExperimentError(
-                f"classifier.data: no text of {texts.source.written} ({split}) has "
+                f"classifier.data: no text of {read} has "
                 f"{texts.label_column} {texts.labels[label]!r} with {texts.attribute_column} "
                 f"{texts.attributes[attribute]!r}. Without that group no set is balanced, and "
                 "nothing shows what a classifier goes by: take other values, or more texts."

@@ -5,7 +5,7 @@
     clusterings/NAME/{vectors, assignments, clusters, score}, pages in clusterings/NAME/pages/
     clustering_comparison  clustering_behaviours
     behaviours/SOURCE  behaviours/SOURCE_examples  behaviours/dropped_pairs
-    circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}, the picture in circuit.svg
+    circuits/SOURCE/NAME/{effects, edge_effects, edges, nodes, circuit}
     evaluations/SOURCE/NAME  evaluation_summary  circuit_overlap  circuit_transfer
     baselines/SOURCE/NAME/{baseline_scores, node_losses, baselines}
     approximations/SOURCE/NAME/{nodes, fits, rankings}

@@ -419,7 +419,7 @@ _ALL = (
     ),
     Table(
         "circuit",
-        "circuits/SOURCE/NAME/circuit.parquet; the picture beside it in circuit.svg",
+        "circuits/SOURCE/NAME/circuit.parquet",
         "the circuit itself (none for an empty cluster)",
         pa.schema(
             [

@@ -148,7 +148,7 @@ class Dictionary:
             block = flat[first : first + _TOKENS]
             for start in range(0, self.n_features, width):
                 dense = self.encode(block, slice(start, start + width))
-                place = true_places(dense != 0)
+                place = true_places(dense.bool())
                 token = torch.div(place, dense.shape[1], rounding_mode="floor")
                 feature = place - token * dense.shape[1]
                 value = dense.reshape(-1).index_select(0, place)

@@ -12,6 +12,8 @@ import pytest
 
 from assets.settings import ExperimentError
 from pipelines.definitions import build_definitions
+from pipelines.experiment import read_experiment
+from pipelines.stages import stages_of
 from tests.tiny_experiment import write_experiment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,6 +128,14 @@ def definitions(tmp_path: Path) -> dg.Definitions:
 
 def _keys(definitions: dg.Definitions) -> set[str]:
     return {key.to_user_string() for key in definitions.resolve_asset_graph().get_all_asset_keys()}
+
+
+def test_pairs_and_labelled_texts_are_read_before_anything_is_trained(tmp_path: Path) -> None:
+    data = {"source": "./texts.jsonl", "label_column": "a", "attribute_column": "b"}
+    classifier = {"data": {**data, "labels": [0, 1]}}
+    experiment = read_experiment(write_experiment(tmp_path, classifier=classifier))
+    names = [stage.name for stage in stages_of(experiment)]
+    assert {*names[:2]} == {"task_behaviours", "labelled_texts"}
 
 
 def test_definitions_are_loadable(definitions: dg.Definitions) -> None:

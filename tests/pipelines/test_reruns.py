@@ -190,6 +190,26 @@ def test_after_a_pass_nothing_shows_as_stale(daemon: Daemon) -> None:
     assert _shown_as_stale(daemon) == set()
 
 
+def _n_reports(daemon: Daemon) -> int:
+    keys = [dg.AssetKey(["tiny", s.name]) for s in stages_of(read_experiment(daemon.path))]
+    found = [daemon.instance.fetch_materializations(key, limit=1000).records for key in keys]
+    return sum(map(len, found))
+
+
+def test_dagster_is_told_what_it_does_not_know_and_nothing_again(daemon: Daemon) -> None:
+    _retrained(daemon, "attn_0", 1.1)
+    daemon.rest()  # without Dagster
+    run_experiment(read_experiment(daemon.path), daemon.instance)
+    assert _shown_as_stale(daemon) == set()
+    before = _n_reports(daemon)
+    run_experiment(read_experiment(daemon.path), daemon.instance)
+    assert _n_reports(daemon) == before
+    experiment = read_experiment(daemon.path)
+    ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00001", "edges")).unlink()
+    run_experiment(experiment, daemon.instance)
+    assert _n_reports(daemon) == before + 1
+
+
 def test_the_same_bytes_again_start_nothing(daemon: Daemon) -> None:
     file = daemon.path.parent / "set" / "attn_0"
     file.write_bytes(file.read_bytes())
@@ -268,21 +288,13 @@ def test_a_deleted_part_of_a_circuit_is_made_again(daemon: Daemon) -> None:
         assert part.is_file()
 
 
-def test_a_deleted_picture_is_drawn_again(daemon: Daemon) -> None:
-    experiment = read_experiment(daemon.path)
-    drawn = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000"), ".svg")
-    drawn.unlink()
-    assert daemon.rest()[0] == ["circuits"]
-    assert drawn.is_file()
-
-
 def test_the_same_loss_again_is_made_good_again(daemon: Daemon) -> None:
     experiment = read_experiment(daemon.path)
-    drawn = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000"), ".svg")
+    lost = ArtifactStore(experiment.artifacts).path(circuit("clusters", "k00000", "edges"))
     for _ in range(2):
-        drawn.unlink()
+        lost.unlink()
         assert daemon.rest()[0] == ["circuits"]
-        assert drawn.is_file()
+        assert lost.is_file()
 
 
 @pytest.mark.parametrize("cursor", ["garbage", "[]", "null", '{"versions": 3}'])

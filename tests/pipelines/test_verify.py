@@ -171,16 +171,6 @@ FAULTS: dict[str, tuple[Plant, str, str]] = {
         "saes/resid_1.safetensors",
         "is missing",
     ),
-    "a missing picture": (
-        _file("circuits/tasks/simple/circuit.svg", Path.unlink),
-        "circuits/tasks/simple/circuit.svg",
-        "is missing",
-    ),
-    "a changed picture": (
-        _file(f"{CIRCUIT}/{FIRST}/circuit.svg", lambda f: _flip(f, 90)),
-        f"{CIRCUIT}/{FIRST}/circuit.svg",
-        "is not the file that was written",
-    ),
     "a missing page": (
         _file("clusterings/chosen/pages/k00001.html", Path.unlink),
         "clusterings/chosen/pages/k00001.html",

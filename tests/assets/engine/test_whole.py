@@ -27,7 +27,6 @@ OWNERS = {
     "circuits/clusters/k00000/nodes.parquet": "circuits",
     "circuits/clusters/k00001/effects.parquet": "circuits",
     "circuits/tasks/simple/edges.parquet": "task_circuits",
-    "circuits/tasks/simple/circuit.svg": "task_circuits",
 }
 
 

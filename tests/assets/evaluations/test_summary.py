@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 
-import pandas as pd
 import pytest
 
 from assets.evaluations.stages import thresholds
 from assets.evaluations.summary import area_of, nodes_for
 from assets.settings import EvaluationSettings
 
-CURVE = pd.DataFrame({"n_nodes": [10, 5, 1], "faithfulness": [1.0, 0.8, 0.2]})
+CURVE = [
+    {"n_nodes": n_nodes, "faithfulness": faithfulness}
+    for n_nodes, faithfulness in ((10, 1.0), (5, 0.8), (1, 0.2))
+]
 
 
 def test_thresholds_rise_by_equal_ratios() -> None:
@@ -32,8 +34,6 @@ def test_the_area_is_that_under_straight_lines_from_no_node_to_all() -> None:
     assert area_of(CURVE) == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize(
-    "changed", [{"n_nodes": [0, 0, 0]}, {"faithfulness": [1.0, float("nan"), 0.2]}]
-)
-def test_a_curve_of_nothing_has_no_area(changed: dict[str, list[float]]) -> None:
-    assert math.isnan(area_of(CURVE.assign(**changed)))
+@pytest.mark.parametrize("changed", [{"n_nodes": 0}, {"faithfulness": math.nan}])
+def test_a_curve_of_nothing_has_no_area(changed: dict[str, float]) -> None:
+    assert math.isnan(area_of([{**point, **changed} for point in CURVE]))

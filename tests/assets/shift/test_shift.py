@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -19,10 +20,22 @@ from assets.circuits.stages import load_circuit
 from assets.engine.recipe import Recipe
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
+from assets.report.classifier import Labelled
+from assets.report.classifier import shift as shift_section
+from assets.report.found import Found
 from assets.settings import Experiment, ExperimentError
 from assets.shift.edits import Edit
 from assets.shift.probe import Score, TextSet, pooled_of, read_probe, read_sets, score
-from assets.shift.shift import SHIFT_STAGE, _editing, _reads, make_shift
+from assets.shift.shift import (
+    CIRCUIT_EFFECTS,
+    CIRCUIT_NODES,
+    SHIFT_STAGE,
+    _editing,
+    _reads,
+    make_shift,
+    read_units,
+)
+from assets.tables.conversions import read_nodes
 from assets.tables.places import (
     ABLATED_FEATURES,
     CLASSIFIER,
@@ -71,8 +84,6 @@ def write_labelled(file: Path, n: int = 160) -> None:
 @pytest.fixture(scope="module")
 def classified(finished: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The finished experiment with a classifier whose circuit was found and judged by hand."""
-    import shutil
-
     folder = tmp_path_factory.mktemp("classified") / "tiny"
     shutil.copytree(finished.path.parent, folder)
     write_labelled(folder / "labelled.jsonl")
@@ -190,6 +201,36 @@ def test_every_way_is_scored_for_every_seed_and_summed_up(classified: Experiment
     assert printed.count("\n| ") == len(ways)
     assert f"{len(own)} features in the circuit, {len(judged)} judged by person" in printed
     assert SHIFT_STAGE.shown(classified)["seeds"] == 2
+    assert_the_report_says_it(classified, table, judged)
+
+
+def assert_the_report_says_it(
+    experiment: Experiment, table: Sequence[Any], judged: Mapping[tuple[str, int], bool]
+) -> None:
+    names: Any = {"classifiers": (CLASSIFIER,)}
+    stages = {key.stage: (key,) for key in (SHIFT, JUDGEMENTS, PROBE_GROUPS)}
+    store = ArtifactStore(experiment.artifacts)
+    labelled = Labelled.of(experiment)
+    assert labelled == Labelled("animal", "age", ("cat", "dog"), ("old", "young"))
+    (section,) = shift_section(Found("tiny", store, stages, names, names), labelled)
+    of_ways, of_groups, of_features, *_ = (b for b in section.blocks if b.kind == "table")
+    assert list(of_ways.head)[2:4] == ["animal, %", "age, %"]
+    for row, shown in zip(table, of_ways.rows, strict=True):
+        assert shown[0] == row["method"].replace("_", " ") + " (control)" * row["is_control"]
+        assert shown[4].split("\u00a0±\u00a0")[0] == f"{100 * row['worst_group']:.1f}"
+        assert shown[5] == pytest.approx(row["n_ablated"], abs=0.01)
+    assert [row[:3] for row in of_groups.rows] == [
+        ["cat", "old", 4], ["cat", "young", 4], ["dog", "old", 4], ["dog", "young", 4]
+    ]  # fmt: skip
+    said = {row[0]: row[2] for row in of_features.rows}
+    yes = {
+        f"{submodule}/{feature}": ("no", "yes")[on] for (submodule, feature), on in judged.items()
+    }
+    assert said == {name: yes[name] for name in said}
+    assert len(said) == min(40, len(judged))
+    (plot,) = (block for block in section.blocks if block.kind == "charts")
+    assert all("worst group" in svg and "embedding only" in svg for svg in plot.charts.values())
+    assert not list(shift_section(Found("tiny", store, {}, names, names), labelled))
 
 
 def test_a_score_tells_what_a_probe_goes_by(classified: Experiment) -> None:
@@ -228,6 +269,19 @@ def test_judgements_that_leave_nothing_to_ablate_are_refused(
     judge(classified, irrelevant(own))
     with pytest.raises(ExperimentError, match=message):
         make_shift(Work.on(classified), _reads(classified))
+
+
+def test_a_circuit_without_features_is_refused_with_the_threshold_that_would_do(
+    classified: Experiment, tmp_path: Path
+) -> None:
+    shutil.copytree(classified.path.parent, tmp_path / "tiny")
+    one = read_experiment(tmp_path / "tiny" / classified.path.name)
+    store = ArtifactStore(one.artifacts)
+    store.write(CIRCUIT_NODES, TABLES["nodes"].build([]), Recipe(CIRCUIT_NODES.stage, {}, {}, ""))
+    effects = read_nodes(store.read(CIRCUIT_EFFECTS))
+    largest = max(abs(node.effect) for node in effects if not node.is_error)
+    with pytest.raises(ExperimentError, match=f"is {largest:.3g}; set .*node_threshold below it"):
+        read_units(store, "person")
 
 
 def test_features_are_set_to_their_mean_and_errors_go_too_where_that_is_asked(

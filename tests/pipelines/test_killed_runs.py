@@ -1,0 +1,105 @@
+"""`python -m pipelines.run` on hundreds of circuits, killed again and again: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
+
+from assets.circuits.stages import CIRCUITS_STAGE
+from assets.engine.records import FILE
+from assets.engine.store import ArtifactStore
+from assets.evaluations.stages import CIRCUIT_EVALUATIONS_STAGE
+from assets.settings import Experiment
+from tests.tiny_experiment import tiny_experiment, write_corpus
+
+ROOT = Path(__file__).parents[2]
+N_CLUSTERS, N_KILLS = 200, 10
+
+
+def _many(folder: Path) -> Experiment:
+    """An experiment of so many clusters, of two or three samples each, and nothing else."""
+    folder.mkdir()
+    experiment = tiny_experiment(
+        folder,
+        filter={"n_samples": 500, "max_per_document": 5},
+        clustering={"k": N_CLUSTERS, "max_clusters": N_CLUSTERS},
+        evaluations={"n_examined": 0, "variants": [], "approximations": None},
+        tasks=None,
+        cards=None,
+    )
+    write_corpus(folder / "corpus.jsonl", n_documents=150)
+    home = folder / "dagster"
+    home.mkdir()
+    settings = yaml.safe_load((ROOT / "dagster.yaml").read_text(encoding="utf-8"))
+    settings["storage"]["custom"]["config"]["base_dir"] = str(home / "storage")
+    kept = {name: settings[name] for name in ("storage", "telemetry")}
+    (home / "dagster.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    return experiment
+
+
+def _started(experiment: Experiment) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "pipelines.run", str(experiment.path)]
+    home = {"DAGSTER_HOME": str(experiment.path.parent / "dagster")}
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, env={**os.environ, **home}
+    )
+
+
+def _n_done(experiment: Experiment) -> int:
+    """Circuits and evaluations that are written."""
+    circuits = (experiment.artifacts / "circuits/clusters").glob("*/circuit.parquet")
+    return len([*circuits, *(experiment.artifacts / "evaluations/clusters").glob("*.parquet")])
+
+
+def _files(experiment: Experiment) -> dict[str, bytes]:
+    """Everything that is the same each time: no locks, no records of when, nothing half-written."""
+    root = experiment.artifacts
+    return {
+        str(file.relative_to(root)): file.read_bytes()
+        for file in sorted(root.rglob("*"))
+        if file.is_file()
+        and file.suffix != ".tmp"
+        and file.name != FILE
+        and ".locks" not in file.parts
+    }
+
+
+def _told(experiment: Experiment, stage: str) -> dict[str, str]:
+    """The data version of each partition as Dagster was told last."""
+    with dg.DagsterInstance.from_config(str(experiment.path.parent / "dagster")) as instance:
+        tags = instance.event_log_storage.get_latest_tags_by_partition(
+            dg.AssetKey([experiment.name, stage]),
+            dg.DagsterEventType.ASSET_MATERIALIZATION,
+            [DATA_VERSION_TAG],
+        )
+    return {partition: one[DATA_VERSION_TAG] for partition, one in tags.items()}
+
+
+@pytest.mark.slow
+def test_runs_killed_ten_times_end_as_one_that_was_not(tmp_path: Path) -> None:
+    whole, cut = _many(tmp_path / "whole"), _many(tmp_path / "cut")
+    assert _started(whole).wait() == 0
+    moments = sorted(random.Random(3).sample(range(1, 2 * N_CLUSTERS), N_KILLS))
+    for moment in moments:
+        run = _started(cut)
+        while run.poll() is None and _n_done(cut) < moment:
+            time.sleep(0.01)
+        assert run.poll() is None, "it ended before it was killed"
+        run.kill()
+        run.wait()
+    assert N_CLUSTERS < _n_done(cut) < 2 * N_CLUSTERS
+    assert _started(cut).wait() == 0
+    assert _files(cut) == _files(whole)
+    for stage in (CIRCUITS_STAGE, CIRCUIT_EVALUATIONS_STAGE):
+        store = ArtifactStore(cut.artifacts)
+        versions = {key: store.version(stage.key(key)) for key in cut.clusters}
+        assert _told(cut, stage.name) == versions
