@@ -113,7 +113,7 @@ def _evaluations(device: torch.device) -> Numbers:
         for error_nodes in ("circuit", "drop"):
             one = evaluator.evaluate(circuit, error_nodes)
             found += [one.faithfulness, one.completeness, one.faithfulness_low]
-        found.append(losses_without(evaluator, circuit.nodes, circuit.nodes[::20]))
+        found.append(losses_without(evaluator, circuit.nodes, circuit.nodes[::40]))
         found.append(len(active_nodes(bench.model, bench.dictionaries, inputs)))
     return found
 
