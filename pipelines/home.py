@@ -75,9 +75,11 @@ def lost_database(error: BaseException | None) -> ExperimentError | None:
     """What to say of an error that comes from a database which answers no more; None of others."""
     import sqlalchemy.exc
 
-    while error is not None:
-        if isinstance(error, sqlalchemy.exc.DBAPIError) and os.environ.get(POSTGRES):
+    seen = set[int]()  # what is raised while an error is handled may lead back to it
+    while os.environ.get(POSTGRES) and error is not None and id(error) not in seen:
+        if isinstance(error, sqlalchemy.exc.DBAPIError):
             return _gone(error)
+        seen.add(id(error))
         error = error.__cause__ or error.__context__
     return None
 

@@ -20,7 +20,7 @@ import yaml
 
 from assets.settings import ExperimentError
 from pipelines import home
-from pipelines.home import POSTGRES, dagster_home
+from pipelines.home import POSTGRES, dagster_home, lost_database
 from pipelines.run import main, run_experiment
 from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment
@@ -163,3 +163,12 @@ def test_a_database_that_is_not_there_or_goes_away_is_told(
         assert f"the database of {POSTGRES} does not answer" in capsys.readouterr().err
     finally:
         server.start()
+
+
+def test_errors_that_lead_back_to_each_other_come_to_an_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(POSTGRES, "postgresql://nobody@nowhere/none")
+    first, second = ValueError("one"), ValueError("two")
+    first.__context__, second.__context__ = second, first
+    assert lost_database(first) is None
