@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -119,6 +120,7 @@ def test_whatever_a_stage_runs_is_in_its_digest(tmp_path: Path, way: str) -> Non
     experiment = tiny_experiment(tmp_path, **WAYS[way])
     missing: dict[str, set[Name]] = {}
     for stage in stages_of(experiment):
+        gc.collect()  # what earlier stages left unfinished would be closed while this one is watched
         watch, every = Watch(), list[Any](stage._every(experiment))
         watched = _watched(stage, watch)
         if isinstance(stage, PartitionedStage):

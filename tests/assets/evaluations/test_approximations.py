@@ -96,7 +96,7 @@ def test_the_ui_shows_a_picture_and_what_each_estimate_answers(finished: Experim
 
 def test_the_check_fails_where_orders_differ(finished: Experiment, copied: Experiment) -> None:
     assert _estimates_follow("tasks", finished, ArtifactStore(finished.artifacts)).passed
-    strict = {"approximations": {"min_correlation": 1.0}}
+    strict = {"approximations": {"n_examples": 2, "min_correlation": 1.0}}
     changed = read_experiment(write_experiment(copied.path.parent, evaluations=strict))
     store = ArtifactStore(changed.artifacts)
     found = _estimates_follow("clusters", changed, store)
