@@ -120,7 +120,7 @@ def test_whatever_a_stage_runs_is_in_its_digest(tmp_path: Path, way: str) -> Non
     experiment = tiny_experiment(tmp_path, **WAYS[way])
     missing: dict[str, set[Name]] = {}
     for stage in stages_of(experiment):
-        gc.collect()  # what earlier stages left unfinished would be closed while this one is watched
+        gc.collect()  # else what stages before left unfinished is closed, and seen, here
         watch, every = Watch(), list[Any](stage._every(experiment))
         watched = _watched(stage, watch)
         if isinstance(stage, PartitionedStage):
