@@ -42,7 +42,7 @@ EVERY = 0.005
 WHOLE: Mapping[str, Sequence[str]] = {
     "checks": ("assets/checks.py",),
     "pictures": ("core/pictures/", "assets/plots.py"),
-    "showing": ("assets/engine/stage.py:shown", "assets/engine/asset.py:table_metadata"),
+    "showing": ("assets/engine/asset.py:_metadata",),
     "summaries": (
         "assets/evaluations/summary.py",
         "assets/evaluations/overlap.py",

@@ -7,6 +7,7 @@ partitions at the end of the step, with one version for all.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -64,11 +65,12 @@ def table_metadata(store: ArtifactStore, key: Key) -> dict[str, Any]:
     }
 
 
-def _printable(shown: Metadata) -> Metadata:
-    """Metadata with rounded numbers, and NaN in words: the UI reads no NaN."""
-    return {
-        name: cell(value) if isinstance(value, float) else value for name, value in shown.items()
+def _metadata(store: ArtifactStore, key: Key, show: Callable[[], Metadata]) -> Metadata:
+    """What the UI shows of a table: numbers rounded, and NaN in words, for the UI reads no NaN."""
+    shown = {
+        name: cell(value) if isinstance(value, float) else value for name, value in show().items()
     }
+    return {**shown, **table_metadata(store, key)}
 
 
 def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefinition:
@@ -84,8 +86,7 @@ def table_asset(stage: TableStage[Any], experiment: Experiment) -> dg.AssetsDefi
             return dg.MaterializeResult(metadata={REPORTED_ALREADY: True})
         return dg.MaterializeResult(
             metadata={
-                **_printable(stage.shown(experiment)),
-                **table_metadata(store, stage.key),
+                **_metadata(store, stage.key, partial(stage.shown, experiment)),
                 "seconds": time.perf_counter() - began,
             },
             data_version=dg.DataVersion(version),
@@ -136,7 +137,7 @@ def _reported(
 ) -> Iterator[Any]:
     """The event that says that a partition is made, as Dagster would write it."""
     place = stage.key(key)
-    shown = {**_printable(stage.shown(work, key)), **table_metadata(work.store, place)}
+    shown = _metadata(work.store, place, partial(stage.show, work, key))
     yield from _events(context, key, work.store.version(place), shown)
 
 

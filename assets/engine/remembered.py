@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sqlite3
 import time
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from typing import Any
 
 from assets.engine.recipe import digest
 
-FILE = ".locks/remembered"
+FILE = f".locks/remembered-{socket.gethostname()}"
+"""Of each machine its own: several must not share SQLite's files, nor have they the same inodes."""
 _SETTLED_NS = 50_000_000
 """A file changed more lately than this could change again without its times telling."""
 _TABLE = """CREATE TABLE IF NOT EXISTS remembered

@@ -490,10 +490,6 @@ class PartitionedStage(_Stage[S]):
     def _every(self, experiment: Experiment) -> Sequence[S]:
         return [self.reads(experiment, key) for key in self.partitions(experiment)]
 
-    def shown(self, work: Work, key: str) -> Metadata:
-        """What the UI shows of a partition."""
-        return self.show(work, key)
-
     def recipes(self, experiment: Experiment, keys: Sequence[str]) -> dict[str, Recipe]:
         """What these partitions would be made from now; raises where an input is missing."""
         return {job.key: job.recipe for job in self._jobs(Work.on(experiment), experiment, keys)}

@@ -123,8 +123,8 @@ def show_evaluation_of(source: BehaviourSource, work: Work, name: str) -> Metada
             interval = f"{own['faithfulness_low']:.2f} to {own['faithfulness_high']:.2f}"
             shown[f"95% of draws of {own['n_examples']} examples ({of})"] = interval
     if is_shown_whole(source, name):
-        curve = table.dropna(subset="threshold")[["error_nodes", "n_nodes", "faithfulness"]]
-        shown["curve"] = records(curve.to_dict("records"))
+        columns = ["start_layer", "error_nodes", "n_nodes", "faithfulness"]
+        shown["curve"] = records(table.dropna(subset="threshold")[columns].to_dict("records"))
     return shown
 
 

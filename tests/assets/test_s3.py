@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +15,10 @@ from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
 from pipelines.experiment import read_experiment
 from pipelines.verify import verify
+from tests.killed import killed_after
 from tests.tiny_experiment import brought_up_to_date, tiny_experiment, write_experiment
 
 pytestmark = pytest.mark.storage
-ROOT = Path(__file__).parents[2]
 LAST = "evaluation_summary"
 
 _ELSEWHERE = """
@@ -154,17 +152,7 @@ def test_killed_at_many_moments_it_ends_in_the_same_bytes(
     def run(machine: str, n_lines: int | None) -> int:
         copies = str(tmp_path / machine)
         command = [sys.executable, "-c", _ELSEWHERE, str(experiment.path), copies]
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, env={**os.environ, **environment}
-        )
-        assert process.stdout is not None
-        n_read = 0
-        with process.stdout as lines:
-            while n_read != n_lines and (line := lines.readline()):
-                n_read += b"up to date" not in line
-            process.kill()
-        process.wait()
-        return n_read
+        return killed_after(n_lines, command, environment)
 
     assert run("one", 12) == 12
     assert run("one", 9) == 9

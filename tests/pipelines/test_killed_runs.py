@@ -15,10 +15,10 @@ import yaml
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from assets.circuits.stages import CIRCUITS_STAGE
-from assets.engine.records import FILE
 from assets.engine.store import ArtifactStore
 from assets.evaluations.stages import CIRCUIT_EVALUATIONS_STAGE
 from assets.settings import Experiment
+from tests.killed import files_of
 from tests.tiny_experiment import tiny_experiment, write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -60,20 +60,6 @@ def _n_done(experiment: Experiment) -> int:
     return len([*circuits, *(experiment.artifacts / "evaluations/clusters").glob("*.parquet")])
 
 
-def _files(experiment: Experiment) -> dict[str, bytes]:
-    """What is the same each time: no locks, nothing that says when, nothing half-written."""
-    root = experiment.artifacts
-    return {
-        str(file.relative_to(root)): file.read_bytes()
-        for file in sorted(root.rglob("*"))
-        if file.is_file()
-        and file.suffix != ".tmp"
-        and file.name != FILE
-        and file.stem != "report"
-        and ".locks" not in file.parts
-    }
-
-
 def _told(experiment: Experiment, stage: str) -> dict[str, str]:
     """The data version of each partition as Dagster was told last."""
     with dg.DagsterInstance.from_config(str(experiment.path.parent / "dagster")) as instance:
@@ -99,7 +85,7 @@ def test_runs_killed_ten_times_end_as_one_that_was_not(tmp_path: Path) -> None:
         run.wait()
     assert N_CLUSTERS < _n_done(cut) < 2 * N_CLUSTERS
     assert _started(cut).wait() == 0
-    assert _files(cut) == _files(whole)
+    assert files_of(cut) == files_of(whole)
     for stage in (CIRCUITS_STAGE, CIRCUIT_EVALUATIONS_STAGE):
         store = ArtifactStore(cut.artifacts)
         versions = {key: store.version(stage.key(key)) for key in cut.clusters}

@@ -19,9 +19,9 @@ def test_all_but_the_first_circuits_are_shown_in_figures(
     monkeypatch.setattr(each, "SHOWN_WHOLE", 1)
     work = Work.on(finished)
     first, second, task = (
-        CIRCUITS_STAGE.shown(work, "k00000"),
-        CIRCUITS_STAGE.shown(work, "k00001"),
-        TASK_CIRCUITS_STAGE.shown(work, "simple"),
+        CIRCUITS_STAGE.show(work, "k00000"),
+        CIRCUITS_STAGE.show(work, "k00001"),
+        TASK_CIRCUITS_STAGE.show(work, "simple"),
     )
     assert first.keys() >= WHOLE
     assert task.keys() >= WHOLE
@@ -29,5 +29,5 @@ def test_all_but_the_first_circuits_are_shown_in_figures(
     found = load_circuit(work.store, "clusters", "k00001")
     assert found is not None
     assert (second["nodes"], second["edges"]) == (len(found.nodes), len(found.edges))
-    assert "curve" in CIRCUIT_EVALUATIONS_STAGE.shown(work, "k00000")
-    assert "curve" not in CIRCUIT_EVALUATIONS_STAGE.shown(work, "k00001")
+    assert "curve" in CIRCUIT_EVALUATIONS_STAGE.show(work, "k00000")
+    assert "curve" not in CIRCUIT_EVALUATIONS_STAGE.show(work, "k00001")
