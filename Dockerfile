@@ -1,10 +1,10 @@
 # One image for every process: UI, daemon, and the workers that runs are sent to (docs/scale.md).
 #   docker build -t circuits .
 #   docker run -p 3000:3000 -v $PWD/artifacts:/circuits/artifacts -v $PWD/data:/circuits/data circuits
-# For GPUs, a wheel of torch that has CUDA: --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128
+# Options of pip, such as the index that has torch's wheels for a GPU: --build-arg PIP_OPTIONS=...
 FROM python:3.11-slim
 
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG PIP_OPTIONS=""
 ARG EXTRAS=""
 
 WORKDIR /circuits
@@ -12,7 +12,7 @@ ENV PYTHONUNBUFFERED=1 DAGSTER_HOME=/circuits
 
 # What changes seldom first: a changed line of code then builds in seconds.
 COPY requirements.lock ./
-RUN pip install --no-cache-dir --extra-index-url ${TORCH_INDEX} -r requirements.lock ${EXTRAS}
+RUN pip install --no-cache-dir ${PIP_OPTIONS} -r requirements.lock ${EXTRAS}
 
 COPY pyproject.toml README.md LICENSE dagster.yaml ./
 COPY core core

@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
+from assets.shift.scoring import in_percent
 from assets.tables.places import SHIFT
 from pipelines.experiment import read_experiment
-
-_FIGURES = ("label_accuracy", "attribute_accuracy", "worst_group")
 
 
 def table(experiment: Experiment) -> str:
@@ -33,7 +31,7 @@ def table(experiment: Experiment) -> str:
     rows = store.read(SHIFT).to_pylist()
     head = ("", "probe", data.label_column, data.attribute_column, "worst group", "ablated")
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(_cells(row)) + " |" for row in rows]
+    lines += ["| " + " | ".join(in_percent(row)) + " |" for row in rows]
     first = rows[0]
     return "\n".join(
         [
@@ -43,12 +41,6 @@ def table(experiment: Experiment) -> str:
             f"{first['judge']}; {first['n_seeds']} seeds. Page: {store.place(SHIFT, '.html')}",
         ]
     )
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    name = row["method"].replace("_", " ") + (" (control)" if row["is_control"] else "")
-    figures = [f"{100 * row[f]:.1f} ± {100 * row[f'{f}_sd']:.1f}" for f in _FIGURES]
-    return [name, row["probe"], *figures, f"{row['n_ablated']:.3g}"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

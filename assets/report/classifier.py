@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow.compute as pc
 
 from assets.corpus.vocabulary import read_texts
 from assets.report import charts
-from assets.report.blocks import Charts, Facts, Section, Table, Text, number
+from assets.report.blocks import Cell, Charts, Facts, Section, Table, Text, number
 from assets.report.found import Found
 from assets.settings import Experiment, Value
 from assets.shift.judgements import agreement, by_judge
+from assets.shift.scoring import in_percent
 from assets.shift.texts import TEST
 from assets.tables.conversions import Frame
 from assets.tables.places import JUDGEMENTS, PROBE_GROUPS, SHIFT, card_contexts
 
-_FIGURES = ("label_accuracy", "attribute_accuracy", "worst_group")
 _WORDS = {True: "yes", False: "no"}
 _LISTED = 40
 _BEFORE = 10  # tokens of a context before the one that is marked
@@ -89,15 +88,11 @@ def _in_short(rows: Frame, judgements: Frame) -> dict[str, str]:
 
 
 def _table(rows: Frame, of: Labelled) -> Table:
-    shown: list[list[Any]] = [
-        [
-            row["method"].replace("_", " ") + (" (control)" if row["is_control"] else ""),
-            row["probe"],
-            *(_percent(row[name], row[f"{name}_sd"]) for name in _FIGURES),
-            int(n) if (n := row["n_ablated"]).is_integer() else round(n, 2),
-        ]
-        for row in rows.to_dict("records")
-    ]
+    shown: list[list[Cell]] = []
+    for row in rows.to_dict("records"):
+        *words, _ = (cell.replace(" ± ", "\u00a0±\u00a0") for cell in in_percent(row))
+        n = row["n_ablated"]
+        shown.append([*words, int(n) if n.is_integer() else n])
     head = ["", "probe", f"{of.label}, %", f"{of.attribute}, %", "worst group, %", "ablated"]
     said = (
         "Accuracy on balanced texts, mean and standard deviation over seeds; that on "
@@ -106,10 +101,6 @@ def _table(rows: Frame, of: Labelled) -> Table:
         "text."
     )
     return Table(head, shown, said)
-
-
-def _percent(mean: float, spread: float) -> str:
-    return f"{100 * mean:.1f}\u00a0±\u00a0{100 * spread:.1f}"
 
 
 def _outcomes(rows: Frame) -> str:
@@ -129,10 +120,14 @@ def _groups(found: Found, of: Labelled) -> Iterator[Table]:
         return
     groups = found.read(PROBE_GROUPS)
     rows = [
-        [str(of.labels[row["label"]]), str(of.attributes[row["attribute"]]), row["n"],
-         row["accuracy"]]
+        [
+            str(of.labels[row["label"]]),
+            str(of.attributes[row["attribute"]]),
+            row["n"],
+            row["accuracy"],
+        ]
         for row in groups[groups["set"] == TEST].to_dict("records")
-    ]  # fmt: skip
+    ]
     said = "The probe as it was trained, by group of the balanced texts to judge on"
     yield Table([of.label, of.attribute, "texts", "accuracy"], rows, said)
 

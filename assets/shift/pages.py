@@ -15,6 +15,7 @@ from assets.discovery.pages import templates_in
 from assets.engine.stage import Work
 from assets.engine.store import ArtifactStore
 from assets.plots import BLUE, GRID, RED, figure_of, png_of
+from assets.shift.scoring import in_percent
 from assets.tables.conversions import label_texts
 from assets.tables.places import LABELS, SHIFT, Key, card_contexts, cards
 
@@ -53,7 +54,8 @@ def write_page(
     page = templates_in(Path(__file__).with_name("templates")).get_template("shift.html")
     plot = base64.b64encode(outcomes(rows)).decode()
     title = f"SHIFT: {work.about['experiment']}"
-    text = page.render(title=title, rows=rows, plot=plot, features=features)
+    table = [in_percent(row) for row in rows]
+    text = page.render(title=title, first=rows[0], table=table, plot=plot, features=features)
     return work.store.write_text(SHIFT, ".html", text + "\n")
 
 

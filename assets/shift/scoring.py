@@ -140,3 +140,13 @@ def seed_row(outcome: Outcome) -> dict[str, Any]:
         "groups": list(outcome.score.groups),
         "n_ablated": outcome.n_ablated,
     }
+
+
+def in_percent(row: Mapping[str, Any]) -> list[str]:
+    """A row of the table `shift` as people read it: method, probe, accuracies, units ablated."""
+    name = row["method"].replace("_", " ") + (" (control)" if row["is_control"] else "")
+    figures = (
+        f"{100 * row[figure]:.1f} ± {100 * row[f'{figure}_sd']:.1f}"
+        for figure in ("label_accuracy", "attribute_accuracy", "worst_group")
+    )
+    return [name, row["probe"], *figures, f"{row['n_ablated']:.3g}"]
