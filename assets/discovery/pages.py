@@ -49,7 +49,6 @@ def write_cluster_pages(
     title: str,
     plots: Mapping[str, bytes] | None = None,
     truth: Sequence[str] | None = None,
-    links: Mapping[int, str] | None = None,
     n_contexts: int = 40,
 ) -> Path:
     """Write a page per cluster and an overview, each whole or not at all.
@@ -62,7 +61,6 @@ def write_cluster_pages(
         title: of the overview.
         plots: PNG images for the overview, by caption.
         truth: the behaviour that generated each sample, where it is known.
-        links: where the picture of a cluster's circuit is, relative to `folder`.
         n_contexts: contexts on a page, the most typical first.
 
     Returns:
@@ -97,7 +95,6 @@ def write_cluster_pages(
             title=f"Cluster {summary.cluster}",
             previous=names[place - 1] if place else None,
             next=names[place + 1] if place + 1 < len(names) else None,
-            link=(links or {}).get(summary.cluster),
             contexts=contexts,
             **shown,
         )
