@@ -14,7 +14,6 @@ what is measured. The first circuit and the first steps are not counted: kernels
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -22,7 +21,7 @@ from itertools import pairwise
 import torch
 
 from benchmarks.effects import Case, Shape, build
-from benchmarks.record import append_row, machine
+from benchmarks.record import append_row, machine, peak_gib, restart_peak, synchronise
 from benchmarks.training import Mixtures
 from core.circuit import attribute
 from core.estimators import IntegratedGradients
@@ -34,25 +33,11 @@ _SUBMODULES = ("mlp_0", "resid_0")
 _NOT_COUNTED = 2
 
 
-def _sync(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _peak(device: torch.device) -> float:
-    """GiB: of the GPU's memory since the last reset, or of this process."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def _seconds(device: torch.device, work: Callable[[], object]) -> float:
-    _sync(device)
+    synchronise(device)
     began = time.perf_counter()
     work()
-    _sync(device)
+    synchronise(device)
     return time.perf_counter() - began
 
 
@@ -73,7 +58,7 @@ def circuits(shape: Shape, device: torch.device, n_examples: int, n_pos: int) ->
         "examples": f"{n_examples} x {n_pos}",
         "circuit, s": f"{seconds:.2f}",
         "circuits / hour": f"{3600 / seconds:,.0f}",
-        "GiB, circuits": f"{_peak(device):.2f}",
+        "GiB, circuits": f"{peak_gib(device):.2f}",
     }
 
 
@@ -82,7 +67,7 @@ def training(shape: Shape, device: torch.device, n_steps: int, batch: int) -> di
     times: list[float] = []
 
     def note(_step: int, _reports: Mapping[str, object]) -> None:
-        _sync(device)
+        synchronise(device)
         times.append(time.perf_counter())
 
     settings = TrainingSettings(
@@ -94,13 +79,14 @@ def training(shape: Shape, device: torch.device, n_steps: int, batch: int) -> di
         resample_every=0,
         buffer_bytes=4 * 4 * batch * shape.d * len(_SUBMODULES),
     )
+    restart_peak(device)
     rows = Mixtures(dict.fromkeys(_SUBMODULES, shape.d), 4 * batch)
     train_dictionaries(rows, settings, device=device, on_step=note)
     steps = [b - a for a, b in pairwise(times)][_NOT_COUNTED:]
     rate = batch * len(_SUBMODULES) * len(steps) / sum(steps)
     return {
         "training, tokens x dictionaries / s": f"{rate:,.0f}",
-        "GiB, training": f"{_peak(device):.2f}",
+        "GiB, training": f"{peak_gib(device):.2f}",
     }
 
 

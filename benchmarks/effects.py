@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks.plain import plain_edges, plain_nodes
-from benchmarks.record import append_row, machine
+from benchmarks.record import append_row, machine, peak_gib, restart_peak, synchronise
 from core.budget import plan_passes
 from core.dictionaries import Dictionary, ReLU
 from core.edges import edge_effects, edge_kinds
@@ -151,17 +150,6 @@ def strongest(effects: dict[str, Tensor], clean: dict[str, Tensor], n_instances:
     return {name: torch.tensor(sorted(keys)) for name, keys in keep.items()}, total
 
 
-def _sync(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak(device: str) -> float:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def bare_seconds(model: LanguageModel, inputs: Inputs, steps: int, device: str) -> float:
     """Seconds of the forward and backward passes of ig alone: no dictionary, no endpoints."""
     recording = model.record(inputs.clean, inputs.mask)
@@ -169,7 +157,7 @@ def bare_seconds(model: LanguageModel, inputs: Inputs, steps: int, device: str) 
     passes = plan_passes(model, inputs.clean.shape[1], BUDGET)
     n = inputs.n_examples
     per_pass = max(1, min(steps, passes.copies(n)))
-    _sync(device)
+    synchronise(device)
     start = time.perf_counter()
     for name in model.submodules:
         for first in range(0, steps, per_pass):
@@ -177,7 +165,7 @@ def bare_seconds(model: LanguageModel, inputs: Inputs, steps: int, device: str) 
             some = runs.select(torch.arange(n, device=device).repeat(copies))
             x = recording.outputs[name].repeat(copies, 1, 1).requires_grad_()
             torch.autograd.grad(some.metric_with(name, x).sum(), x)
-    _sync(device)
+    synchronise(device)
     return time.perf_counter() - start
 
 
@@ -203,7 +191,7 @@ def run_bare(shape: Shape, case: Case, device: str, out: Path) -> dict[str, floa
         for name, run in work.items():
             start = clock()
             run()
-            _sync(device)
+            synchronise(device)
             best[name] = min(best[name], clock() - start)
     return best | {f"{rule} over bare": best[rule] / best["bare"] for rule in ("left", "midpoint")}
 
@@ -211,22 +199,22 @@ def run_bare(shape: Shape, case: Case, device: str, out: Path) -> dict[str, floa
 def run_ours(shape: Shape, case: Case, device: str, out: Path) -> dict[str, float]:
     """Our side: times, peak memory; effects and edges written for comparison."""
     model, dictionaries, inputs = build(shape, case, device)
-    base = _peak(device)
+    base = restart_peak(device)
     node_effects(model, dictionaries, inputs, estimator=IntegratedGradients(steps=1))
     start = time.perf_counter()
     effects = node_effects(
         model, dictionaries, inputs, estimator=IntegratedGradients(rule="left"), budget_bytes=BUDGET
     )
-    _sync(device)
+    synchronise(device)
     nodes = time.perf_counter() - start
-    nodes_peak = _peak(device)
+    nodes_peak = peak_gib(device)
     bare = bare_seconds(model, inputs, 10, device)
     summed, places = summed_effects(effects)
     keep, instances = strongest(summed, places, case.instances)
     keep = {name: keys.to(device) for name, keys in keep.items()}
     start = time.perf_counter()
     edges = edge_effects(model, dictionaries, effects, keep=keep, budget_bytes=BUDGET)
-    _sync(device)
+    synchronise(device)
     edge_seconds = time.perf_counter() - start
     tensors = {f"effects/{name}": value.cpu() for name, value in summed.items()}
     tensors |= {f"keep/{name}": value.cpu() for name, value in keep.items()}
@@ -243,7 +231,7 @@ def run_ours(shape: Shape, case: Case, device: str, out: Path) -> dict[str, floa
         "nodes": nodes,
         "nodes_gib": nodes_peak - base,
         "edges": edge_seconds,
-        "edges_gib": _peak(device) - base,
+        "edges_gib": peak_gib(device) - base,
         "bare": bare,
         "instances": instances,
         "active": active / len(dictionaries) / inputs.clean.numel(),
@@ -270,7 +258,7 @@ def run_backward(shape: Shape, case: Case, device: str, out: Path) -> dict[str, 
     start = time.perf_counter()
     read = reader(inputs)
     plain_nodes(model.hf, dictionaries, inputs.clean, inputs.patch, read, 10, backward=True)
-    _sync(device)
+    synchronise(device)
     return {"nodes": time.perf_counter() - start}
 
 
@@ -289,21 +277,21 @@ def run_plain(shape: Shape, case: Case, device: str, out: Path) -> dict[str, flo
         for key, value in load_file(out / "ours.safetensors").items()
         if key.startswith("keep/")
     }
-    base = _peak(device)
+    base = restart_peak(device)
     start = time.perf_counter()
     clean, changes, gradients, effects = plain_nodes(
         model.hf, dictionaries, inputs.clean, inputs.patch, reader(inputs), 10
     )
-    _sync(device)
+    synchronise(device)
     nodes = time.perf_counter() - start
-    peak = _peak(device)
+    peak = peak_gib(device)
     names = causal_order(keep)
     kinds = [(up, down, _stops(up, down)) for up, down in edge_kinds(model, dict.fromkeys(names))]
     start = time.perf_counter()
     edges = plain_edges(
         model.hf, dictionaries, inputs.clean, kinds, (clean, changes, gradients), keep
     )
-    _sync(device)
+    synchronise(device)
     edge_seconds = time.perf_counter() - start
     tensors = {
         f"effects/{n}": torch.cat([f.sum((0, 1)), e.sum()[None]]).detach().cpu()
@@ -315,7 +303,7 @@ def run_plain(shape: Shape, case: Case, device: str, out: Path) -> dict[str, flo
         "nodes": nodes,
         "nodes_gib": peak - base,
         "edges": edge_seconds,
-        "edges_gib": _peak(device) - base,
+        "edges_gib": peak_gib(device) - base,
     }
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 README = Path(__file__).parent / "README.md"
 
@@ -45,3 +50,29 @@ def append_row(section: str, row: dict[str, str]) -> None:
         else:
             lines[end:end] = ["", *header, cells]
     README.write_text("\n".join(lines) + "\n")
+
+
+def synchronise(device: str | torch.device) -> None:
+    """Wait for what a GPU still has to do; the CPU is never behind."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_gib(device: str | torch.device) -> float:
+    """Most memory so far: of the GPU since `restart_peak`, or of this process."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def restart_peak(device: str | torch.device) -> float:
+    """What `peak_gib` counts from: on a GPU what is held now, of a process its most so far."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    return peak_gib(device)

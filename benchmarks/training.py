@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.record import append_row, machine
+from benchmarks.record import append_row, machine, peak_gib, synchronise
 from core.training import (
     Learner,
     ModelRows,
@@ -94,7 +93,7 @@ def settings_of(case: str, small: bool) -> TrainingSettings:
     )
 
 
-def sources_of(case: str, small: bool) -> tuple[RowSource, list[RowSource]]:
+def sources_of(case: str, small: bool, device: str) -> tuple[RowSource, list[RowSource]]:
     """What ours reads, and what plain reads for one dictionary after the other."""
     if case == "wide":
         d, n = (32, 2000) if small else (512, 20_000)
@@ -105,7 +104,7 @@ def sources_of(case: str, small: bool) -> tuple[RowSource, list[RowSource]]:
     from testbed.grammar import documents
 
     folder = str(ROOT / "testbed" / "model")
-    model, tokenizer = load_model(folder, device="cpu"), load_tokenizer(folder)
+    model, tokenizer = load_model(folder, device=device), load_tokenizer(folder)
     texts = [document.text for document in documents(40 if small else 800, 1)]
     contexts = [ids[:128] for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]]
     names = model.submodules[:2] if small else model.submodules
@@ -164,18 +163,18 @@ def plain_training(name: str, batches: Iterator[Tensor], settings: TrainingSetti
     return losses
 
 
-def run_plain(case: str, small: bool) -> dict[str, Any]:
+def run_plain(case: str, small: bool, device: str) -> dict[str, Any]:
     """Every dictionary after the other: seconds, peak memory, losses."""
     settings = settings_of(case, small)
-    _, sources = sources_of(case, small)
+    _, sources = sources_of(case, small, device)
     _import_optimiser()
     start = time.perf_counter()
     losses = {}
     for source in sources:
         (name,) = source.widths
-        rows = (batch[name] for batch in batches_of(source, settings))
+        rows = (batch[name].to(device) for batch in batches_of(source, settings))
         losses[name] = plain_training(name, rows, settings)
-    return _result(time.perf_counter() - start, losses, settings)
+    return _result(start, losses, settings, device)
 
 
 def _import_optimiser() -> None:
@@ -185,10 +184,10 @@ def _import_optimiser() -> None:
     torch.optim.Adam([weight]).step()
 
 
-def run_ours(case: str, small: bool) -> dict[str, Any]:
+def run_ours(case: str, small: bool, device: str) -> dict[str, Any]:
     """All dictionaries from one read: seconds, peak memory, losses."""
     settings = settings_of(case, small)
-    source, _ = sources_of(case, small)
+    source, _ = sources_of(case, small, device)
     losses: dict[str, list[float]] = {name: [] for name in source.widths}
 
     def keep(_step: int, reports: Mapping[str, Any]) -> None:
@@ -196,18 +195,20 @@ def run_ours(case: str, small: bool) -> dict[str, Any]:
             losses[name].append(report.loss)
 
     start = time.perf_counter()
-    train_dictionaries(source, settings, on_step=keep)
-    return _result(time.perf_counter() - start, losses, settings)
+    train_dictionaries(source, settings, device=torch.device(device), on_step=keep)
+    return _result(start, losses, settings, device)
 
 
 def _result(
-    seconds: float, losses: Mapping[str, list[float]], settings: TrainingSettings
+    start: float, losses: Mapping[str, list[float]], settings: TrainingSettings, device: str
 ) -> dict[str, Any]:
+    synchronise(device)
+    seconds = time.perf_counter() - start
     n_tokens = settings.n_steps * settings.batch_size
     return {
         "seconds": seconds,
         "rate": n_tokens * len(losses) / seconds,
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "gib": peak_gib(device),
         "n_dictionaries": len(losses),
         "losses": losses,
     }
@@ -227,6 +228,7 @@ def compare(case: str, args: argparse.Namespace) -> dict[str, Any]:
     sides = {}
     for side in ("ours", "plain"):
         command = [sys.executable, "-m", "benchmarks.training", "--case", case, "--side", side]
+        command += ["--device", args.device]
         command += ["--small"] if args.small else []
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         sides[side] = json.loads(done.stdout.splitlines()[-1])
@@ -342,11 +344,12 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES)
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--note", action="store_true")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--side", choices=["ours", "plain"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         run = run_ours if args.side == "ours" else run_plain
-        print(json.dumps(run(args.case, args.small)))
+        print(json.dumps(run(args.case, args.small, args.device)))
         return
     for case in [args.case] if args.case else CASES:
         if case == "cache":
