@@ -138,7 +138,7 @@ def plain_training(name: str, batches: Iterator[Tensor], settings: TrainingSetti
     """One dictionary by autograd (App. B), from the same start as ours; the loss of each step."""
     losses: list[float] = []
     first = next(batches)
-    learner = Learner(name, first.shape[1], settings)
+    learner = Learner(name, first.shape[1], settings, first.device)
     learner.start(first)
     start, scale = learner.weights, learner.state["scale"]
     encoder, decoder, encoder_bias, bias = weights = [

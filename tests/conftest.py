@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from tests.elsewhere import Elsewhere, pretended
 
 if TYPE_CHECKING:
     from assets.settings import Experiment
@@ -52,3 +55,11 @@ def copied(finished: Experiment, tmp_path: Path) -> Experiment:
 
     shutil.copytree(finished.path.parent, tmp_path / "copied")
     return read_experiment(tmp_path / "copied" / finished.path.name)
+
+
+@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
+def elsewhere(request: pytest.FixtureRequest) -> Elsewhere:
+    """A device that is not the CPU: one that only pretends to be there, and a GPU."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    return pretended() if request.param == "pretended" else nullcontext(torch.device("cuda"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = torch.device("cuda:1")
+Elsewhere = AbstractContextManager[torch.device]
 _HERE = torch.device("cpu")
 _AS_ARRAY = (Tensor.numpy, Tensor.__array__)
 _MOVES = (Tensor.to, Tensor.cpu, Tensor.cuda)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from assets.settings import Experiment
-from tests.elsewhere import DEVICE, pretended
+from tests.elsewhere import Elsewhere
 from tests.tiny_experiment import brought_up_to_date, tiny_experiment
 
 
@@ -26,9 +26,11 @@ def _said(file: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
-def test_every_stage_gives_the_tables_of_the_cpu(finished: Experiment, tmp_path: Path) -> None:
-    experiment = tiny_experiment(tmp_path, model={"device": str(DEVICE)})
-    with pretended():
+def test_every_stage_gives_the_tables_of_the_cpu(
+    finished: Experiment, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
+    with elsewhere as device:
+        experiment = tiny_experiment(tmp_path, model={"device": str(device)})
         made = brought_up_to_date(experiment, "labels")
     assert made["circuits"] == 3
     here, there = _tables(finished), _tables(experiment)

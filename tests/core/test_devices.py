@@ -7,7 +7,6 @@ a GPU where there is one (``pytest -m gpu``).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
@@ -45,21 +44,10 @@ from tests.core.tiny import (
     random_dictionaries,
     random_tokens,
 )
-from tests.elsewhere import MixedDevices, pretended
+from tests.elsewhere import Elsewhere, MixedDevices, pretended
 
 Numbers = list[Any]
-Elsewhere = AbstractContextManager[torch.device]
 CONTEXTS = [row[: (9, 5, 7, 9)[i % 4]] for i, row in enumerate(random_tokens(8, 9, 4).tolist())]
-
-
-@contextmanager
-def _cuda() -> Iterator[torch.device]:
-    yield torch.device("cuda")
-
-
-@pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
-def elsewhere(request: pytest.FixtureRequest) -> Elsewhere:
-    return pretended() if request.param == "pretended" else _cuda()
 
 
 class Bench:
