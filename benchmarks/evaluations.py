@@ -47,7 +47,7 @@ class Curve(NamedTuple):
 
     variant: Variant
     basis: Basis
-    ranking: list[Node]
+    ranking: Sequence[Node]
     sizes: list[int]
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,8 @@ from core.inputs import Inputs
 from core.models import LanguageModel
 from core.models.hooks import Visit, visited
 from core.models.replay import Resumed
-from core.options import ABLATIONS, Ablation, check_list, check_option
+from core.node_table import NodeTable
+from core.options import ABLATIONS, Ablation, check_option
 from core.readout import at_last
 from core.sparse import add_at, count_true
 from core.types import ERROR, Node, Submodule, causal_order
@@ -132,35 +134,31 @@ class Part:
 
 
 def parts_of(
-    nodes: Iterable[Node],
+    nodes: Sequence[Node],
     names: Iterable[str],
     n_pos: int,
     device: torch.device,
     dtype: torch.dtype,
 ) -> dict[str, Part]:
     """A circuit's nodes by submodule, laid out for ablated runs of `n_pos` positions."""
-    by_submodule: dict[str, list[Node]] = {name: [] for name in names}
-    for node in nodes:
-        if node.submodule in by_submodule:
-            by_submodule[node.submodule].append(node)
-    parts = {}
-    for name, at in by_submodule.items():
-        features = sorted({node.feature for node in at if not node.is_error})
-        column = {feature: i for i, feature in enumerate(features)}
-        index = torch.tensor(features, dtype=torch.long, device=device)
-        if any(node.pos is not None for node in at):
-            where = torch.zeros(n_pos, len(features) + 1, dtype=dtype)
-            places = [
-                (pos, column.get(node.feature, -1))
-                for node in at
-                for pos in (range(n_pos) if node.pos is None else (node.pos,))
-            ]
-            where[tuple(torch.tensor(places).T)] = 1
-            where = where.to(device)
-            parts[name] = Part(index, where[:, :-1], where[:, -1:])
-        else:
-            parts[name] = Part(index, None, float(any(node.is_error for node in at)))
-    return parts
+    table = NodeTable.of(nodes)
+    return {name: _part(table.at(name), n_pos, device, dtype) for name in names}
+
+
+def _part(nodes: NodeTable, n_pos: int, device: torch.device, dtype: torch.dtype) -> Part:
+    """The nodes of one submodule."""
+    features = np.unique(nodes.feature[~nodes.is_error])
+    index = torch.from_numpy(features).to(device)
+    placed = nodes.is_placed
+    if not placed.any():
+        return Part(index, None, float(nodes.is_error.any()))
+    column = np.searchsorted(features, nodes.feature)
+    column[nodes.is_error] = len(features)
+    kept = np.zeros((n_pos, len(features) + 1), dtype=bool)
+    kept[nodes.pos[placed], column[placed]] = True
+    kept[:, column[~placed]] = True
+    where = torch.from_numpy(kept).to(device, dtype)
+    return Part(index, where[:, :-1], where[:, -1:])
 
 
 def _at_last(values: Tensor, last: Tensor) -> Tensor:
@@ -369,24 +367,35 @@ def check_nodes(
             the inputs do not have.
         MissingSubmodule: a node where no dictionary sits.
     """
-    check_list("nodes", nodes, Node)
-    for node in nodes:
-        width = n_features.get(node.submodule)
-        if width is None:
-            raise MissingSubmodule(
-                f"the circuit has node {node.name}, but no dictionary sits at "
-                f"'{node.submodule}': use the dictionaries it was found with."
-            )
-        if not ERROR <= node.feature < width:
-            raise InputError(
-                f"the circuit has node {node.name}, but that dictionary has features 0 to "
-                f"{width - 1}: the circuit was found with other dictionaries."
-            )
-        if n_pos is not None and node.pos is not None and node.pos >= n_pos:
-            raise InputError(
-                f"the circuit has node {node.name} at position {node.pos}, but the inputs "
-                f"have {n_pos} positions: take inputs of the circuit's length."
-            )
+    table = NodeTable.of(nodes)
+    widths = np.array([n_features.get(name, -1) for name in table.names], dtype=int)
+    width = widths[table.submodule]
+    last = table.pos.max(initial=-1) if n_pos is None else n_pos - 1
+    wrong = (
+        (width < 0)
+        | (table.feature < ERROR)
+        | (table.feature >= width)
+        | (table.pos < -1)
+        | (table.pos > last)
+    )
+    if not wrong.any():
+        return
+    node = table[int(wrong.argmax())]
+    if node.submodule not in n_features:
+        raise MissingSubmodule(
+            f"the circuit has node {node.name}, but no dictionary sits at "
+            f"'{node.submodule}': use the dictionaries it was found with."
+        )
+    if not ERROR <= node.feature < n_features[node.submodule]:
+        raise InputError(
+            f"the circuit has node {node.name}, but that dictionary has features 0 to "
+            f"{n_features[node.submodule] - 1}: the circuit was found with other dictionaries."
+        )
+    of_how_many = "positions begin at 0" if n_pos is None else f"the inputs have {n_pos} positions"
+    raise InputError(
+        f"the circuit has node {node.name} at position {node.pos}, but {of_how_many}: take inputs "
+        "of the circuit's length."
+    )
 
 
 def start_of(names: Iterable[str], parallel: bool) -> list[str]:

@@ -10,11 +10,13 @@ over examples.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,10 +36,9 @@ from core.inputs import Inputs, check_answers
 from core.intervals import draw_shares, interval
 from core.models import LanguageModel
 from core.models.replay import Resumed
+from core.node_table import NodeTable
 from core.options import ERROR_NODES, Ablation, ErrorNodes, check_list, check_option
 from core.types import ERROR, Circuit, Node, Submodule
-
-_Key = tuple[str, int, int | None]
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Evaluator:
             else examples_per_batch(model, dictionaries, inputs.clean.shape[1], budget_bytes)
         )
         self._shares = draw_shares(inputs.n_examples, seed=seed)
-        self._metrics: dict[tuple[frozenset[_Key], bool], Tensor] = {}
+        self._metrics: dict[tuple[bytes, bool], Tensor] = {}
         self._starts, self._full = self._record_starts(budget_bytes // 4)
         self._empty = self._run((), complement=False)
         self.m_full, self.m_empty = float(self._full.mean()), float(self._empty.mean())
@@ -183,15 +184,23 @@ class Evaluator:
                 starts.append(replace(runs, recording=replace(runs.recording, outputs=first)))
         return starts, _joined(metrics)
 
-    def _run(self, nodes: Iterable[Node], *, complement: bool) -> Tensor:
+    def _run(self, nodes: Sequence[Node], *, complement: bool) -> Tensor:
         """Each example's metric with `nodes` kept, or all but `nodes`; each set runs once."""
-        key = frozenset((n.submodule, n.feature, n.pos) for n in nodes), complement
+        key = self._key(NodeTable.of(nodes)), complement
         if key not in self._metrics:
             edits = self.edits(nodes, complement=complement)
             self._metrics[key] = _joined([run_edited(batch, edits) for batch in self.runs()])
         return self._metrics[key]
 
-    def edits(self, nodes: Iterable[Node], *, complement: bool = False) -> dict[str, Edit]:
+    def _key(self, nodes: NodeTable) -> bytes:
+        """The same for the same set of nodes, whatever their order."""
+        order = {name: i for i, name in enumerate(self.n_features)}
+        place = np.array([order[name] for name in nodes.names], dtype=int)[nodes.submodule]
+        place = place * (self.inputs.clean.shape[1] + 1) + nodes.pos + 1
+        node = place * (max(self.n_features.values()) + 1) + nodes.feature + 1
+        return hashlib.sha256(np.unique(node).tobytes()).digest()
+
+    def edits(self, nodes: Sequence[Node], *, complement: bool = False) -> dict[str, Edit]:
         """What becomes of every submodule with `nodes` kept, or all but `nodes`."""
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
         n_pos = self.inputs.clean.shape[1]
@@ -203,7 +212,7 @@ class Evaluator:
 
     def counted(
         self, circuit: Circuit | Sequence[Node], error_nodes: ErrorNodes = "circuit"
-    ) -> list[Node]:
+    ) -> NodeTable:
         """The nodes that runs can keep: none never ablated, none that `error_nodes` drops.
 
         Raises:
@@ -211,14 +220,12 @@ class Evaluator:
         """
         if isinstance(circuit, Circuit):
             self._check_length(circuit)
-        nodes = circuit.nodes if isinstance(circuit, Circuit) else circuit
+        nodes = NodeTable.of(circuit.nodes if isinstance(circuit, Circuit) else circuit)
         self._check_nodes(nodes)
-        return [
-            node
-            for node in nodes
-            if node.submodule in self.dictionaries
-            and not (node.is_error and _is_dropped(node, error_nodes))
-        ]
+        runs = np.array([name in self.dictionaries for name in nodes.names], dtype=bool)
+        drops = np.array([_drops(name, error_nodes) for name in nodes.names], dtype=bool)
+        at = nodes.submodule
+        return nodes.where(runs[at] & ~(nodes.is_error & drops[at]))
 
     def _check_length(self, circuit: Circuit) -> None:
         """Raise if a circuit by position was found on inputs of another length, where it says."""
@@ -229,10 +236,10 @@ class Evaluator:
                 f"and these have {n_pos}: evaluate on inputs of the circuit's length."
             )
 
-    def _check_nodes(self, nodes: Sequence[Node]) -> None:
+    def _check_nodes(self, nodes: NodeTable) -> None:
         """Raise if a node is not one of these dictionaries and inputs."""
         check_nodes(nodes, self.n_features, self.inputs.clean.shape[1])
-        if any(node.pos is not None for node in nodes) and not bool(self.inputs.mask.all()):
+        if nodes.is_placed.any() and not bool(self.inputs.mask.all()):
             raise ShapeMismatch(
                 "the circuit's nodes are by position, and these inputs are padded: positions "
                 "would not mean the same in each. Evaluate on inputs of one length."
@@ -259,9 +266,10 @@ class Evaluator:
         """
         check_option("error_nodes", error_nodes, ERROR_NODES)
         nodes = self.counted(circuit, error_nodes)
-        staying, leaving = nodes, nodes
+        staying: Sequence[Node] = nodes
+        leaving: Sequence[Node] = nodes
         if error_nodes in ("remove", "keep"):
-            features = [node for node in nodes if not node.is_error]
+            features = list(nodes.where(~nodes.is_error))
             errors = [Node(name, ERROR, None, 0.0) for name in self.dictionaries]
             staying = features + (errors if error_nodes == "keep" else [])
             leaving = features + (errors if error_nodes == "remove" else [])
@@ -336,9 +344,10 @@ def _joined(metrics: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(metrics)).double().cpu()
 
 
-def _is_dropped(error: Node, error_nodes: ErrorNodes) -> bool:
+def _drops(submodule: str, error_nodes: ErrorNodes) -> bool:
+    """Whether that submodule's error node is in no circuit."""
     if error_nodes == "drop_but_resid":
-        return not error.submodule.startswith("resid")
+        return not submodule.startswith("resid")
     return error_nodes == "drop"
 
 

@@ -25,6 +25,7 @@ from core.errors import InputError
 from core.evaluate import Evaluation, Evaluator, area
 from core.inputs import Inputs
 from core.models import LanguageModel
+from core.node_table import NodeTable
 from core.options import ErrorNodes
 from core.types import ERROR, Node, causal_order
 
@@ -81,7 +82,7 @@ def ranked(
     nodes: Sequence[Node],
     active: Sequence[Node],
     error_nodes: ErrorNodes = "circuit",
-) -> list[Node]:
+) -> NodeTable:
     """All nodes that an evaluator can keep, the strongest first.
 
     Args:
@@ -153,6 +154,7 @@ def sweep(
     Raises:
         MissingSubmodule, InputError, ShapeMismatch: see `Evaluator.evaluate`.
     """
+    ranking = NodeTable.of(ranking)
     cuts = [*((n, None) for n in sizes), *((size_at(f, len(ranking)), f) for f in fractions)]
     return [
         Point(n, f, evaluator.evaluate(ranking[:n], error_nodes, complement=f is None))

@@ -209,7 +209,7 @@ class _Comparison:
         evaluator: Evaluator,
         nodes: Sequence[Node],
         active: Sequence[Node],
-    ) -> Iterator[tuple[int | None, list[Node]]]:
+    ) -> Iterator[tuple[int | None, Sequence[Node]]]:
         """In which order nodes are kept, with the number of the draw where it is drawn."""
         from core.sweep import ranked, shuffled
 

@@ -28,7 +28,7 @@ def test_losses_are_those_of_circuits_without_the_node(
     model, inputs = make_model(family, attn_input), make_pairs(4)
     evaluator = Evaluator(model, random_dictionaries(model), inputs, ablation=ablation)
     circuit = evaluator.counted(some_nodes(model))
-    removed = circuit[::11] + [node for node in circuit if node.is_error]
+    removed = [*circuit[::11], *(node for node in circuit if node.is_error)]
     found = losses_without(evaluator, circuit, removed)
     wanted = one_by_one(evaluator, circuit, removed)
     assert found == pytest.approx(wanted, abs=100 * rounding(family))

@@ -1,0 +1,99 @@
+"""Nodes as columns: circuits of tens of thousands are cut, filtered and laid out at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+from core.options import check_list
+from core.types import ERROR, Node
+
+_EVERYWHERE, _BEFORE_THE_FIRST = -1, -2
+
+
+class NodeTable(Sequence[Node]):
+    """A list of nodes that also stand in columns, one entry for each node.
+
+    A slice, and what `where` leaves, are tables as well and copy no node.
+
+    Attributes:
+        names: submodules that nodes may be of.
+        submodule: ``(node,)``, indices into `names`.
+        feature: ``(node,)``, `ERROR` for errors.
+        pos: ``(node,)``, -1 for a node at no position, -2 for one at a negative one.
+    """
+
+    def __init__(
+        self,
+        nodes: np.ndarray,
+        names: Sequence[str],
+        columns: tuple[np.ndarray, np.ndarray, np.ndarray],
+    ) -> None:
+        self._nodes = nodes
+        self.names = names
+        self.submodule, self.feature, self.pos = columns
+
+    @classmethod
+    def of(cls, nodes: Sequence[Node]) -> NodeTable:
+        """The nodes as a table; themselves if they are one.
+
+        Raises:
+            InputError: no list of nodes.
+        """
+        if isinstance(nodes, NodeTable):
+            return nodes
+        check_list("nodes", nodes, Node)
+        names: dict[str, int] = {}
+        columns = (
+            np.fromiter((names.setdefault(n[0], len(names)) for n in nodes), int, len(nodes)),
+            np.fromiter((n[1] for n in nodes), int, len(nodes)),
+            np.fromiter((_position(n[2]) for n in nodes), int, len(nodes)),
+        )
+        return cls(np.fromiter(nodes, object, len(nodes)), tuple(names), columns)
+
+    @property
+    def is_error(self) -> np.ndarray:
+        """``(node,)``, whether each is an error node."""
+        return self.feature == ERROR
+
+    @property
+    def is_placed(self) -> np.ndarray:
+        """``(node,)``, whether each is at a position."""
+        return self.pos != _EVERYWHERE
+
+    def where(self, chosen: np.ndarray | slice) -> NodeTable:
+        """Those of the nodes that a mask ``(node,)``, or a slice, chooses."""
+        columns = self.submodule[chosen], self.feature[chosen], self.pos[chosen]
+        return NodeTable(self._nodes[chosen], self.names, columns)
+
+    def at(self, name: str) -> NodeTable:
+        """The nodes of one submodule."""
+        code = self.names.index(name) if name in self.names else len(self.names)
+        return self.where(self.submodule == code)
+
+    @overload
+    def __getitem__(self, index: int) -> Node: ...
+    @overload
+    def __getitem__(self, index: slice) -> NodeTable: ...
+    def __getitem__(self, index: int | slice) -> Node | NodeTable:
+        """One node, or a table of some."""
+        return self.where(index) if isinstance(index, slice) else self._nodes[index]
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+
+
+def _position(pos: int | None) -> int:
+    if pos is None:
+        return _EVERYWHERE
+    return pos if pos >= 0 else _BEFORE_THE_FIRST
