@@ -17,6 +17,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -187,9 +188,7 @@ def nodes_for(sizes: Sequence[int], faithfulness: Sequence[float], share: float)
     Raises:
         InputError: not one value for each size.
     """
-    if len(sizes) != len(faithfulness):
-        raise InputError(f"{len(sizes)} sizes and {len(faithfulness)} values of faithfulness.")
-    points = sorted((n, f) for n, f in zip(sizes, faithfulness, strict=True) if n > 0)
+    points = _points(sizes, faithfulness)
     before: tuple[int, float] | None = None
     for n, f in points:
         if f >= share:
@@ -199,3 +198,32 @@ def nodes_for(sizes: Sequence[int], faithfulness: Sequence[float], share: float)
             return math.exp(math.log(before[0]) + part * math.log(n / before[0]))
         before = n, f
     return None
+
+
+def faithfulness_of(
+    n_nodes: int, sizes: Sequence[int], faithfulness: Sequence[float]
+) -> float | None:
+    """Faithfulness of a circuit of so many nodes; None if no two sizes enclose that number.
+
+    Between two sizes it is taken to change in a straight line over the logarithm of the size.
+
+    Args:
+        n_nodes: such as 100.
+        sizes: numbers of nodes, in any order; 0 says nothing.
+        faithfulness: at each of them.
+
+    Raises:
+        InputError: not one value for each size.
+    """
+    points = _points(sizes, faithfulness)
+    if not points or not points[0][0] <= n_nodes <= points[-1][0]:
+        return None
+    known, values = zip(*points, strict=True)
+    return float(np.interp(math.log(n_nodes), np.log(known), values))
+
+
+def _points(sizes: Sequence[int], faithfulness: Sequence[float]) -> list[tuple[int, float]]:
+    """Of every size but 0, sorted by it."""
+    if len(sizes) != len(faithfulness):
+        raise InputError(f"{len(sizes)} sizes and {len(faithfulness)} values of faithfulness.")
+    return sorted((n, f) for n, f in zip(sizes, faithfulness, strict=True) if n > 0)

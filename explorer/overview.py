@@ -44,11 +44,12 @@ COLUMNS = (
     ),
     Column("faithfulness", "faithfulness", "of the circuit, under the chosen policy for errors"),
     Column("completeness", "completeness", "the same of its complement; small is good"),
+    Column("at_100", "of 100", "faithfulness of the 100 strongest nodes"),
     Column("area", "area", "under faithfulness against the kept share of nodes"),
     Column("coherence", "coherence", "mean cosine between members of the cluster"),
     Column("stability", "stability", "how much of it is found again from other examples"),
 )
-_JUDGED = ("n_edges", "faithfulness", "completeness", "area", "stability")
+_JUDGED = ("n_edges", "faithfulness", "completeness", "at_100", "area", "stability")
 BY_KEY = {column.key: column for column in COLUMNS}
 
 

@@ -176,7 +176,7 @@ def _by_policy(summary: Frame) -> list[str]:
         if faithful:
             quarter = len(faithful) // 4
             numbers = (median(faithful), faithful[quarter], faithful[-1 - quarter])
-            others = (rows["completeness"].median(), rows["area"].median())
+            others = (rows[name].median() for name in ("completeness", "at_100", "area"))
             # Adding zero takes the sign from a rounded -0.00.
             rounded = [round(value, 2) + 0.0 for value in (*numbers, *others)]
             shown = ["-" if isnan(value) else f"{value:.2f}" for value in rounded]
@@ -185,7 +185,8 @@ def _by_policy(summary: Frame) -> list[str]:
     header = ("error nodes", "from layer", "nodes", "median", "lower q.", "upper q.", "complement")
     circuits = summary.drop_duplicates("name")
     title = f"Faithfulness of {len(circuits)} circuits of clusters ({circuits['metric'].iloc[0]})"
-    return [*_heading(title), *_rows((*header, "area"), table), *_rest_on(circuits)]
+    header = (*header, "100 nodes", "area")
+    return [*_heading(title), *_rows(header, table), *_rest_on(circuits)]
 
 
 def _rest_on(circuits: Frame) -> Iterator[str]:
@@ -215,16 +216,14 @@ def _by_task(summary: Frame) -> list[str]:
             str(row["n_edges"]),
             f"{row['faithfulness']:.2f}",
             f"{row['faithfulness_low']:.2f}-{row['faithfulness_high']:.2f}",
+            "-" if isnan(row["at_100"]) else f"{row['at_100']:.2f}",
             f"{row['area']:.2f}",
-            *(
-                "-" if isnan(row[n]) else f"{row[n]:.0f}"
-                for n in ("nodes_half", "nodes_nine_tenths")
-            ),
+            *("-" if isnan(row[n]) else f"{row[n]:.0f}" for n in _SHARES),
         ]
         for row in summary[summary["error_nodes"] == first].to_dict("records")
     ]
     header = ("name", "examples", "nodes", "edges", "faithful", "95%")
-    header += ("area", "nodes for .5", "nodes for .9")
+    header += ("100 nodes", "area", "nodes for .5", "nodes for .9")
     of_tasks = summary["source"].iloc[0] == "tasks"
     title = "Circuits of tasks" if of_tasks else "The classifier's circuit"
     title += f" (faithfulness on unseen examples, error nodes: {first})"

@@ -126,6 +126,7 @@ def _rows(
             "error_nodes": error_nodes,
             "n_judged": own["n_nodes"],
             "area": area_of(curve),
+            "at_100": at_100(curve),
             "nodes_half": nodes_for(curve, 0.5),
             "nodes_nine_tenths": nodes_for(curve, 0.9),
             **_against_neurons(halves, start_layer, error_nodes),
@@ -190,6 +191,14 @@ def nodes_for(curve: Sequence[Point], share: float) -> int | None:
     return min(enough, default=None)
 
 
+def at_100(curve: Sequence[Point]) -> float | None:
+    """Faithfulness of the hundred strongest nodes, in which circuits of any threshold compare."""
+    from core.sweep import faithfulness_of
+
+    sizes = [point["n_nodes"] for point in curve]
+    return faithfulness_of(100, sizes, [point["faithfulness"] for point in curve])
+
+
 def show_evaluation_summary(work: Work, _summed: Summed) -> Metadata:
     """How faithful the circuits are, as numbers, a picture and a table."""
     table = frame(work.store.read(EVALUATION_SUMMARY))
@@ -204,7 +213,7 @@ def show_evaluation_summary(work: Work, _summed: Summed) -> Metadata:
                 histogram(values.tolist(), f"faithfulness, {what}", low=-0.5, high=1.5)
             )
     columns = ["source", "name", "size", "n_nodes", "n_edges"]
-    columns += ["faithfulness", "faithfulness_low", "faithfulness_high", "area", "gap"]
+    columns += ["faithfulness", "faithfulness_low", "faithfulness_high", "at_100", "area", "gap"]
     columns += ["stability", "n_core", "n_contingent", "n_noise", "neurons_per_feature", "about"]
     first = table.drop_duplicates(["source", "name"])[columns].head(25)
     shown["circuits"] = records(first.to_dict("records"))

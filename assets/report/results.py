@@ -197,12 +197,13 @@ def _by_policy(summary: Frame) -> Table:
                 round(of["n_judged"].median()),
                 *(float(value) for value in quartiles),
                 float(of["completeness"].median()),
+                float(of["at_100"].median()),
                 float(of["area"].median()),
             ]
         )
     head = ["circuits", "from layer", "judged", "nodes", "lower quarter", "median"]
-    head += ["upper quarter", "complement", "area"]
-    return Table(head, rows, "Medians over circuits")
+    head += ["upper quarter", "complement", "100 nodes", "area"]
+    return Table(head, rows, "Medians over circuits; 100 nodes: faithfulness of the strongest 100")
 
 
 def _curves(source: BehaviourSource, curves: Frame) -> dict[str, str]:

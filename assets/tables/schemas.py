@@ -702,6 +702,13 @@ _ALL = (
                     "area under faithfulness against the kept share of nodes with an effect; NaN "
                     "from other start layers than the first",
                 ),
+                _column(
+                    "at_100",
+                    _DOUBLE,
+                    "faithfulness of the 100 strongest nodes, between points of the curve; null "
+                    "where it does not reach from below to above",
+                    null=True,
+                ),
                 _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),
                 _column("nodes_nine_tenths", _INT, "fewest nodes with faithfulness .9", null=True),
                 _column(

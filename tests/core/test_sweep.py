@@ -13,6 +13,7 @@ from core.sweep import (
     MIB_FRACTIONS,
     active_nodes,
     cmd,
+    faithfulness_of,
     nodes_for,
     ranked,
     shuffled,
@@ -55,6 +56,17 @@ def test_nodes_for_a_share_lie_between_the_sizes_around_it() -> None:
     assert nodes_for([1, 2, 4], [0.6, 0.2, 0.8], 0.5) == 1
     with pytest.raises(InputError, match="3 sizes and 2 values"):
         nodes_for([1, 2, 3], [0.1, 0.2], 0.5)
+
+
+def test_faithfulness_of_a_size_lies_between_the_sizes_around_it() -> None:
+    sizes, faithfulness = [0, 1, 100, 10], [0.0, 0.1, 0.9, 0.5]
+    assert faithfulness_of(10, sizes, faithfulness) == pytest.approx(0.5)
+    assert faithfulness_of(32, sizes, faithfulness) == pytest.approx(0.5 + 0.4 * math.log10(3.2))
+    assert faithfulness_of(101, sizes, faithfulness) is None
+    assert faithfulness_of(5, [10, 20], [0.1, 0.2]) is None
+    assert faithfulness_of(5, [], []) is None
+    with pytest.raises(InputError, match="3 sizes and 2"):
+        faithfulness_of(2, [1, 2, 3], [0.1, 0.2])
 
 
 def test_sizes_rise_by_equal_ratios_to_all_nodes() -> None:

@@ -282,6 +282,7 @@ class MadeUp:
                 "faithfulness_high": 1.0,
                 "completeness": 0.1,
                 "area": self.rng.random(),
+                "at_100": None,
                 "nodes_half": 1,
                 "nodes_nine_tenths": None,
             }
