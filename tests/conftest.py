@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -38,14 +41,48 @@ def _quiet_transformers() -> None:
     logging.set_verbosity_error()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_waits_for_the_disk() -> Iterator[None]:
+    """What tests write need not outlive the machine: Dagster's databases, and our tables."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    @event.listens_for(Engine, "connect")
+    def loosen(connection: Any, _record: object) -> None:
+        if type(connection).__module__.startswith("sqlite3"):
+            connection.execute("PRAGMA synchronous=OFF")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _file: None)
+        yield
+    event.remove(Engine, "connect", loosen)
+
+
+def made_once(
+    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
+) -> Path:
+    """A copy of what `make` puts into an empty folder, for which one worker works for all."""
+    own = factory.getbasetemp()
+    shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"once-{name}"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not shared.with_suffix(".done").exists():
+            shared.mkdir()
+            make(shared)
+            shared.with_suffix(".done").touch()
+    return shutil.copytree(shared, factory.mktemp(name) / name)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """The tiny experiment with everything made; not to be changed."""
+    from pipelines.experiment import read_experiment
     from tests.tiny_experiment import brought_up_to_date, tiny_experiment
 
-    experiment = tiny_experiment(tmp_path_factory.mktemp("finished"))
-    brought_up_to_date(experiment, "labels")
-    return experiment
+    def make(folder: Path) -> None:
+        brought_up_to_date(tiny_experiment(folder), "labels")
+
+    return read_experiment(made_once(tmp_path_factory, "finished", make) / "tiny.yaml")
 
 
 @pytest.fixture
