@@ -5,8 +5,10 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from inspect import isfunction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,30 @@ def copied(finished: Experiment, tmp_path: Path) -> Experiment:
 
     shutil.copytree(finished.path.parent, tmp_path / "copied")
     return read_experiment(tmp_path / "copied" / finished.path.name)
+
+
+@pytest.fixture(scope="module")
+def undrawn() -> Iterator[None]:
+    """Charts are empty, for tests of what runs when: they are half of a tiny experiment's time."""
+    from assets import plots
+    from assets.engine.code import hold_code
+    from assets.report import charts
+
+    hold_code()  # so that every module that draws is there
+    empty: dict[Any, Any] = {
+        made: b"" if made.__annotations__["return"] == "bytes" else "<svg></svg>"
+        for module in (plots, charts)
+        for name, made in vars(module).items()
+        if isfunction(made) and not name.startswith("_") and made.__module__ == module.__name__
+        if made.__annotations__["return"] in ("bytes", "str")
+    }
+    ours = [module for name, module in sys.modules.items() if name.startswith("assets.")]
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ours:
+            for name, value in list(vars(module).items()):
+                if isfunction(value) and value in empty:
+                    patch.setattr(module, name, lambda *_, drawn=empty[value], **__: drawn)
+        yield
 
 
 @pytest.fixture(params=["pretended", pytest.param("cuda", marks=pytest.mark.gpu)])
