@@ -30,6 +30,21 @@ def pytest_configure() -> None:
     torch.set_num_threads(1)
 
 
+LONG = (
+    "test_reruns.py",
+    "test_end_to_end.py",
+    "test_code_runs.py",
+    "test_docs.py",
+    "test_reach.py",
+)
+"""Files that take longest: they go first, so that no worker has one left when the others end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: names.get(item.path.name, len(names)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
@@ -60,9 +75,7 @@ def _nothing_waits_for_the_disk() -> Iterator[None]:
     event.remove(Engine, "connect", loosen)
 
 
-def made_once(
-    factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]
-) -> Path:
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """A copy of what `make` puts into an empty folder, for which one worker works for all."""
     own = factory.getbasetemp()
     shared = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / f"once-{name}"

@@ -30,7 +30,13 @@ from pipelines.report import report
 from pipelines.run import Took, run_experiment
 from pipelines.show import main as show
 from pipelines.stages import stages_of
-from tests.tiny_experiment import QUICK, brought_up_to_date, tiny_experiment, write_experiment, write_model
+from tests.tiny_experiment import (
+    QUICK,
+    brought_up_to_date,
+    tiny_experiment,
+    write_experiment,
+    write_model,
+)
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 SHARED = Path(__file__).resolve().parents[3] / "shared"
