@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 from random import Random
@@ -133,6 +134,17 @@ def tiny_experiment(folder: Path, **changed: Any) -> Experiment:
     write_pairs(folder / "train.json", ("cat", "cats"))
     write_pairs(folder / "test.json", ("dog", "dogs"))
     return read_experiment(write_experiment(folder, **changed))
+
+
+def begun(finished: Experiment, folder: Path, **changed: Any) -> Experiment:
+    """A changed experiment where all of the finished one lies: what both share is not made again.
+
+    Of another corpus or other submodules there is nothing to share.
+    """
+    experiment = tiny_experiment(folder, **changed)
+    if not {"corpus", "submodules"} & changed.keys():
+        shutil.copytree(finished.artifacts, experiment.artifacts)
+    return experiment
 
 
 def brought_up_to_date(experiment: Experiment, last: str = "evaluation_summary") -> dict[str, int]:

@@ -281,7 +281,7 @@ class Tree:
 
     def _digest_of(self, name: Name) -> str:
         module = self.modules[name[0]]
-        text = "".join(map(_written, (*module.definitions.get(name[1], ()), *module.loose)))
+        text = "".join(map(_text_of, (*module.definitions.get(name[1], ()), *module.loose)))
         text += module.beside
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -330,6 +330,12 @@ def _written(node: object) -> str:
         if value is not None and value != [] and name not in ("ctx", "type_comment", "kind"):
             parts.append(f"{name}={_written(value)}")
     return f"{type(node).__name__}({','.join(parts)})"
+
+
+@cache
+def _text_of(statement: ast.stmt) -> str:
+    """The same, once for each: what is loose counts for all of its module, in every tree."""
+    return _written(statement)
 
 
 def _is_text(statement: object) -> bool:

@@ -1,9 +1,11 @@
 """From effects to circuits: aggregation, thresholds, batches."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -36,15 +38,19 @@ def as_numbers(circuit: Circuit, column: str = "") -> dict[tuple[Any, ...], floa
     return numbers
 
 
+@cache
+def found_whole(make: Callable[[int], Inputs], by_position: bool) -> Circuit:
+    return circuit_of(make(5), by_position=by_position)
+
+
 @pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("make", [make_pairs, make_single])
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_circuit_does_not_depend_on_the_batches_it_was_found_in(
     batch_size: int, make: Any, by_position: bool
 ) -> None:
-    inputs = make(5)
-    whole = circuit_of(inputs, by_position=by_position)
-    parts = circuit_of(inputs, by_position=by_position, batch_size=batch_size)
+    whole = found_whole(make, by_position)
+    parts = circuit_of(make(5), by_position=by_position, batch_size=batch_size)
     assert len(whole.nodes) > 10
     assert len(whole.edges) > 10
     assert as_numbers(parts) == pytest.approx(as_numbers(whole), abs=1e-12)
@@ -216,23 +222,30 @@ def spread(values: list[float]) -> tuple[float, float]:
     return mean, math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
 
 
+EVERY: dict[str, Any] = {"node_threshold": 0.0, "edge_threshold": 0.0}
+
+
+@cache
+def of_one_example_each(family: str, by_position: bool) -> list[dict[Any, float]]:
+    inputs = [make_pairs(4).select(torch.tensor([i])) for i in range(4)]
+    return [as_numbers(circuit_of(one, family, **EVERY, by_position=by_position)) for one in inputs]
+
+
 @pytest.mark.parametrize("by_position", [False, True])
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt2"])
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_standard_errors_are_those_of_runs_of_one_example_each(
     batch_size: int | None, family: str, by_position: bool
 ) -> None:
-    inputs = make_pairs(4)
-    every = {"node_threshold": 0.0, "edge_threshold": 0.0, "by_position": by_position}
-    whole = circuit_of(inputs, family, **every, batch_size=batch_size)
-    ones = [
-        as_numbers(circuit_of(inputs.select(torch.tensor([i])), family, **every)) for i in range(4)
-    ]
-    stderr = as_numbers(whole, "stderr")
+    whole = circuit_of(
+        make_pairs(4), family, **EVERY, by_position=by_position, batch_size=batch_size
+    )
+    ones = of_one_example_each(family, by_position)
+    effects, stderr = as_numbers(whole), as_numbers(whole, "stderr")
     assert len(stderr) > 100
-    for name, effect in as_numbers(whole).items():
-        expected = spread([one.get(name, 0.0) for one in ones])
-        assert (effect, stderr[name]) == pytest.approx(expected, abs=1e-10)
+    expected = [spread([one.get(name, 0.0) for one in ones]) for name in effects]
+    ours = [(effect, stderr[name]) for name, effect in effects.items()]
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-10)
 
 
 def test_one_example_has_no_standard_error() -> None:

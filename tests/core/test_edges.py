@@ -49,7 +49,7 @@ def node_changes(found: SubmoduleEffects) -> tuple[Tensor, Tensor]:
 def jacobian_edges(
     model: LanguageModel, inputs: Inputs, dictionaries: Dictionaries, effects: Effects, kind
 ) -> Tensor:
-    """All edges between two submodules, one backward pass for each downstream node.
+    """All edges between two submodules, a derivative of each downstream node.
 
     Everything is kept apart: ``(batch, pos_d, node_d, pos_u, node_u)``.
     """
@@ -59,15 +59,16 @@ def jacobian_edges(
     run = Reference(model).run(inputs, {upstream: leaf, **cut})
     z = node_values(dictionaries[downstream], effects[downstream], run.values[downstream])
     features, error = node_changes(effects[upstream])
-    rows = []
-    for one in z.sum(0).flatten():  # examples do not meet
-        of_features, of_error = torch.autograd.grad(
-            one, [leaf.features, leaf.error], retain_graph=True
-        )
-        of_error = (of_error * error).sum(-1, keepdim=True)
-        rows.append(torch.cat([of_features * features, of_error], -1))
-    n_pos, n_down = z.shape[1:]
-    return torch.stack(rows, 1).unflatten(1, (n_pos, n_down))
+    nodes = z.sum(0).flatten()  # examples do not meet
+    of_features, of_error = torch.autograd.grad(
+        nodes,
+        [leaf.features, leaf.error],
+        torch.eye(len(nodes), dtype=nodes.dtype),
+        is_grads_batched=True,
+    )
+    of_error = (of_error * error).sum(-1, keepdim=True)
+    rows = torch.cat([of_features * features, of_error], -1).transpose(0, 1)
+    return rows.unflatten(1, z.shape[1:])
 
 
 def dense_edges(found: EdgeEffects, n_down: int, n_up: int) -> Tensor:

@@ -87,9 +87,7 @@ def padded(n_pos: int, side: str, order: tuple[int, ...] = (0, 1, 2)) -> Inputs:
 
 ARRANGEMENTS: dict[str, Callable[[], Inputs]] = {
     "padded on the right": lambda: padded(5, "right"),
-    "padded on the left": lambda: padded(5, "left"),
-    "padded more": lambda: padded(8, "left"),
-    "in another order": lambda: padded(5, "right", (2, 0, 1)),
+    "padded more, on the left, in another order": lambda: padded(8, "left", (2, 0, 1)),
 }
 
 

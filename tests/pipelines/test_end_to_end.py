@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -29,13 +30,22 @@ from pipelines.report import report
 from pipelines.run import Took, run_experiment
 from pipelines.show import main as show
 from pipelines.stages import stages_of
-from tests.tiny_experiment import QUICK, tiny_experiment, write_experiment, write_model
+from tests.tiny_experiment import (
+    QUICK,
+    brought_up_to_date,
+    tiny_experiment,
+    write_experiment,
+    write_model,
+)
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInstance) -> Experiment:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, instance: dg.DagsterInstance, undrawn: None
+) -> Experiment:
     """The tiny experiment, run once."""
     experiment = tiny_experiment(tmp_path_factory.mktemp("tiny"), **QUICK)
     took = run_experiment(experiment, instance)
@@ -137,15 +147,14 @@ def test_a_second_run_does_nothing_again(
 
 
 def test_a_changed_setting_redoes_only_what_depends_on_it(
-    finished: Experiment, instance: dg.DagsterInstance
+    finished: Experiment, tmp_path: Path
 ) -> None:
+    folder = shutil.copytree(finished.path.parent, tmp_path / "copied")
     before = _times(finished)
-    path = write_experiment(finished.path.parent, circuits={"node_threshold": 0.02}, **QUICK)
-    try:
-        run_experiment(read_experiment(path), instance)
-    finally:
-        write_experiment(finished.path.parent, **QUICK)
-    changed = _changed(before, _times(finished))
+    path = write_experiment(folder, circuits={"node_threshold": 0.02}, **QUICK)
+    experiment = read_experiment(path)
+    _run(experiment)
+    changed = _changed(before, _times(experiment))
     assert "circuits/clusters" in changed
     after_circuits = {"feature_circuits", "cards", "labels"}
     assert changed <= {
@@ -153,7 +162,6 @@ def test_a_changed_setting_redoes_only_what_depends_on_it(
         *("evaluation_summary", "circuit_overlap", "circuit_transfer", "report"),
         *after_circuits,
     }
-    run_experiment(finished, instance)
 
 
 def test_finished_dictionaries_can_be_imported_from_a_folder_and_from_an_archive(
@@ -263,8 +271,10 @@ def test_a_file_changed_under_a_running_job_changes_nothing_in_it(
         if took.stage == "contexts":
             write_experiment(tmp_path, tasks=None, circuits={"node_threshold": 5.0}, **QUICK)
 
+    every = stages_of(experiment)
+    to_circuits = every[: [stage.name for stage in every].index("circuits") + 1]
     with dg.DagsterInstance.ephemeral() as instance:
-        run_experiment(experiment, instance, ended=edit)
+        run_experiment(experiment, instance, to_circuits, ended=edit)
     settings = _store(experiment).notes(circuit("clusters", "k00000"))["settings"]
     assert settings["node_threshold"] == 0.01
 
@@ -290,7 +300,7 @@ def test_a_real_llama_gives_circuits(tmp_path: Path) -> None:
         tasks=None,
         **QUICK,
     )
-    _run(experiment)
+    brought_up_to_date(experiment)
     rows = _store(experiment).read(EVALUATION_SUMMARY).to_pylist()
     assert len(rows) == 2
     assert all(row["n_nodes"] > 0 and row["m_empty"] > row["m_full"] for row in rows)

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from assets.engine.store import ArtifactStore
+from assets.settings import Experiment
 from assets.tables.places import EVALUATION_SUMMARY
 from core.errors import InputError, ModelError
 from pipelines.report import report
 from pipelines.show import circuits_of
-from tests.tiny_experiment import brought_up_to_date, tiny_experiment, write_corpus
+from tests.tiny_experiment import begun, brought_up_to_date, tiny_experiment, write_corpus
 
 ODD: dict[str, dict[str, Any]] = {
     "no labels": {"corpus": {"labels_column": None}, "tasks": None},
@@ -29,8 +30,10 @@ ODD: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_an_odd_experiment_is_finished_and_reported(tmp_path: Path, odd: str) -> None:
-    experiment = tiny_experiment(tmp_path, **ODD[odd])
+def test_an_odd_experiment_is_finished_and_reported(
+    finished: Experiment, tmp_path: Path, odd: str
+) -> None:
+    experiment = begun(finished, tmp_path, **ODD[odd])
     brought_up_to_date(experiment)
     store = ArtifactStore(experiment.artifacts)
     text = report(experiment, store)
@@ -50,9 +53,11 @@ def test_a_corpus_of_a_few_documents_is_enough(tmp_path: Path, n_documents: int)
     assert report(experiment, store)
 
 
-def test_fewer_clusters_leave_the_others_circuits_aside(tmp_path: Path) -> None:
-    experiment = tiny_experiment(tmp_path)
-    brought_up_to_date(experiment)
+def test_fewer_clusters_leave_the_others_circuits_aside(
+    finished: Experiment, tmp_path: Path
+) -> None:
+    experiment = begun(finished, tmp_path)
+    assert brought_up_to_date(experiment) == {}
     assert len(circuits_of(experiment)) == 4
     fewer = tiny_experiment(tmp_path, clustering={"max_clusters": 1})
     assert set(brought_up_to_date(fewer)) == {"cluster_behaviours", "evaluation_summary"}
@@ -75,8 +80,8 @@ def test_a_model_folder_without_a_tokenizer_says_how_to_write_one(tmp_path: Path
         brought_up_to_date(experiment)
 
 
-def test_a_cluster_that_cannot_be_judged_is_named(tmp_path: Path) -> None:
+def test_a_cluster_that_cannot_be_judged_is_named(finished: Experiment, tmp_path: Path) -> None:
     changed = {"circuits": {"max_length": 4}, "evaluations": {"ablation": "resample"}}
-    experiment = tiny_experiment(tmp_path, clustering={"k": 20}, tasks=None, **changed)
+    experiment = begun(finished, tmp_path, clustering={"k": 20}, tasks=None, **changed)
     with pytest.raises(InputError, match=r"^k0000\d cannot be judged: resample"):
         brought_up_to_date(experiment)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -31,13 +33,25 @@ from tests.tiny_experiment import brought_up_to_date, write_experiment, write_pa
 MOVED = ("k00000", "k00001")
 
 
-@pytest.fixture
-def experiment(copied: Experiment) -> Experiment:
+def another(experiment: Experiment, folder: Path) -> Experiment:
+    """The same in another folder, to change."""
+    shutil.copytree(experiment.path.parent, folder / "another")
+    return read_experiment(folder / "another" / experiment.path.name)
+
+
+@pytest.fixture(scope="module")
+def every_sample(finished: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """Finished, and every sample is an example of its cluster's circuit."""
+    folder = another(finished, tmp_path_factory.mktemp("every")).path.parent
     every = {"n_examples": 100, "n_evaluated": 100}
-    changed = read_experiment(write_experiment(copied.path.parent, circuits=every))
+    changed = read_experiment(write_experiment(folder, circuits=every))
     brought_up_to_date(changed)
     return changed
+
+
+@pytest.fixture
+def experiment(every_sample: Experiment, tmp_path: Path) -> Experiment:
+    return another(every_sample, tmp_path)
 
 
 def move_one_sample(experiment: Experiment) -> None:
@@ -134,10 +148,10 @@ def test_behaviours_are_not_made_from_summaries_of_an_earlier_clustering(
         CLUSTER_BEHAVIOURS_STAGE.run(experiment)
 
 
-@pytest.fixture
-def two_tasks(copied: Experiment) -> Experiment:
+@pytest.fixture(scope="module")
+def two_tasks_once(finished: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
     """Finished with a second task."""
-    folder = copied.path.parent
+    folder = another(finished, tmp_path_factory.mktemp("two")).path.parent
     write_pairs(folder / "birds.json", ("bird", "birds"))
     pairs = {
         "simple": {"train": "./train.json", "test": "./test.json"},
@@ -154,6 +168,11 @@ def two_tasks(copied: Experiment) -> Experiment:
         "evaluation_summary": 1,
     }
     return changed
+
+
+@pytest.fixture
+def two_tasks(two_tasks_once: Experiment, tmp_path: Path) -> Experiment:
+    return another(two_tasks_once, tmp_path)
 
 
 def test_one_changed_file_of_pairs_concerns_its_task_alone(two_tasks: Experiment) -> None:

@@ -31,16 +31,15 @@ from assets.tables.places import (
 )
 from core.types import ERROR, Circuit, Node
 from pipelines.show import show
-from tests.tiny_experiment import brought_up_to_date, tiny_experiment
+from tests.tiny_experiment import begun, brought_up_to_date
 
 SUBMODULES = ("embed", "attn_0", "resid_0", "resid_1")
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Experiment:
-    experiment = tiny_experiment(
-        tmp_path_factory.mktemp("cards"), cards={"n_random": 2, "n_neurons": 3, "n_after": 2}
-    )
+def made(finished: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Experiment:
+    other = {"n_random": 2, "n_neurons": 3, "n_after": 2}
+    experiment = begun(finished, tmp_path_factory.mktemp("cards"), cards=other)
     brought_up_to_date(experiment, "labels")
     return experiment
 
