@@ -180,6 +180,23 @@ def test_records_of_every_machine_are_known_to_all(bucket: Bucket, table: pa.Tab
     assert lineage_of(one.root).check() == lineage_of(two.root).check() == []
 
 
+def test_a_folder_that_was_moved_there_keeps_its_records(
+    bucket: Bucket, table: pa.Table, tmp_path: Path
+) -> None:
+    folder = ArtifactStore(tmp_path / "folder")
+    folder.write(CONTEXTS, table, RECIPE, made=lambda: {"made": {"where": "in a folder"}})
+    lines = (folder.root / "lineage.jsonl").read_bytes()
+    bucket.put("contexts.parquet", folder.path(CONTEXTS).read_bytes())
+    bucket.put("lineage.jsonl", lines + b'{"id": "cut sh')
+    moved = bucket.copy("one")
+    for _ in range(2):
+        lineage_of.cache_clear()  # as another process
+        record = moved.lineage.get(moved.lineage.name("contexts", RECIPE.fingerprint))
+        assert record is not None
+        assert record["made"] == {"where": "in a folder"}
+        assert (moved.root / "lineage.jsonl").read_bytes() == lines
+
+
 # -- locks -----------------------------------------------------------------------------------------
 
 
@@ -230,6 +247,16 @@ def test_a_lock_of_a_killed_process_is_taken_over_on_its_own_machine_at_once(
     said: list[str] = []
     with alone(killed.root, "circuits", said.append):
         assert said == []
+
+
+@pytest.mark.parametrize("left", [b"process 12 on one, since Fri", b"", b"[]", b"{}"])
+def test_what_is_no_lock_at_all_keeps_nobody_out(bucket: Bucket, left: bytes) -> None:
+    """As the file of a lock that was copied there with its folder."""
+    bucket.put(".locks/circuits", left)
+    store = bucket.copy("one")
+    assert not is_taken(store.root, "circuits")
+    with alone(store.root, "circuits", lambda _told: None):
+        assert is_taken(store.root, "circuits")
 
 
 # -- what is wrong ---------------------------------------------------------------------------------
