@@ -7,21 +7,24 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from assets.engine import lock, remote
+from assets.engine.loading import check_written
 from assets.engine.lock import alone, is_taken
 from assets.engine.recipe import Recipe
 from assets.engine.records import lineage_of
 from assets.engine.remote import copy_of, remote_of
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
-from assets.tables.places import CONTEXTS, VOCABULARY
+from assets.tables.places import CONTEXTS, VOCABULARY, sae
 from assets.tables.schemas import TABLES
 from pipelines.experiment import read_experiment
+from pipelines.show import main as show
 from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment, write_experiment
 
@@ -306,6 +309,34 @@ def test_what_keeps_an_address_from_being_written_to_is_told_before_any_work(
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", fails)
     with pytest.raises(ExperimentError, match=f"(?s)artifacts at {bucket.address}.*{told}"):
         bucket.copy("one").check_writable()
+
+
+def test_a_listing_of_circuits_at_an_address_that_is_gone_says_so(
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def gone(*_given: object, **_how: object) -> None:
+        raise FileNotFoundError("no such bucket")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", gone)
+    file = write_experiment(tmp_path, artifacts=bucket.address)
+    assert show([str(file)]) == 1
+    assert "it is not there (no such bucket). Make the bucket first" in capsys.readouterr().err
+
+
+def test_weights_that_were_left_in_a_copy_are_told_apart_from_damage_there(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = bucket.copy("one")
+    key = sae("embed")
+    store.write(key, TABLES[key.table].build([]), RECIPE, notes={"weights": "put"})
+    monkeypatch.setattr("core.dictionaries.files.fingerprint", lambda _weights: "not put")
+    weights: Any = None
+    copy = store.path(key, ".safetensors")
+    with pytest.raises(ExperimentError, match=f"remove its copy {copy}; if that does not help"):
+        check_written(store, "embed", weights)
 
 
 def test_a_folder_stands_for_itself(tmp_path: Path) -> None:
