@@ -46,6 +46,7 @@ from assets.tables.places import (
     clusters,
     edge_evaluation,
     evaluation,
+    examples,
     sae,
 )
 from assets.tables.schemas import TABLES
@@ -397,6 +398,27 @@ def summary_is_current(_experiment: Experiment, store: ArtifactStore) -> Outcome
     )
 
 
+def pairs_are_of_one_length(_experiment: Experiment, store: ArtifactStore) -> Outcome:
+    """The pairs of a task have as many tokens, so that ablated nodes get their position's mean."""
+    lengths: dict[str, set[int]] = {}
+    for row in store.read(examples("tasks"), ["name", "evaluated", "clean"]).to_pylist():
+        if row["evaluated"]:
+            lengths.setdefault(row["name"], set()).add(len(row["clean"]))
+    several = [f"{n} ({min(of)} to {max(of)})" for n, of in lengths.items() if len(of) > 1]
+    return Outcome(
+        not several,
+        f"{len(lengths)} tasks; pairs of several lengths in tokens: {', '.join(several) or 'none'}."
+        + (
+            " What is ablated gets the mean over all positions there, also at the first, which "
+            "attention rests on: no circuit, however good, may keep much of the behaviour. Set "
+            "tasks.by_position: true, which keeps the pairs of the most frequent length, or give "
+            "files of one template."
+            if several
+            else ""
+        ),
+    )
+
+
 def pairs_are_predicted(experiment: Experiment, store: ArtifactStore) -> Outcome:
     """The model prefers the clean answer on clean inputs and the patch answer on patch inputs."""
     names = names_of(experiment)["tasks"]
@@ -703,6 +725,8 @@ _CHECKS = (
     Check("every_sample_is_assigned", "cluster_assignments", "Every sample has its cluster.",
           every_sample_is_assigned, blocking=True),
     Check("clusters_add_up", "clusters", "Sizes add up to the samples.", clusters_add_up),
+    Check("pairs_are_of_one_length", "task_behaviours", "Positions can be told apart.",
+          pairs_are_of_one_length, warns=True),
     Check("circuits_have_nodes", "circuits", "At most half of the circuits have no node.",
           partial(_circuits_have_nodes, "clusters"), warns=True),
     Check("circuits_have_nodes", "task_circuits", "At most half of the circuits have no node.",

@@ -614,7 +614,8 @@ class TaskSettings(Section):
     edge_threshold: PositiveOrZero = 0.01
     """Keep an edge whose effect is larger."""
     by_position: bool = True
-    """Make each position a node of its own; pairs of the most frequent length are kept."""
+    """Make each position a node of its own; pairs of the most frequent length are kept. Without it
+    pairs of several lengths are ablated to one mean of all positions, and little can be kept."""
     start_layer: CountOrZero = 0
     """First layer whose nodes are ablated; the paper takes 2 for Pythia-70M."""
 

@@ -194,14 +194,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.draw and options.circuit:
             size = {"max_nodes": options.nodes, "max_edges": options.edges}
             draw(experiment, options.circuit[0], options.draw, **size)
+        shown = shown or [" ".join(circuits_of(experiment)) or "no circuits yet"]
     except ExperimentError as error:
         print(f"ExperimentError: {error}", file=sys.stderr)
         return 1
     try:
-        print(
-            "\n\n".join(shown or [" ".join(circuits_of(experiment)) or "no circuits yet"]),
-            flush=True,
-        )
+        print("\n\n".join(shown), flush=True)
     except BrokenPipeError:  # `| head` has read enough; nothing may be left to flush at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -354,8 +354,9 @@ class _Looker:
 def _files_of(store: ArtifactStore) -> Iterator[tuple[str, int]]:
     """Every file of the folder with its size; fetched first where they lie elsewhere."""
     if store.remote is not None:
-        # Records and locks, whose names begin with a dot, are no files of the pipeline.
-        there = {n: v for n, v in store.remote.objects(now=True).items() if not n.startswith(".")}
+        # Records and locks are no files of the pipeline, and the copy has its own.
+        every = store.remote.objects(now=True)
+        there = {n: v for n, v in every.items() if not n.startswith(".") and n != FILE}
         store.remote.fetch(list(there))
         yield from ((name, version.n_bytes) for name, version in there.items())
         return

@@ -206,7 +206,10 @@ def check_written(store: ArtifactStore, submodule: str, dictionary: Dictionary) 
     from core.dictionaries.files import fingerprint
 
     if fingerprint(dictionary) != store.notes(sae(submodule))["weights"]:
+        # A run that ended before it had put its weights leaves them in the copy.
+        copy = store.path(sae(submodule), ".safetensors")
+        first = f"remove its copy {copy}; if that does not help, " if store.remote else ""
         raise ExperimentError(
             f"{store.place(sae(submodule), '.safetensors')} is damaged (its weights are not those "
-            "that were written): delete it and materialize saes again."
+            f"that were written): {first}delete it and materialize saes again."
         )

@@ -126,9 +126,16 @@ class _Lease:
 
 
 def _held(remote: Remote, place: str) -> dict[str, Any] | None:
-    """Who holds a lock among copies; None where nobody does."""
+    """Who holds a lock among copies; None where nobody does.
+
+    What is no such note, as the lock of a folder that was moved there, is nobody's for good.
+    """
     content = remote.read([place]).get(place)
-    return None if content is None else json.loads(content)
+    nobody = {"copy": "", "run": "unknown", "renewed": 0.0}
+    try:
+        return None if content is None else nobody | json.loads(content)
+    except (ValueError, TypeError):
+        return nobody
 
 
 def _lasts(held: dict[str, Any]) -> bool:

@@ -45,11 +45,22 @@ class Origin(NamedTuple):
     fingerprint: str
 
 
+def _record_of(line: bytes) -> tuple[str, Record] | None:
+    """A record and its digest; None where they are not as they were written."""
+    try:
+        record = json.loads(line)
+        name = record.pop("id")
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return None
+    return (name, record) if name == digest(record) else None
+
+
 class Lineage:
     """The records of one artifacts folder.
 
     Of a folder that lies elsewhere each record is an object of its own there, ``.lineage/ID.json``:
-    nothing can be added to an object. The file of the copy then holds those it has seen.
+    nothing can be added to an object. The file of the copy then holds those it has seen. A file
+    there is of a folder that was moved, and read as well.
 
     Attributes:
         file: where they lie.
@@ -74,14 +85,20 @@ class Lineage:
         self._read_file()
         if self._remote is not None and self._looked_at is not (there := self._remote.objects()):
             self._looked_at = there
-            names = {name for name in there if name.startswith(_OBJECTS)} - self._fetched
+            names = {n for n in there if n == FILE or n.startswith(_OBJECTS)} - self._fetched
             new = sorted(
                 (n for n in names if Path(n).stem not in self._of_id), key=lambda n: there[n].time
             )
             self._fetched |= names
-            for line in (self._remote.read(new) if new else {}).values():
-                self._append(line)
+            for name, lines in (self._remote.read(new) if new else {}).items():
+                if new_lines := self._unknown(lines) if name == FILE else lines:
+                    self._append(new_lines)
             self._read_file()
+
+    def _unknown(self, lines: bytes) -> bytes:
+        """Those of these lines that hold a record which was not read yet."""
+        read = ((line, _record_of(line)) for line in lines.splitlines(keepends=True))
+        return b"".join(line for line, of in read if of is not None and of[0] not in self._of_id)
 
     def _read_file(self) -> None:
         try:
@@ -104,15 +121,11 @@ class Lineage:
                 self._take(line)
 
     def _take(self, line: bytes) -> None:
-        try:
-            record = json.loads(line)
-            name = record.pop("id")
-        except (ValueError, AttributeError, KeyError, TypeError):
+        found = _record_of(line)
+        if found is None:
             self._damaged.append(self._n_lines)
             return
-        if name != digest(record):
-            self._damaged.append(self._n_lines)
-            return
+        name, record = found
         self._of_id[name] = record
         if "text" in record:
             self._texts[record["file"]] = record["text"]

@@ -2,13 +2,15 @@
 
 Small models leave most of a core idle when one run of them is spread over several: a process for
 each core, with one thread, does more. Workers are forks, so that model and dictionaries lie in
-memory once. They end with the process that began them, however that ends.
+memory once. They end with the process that began them, however that ends, and at once where it is
+interrupted: signals are its affair, not theirs.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import warnings
@@ -79,12 +81,26 @@ def spread(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iter
             f"one of {workers} processes that worked at once was killed, most likely for want of "
             "memory: give fewer by model.workers, or lower model.memory_gb. What was done is kept."
         ) from error
+    except BaseException:
+        _kill(pool)
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End its processes in the midst of what they do: nobody waits for what they would give."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    # One may have been sending a result, whose rest the pool would wait for as long as it could
+    # be written to.
+    pool._result_queue._writer.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _begin(function: Callable[[Any], Any], workers: int) -> None:
     global _work
+    for number in (signal.SIGINT, signal.SIGTERM):  # a terminal sends them to all at once
+        signal.signal(number, signal.SIG_IGN)
     import torch
 
     _work = function

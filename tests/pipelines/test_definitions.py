@@ -266,9 +266,9 @@ def test_every_stage_of_numbers_has_a_check_and_the_right_ones_block(
 ) -> None:
     graph = definitions.resolve_asset_graph()
     checks = [(key.asset_key.path[-1], graph.get(key)) for key in graph.asset_check_keys]
-    # Behaviours and the report hold no numbers of their own: what cannot be in behaviours is
-    # refused while they are made.
-    without = {"cluster_behaviours", "task_behaviours", "vocabulary", "feature_circuits", "report"}
+    # Behaviours of clusters and the report hold no numbers of their own: what cannot be in
+    # behaviours is refused while they are made.
+    without = {"cluster_behaviours", "vocabulary", "feature_circuits", "report"}
     assert {name for name, _ in checks} == GRAPH.keys() - without
     assert {name for name, check in checks if check.blocking} == BLOCKING
 

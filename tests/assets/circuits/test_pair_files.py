@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from assets.checks import pairs_are_of_one_length
 from assets.circuits.behaviours import read_behaviours
 from assets.circuits.pairs import TASK_BEHAVIOURS_STAGE, read_pairs
 from assets.engine.store import ArtifactStore
@@ -47,6 +48,16 @@ def test_by_position_the_pairs_of_the_most_frequent_length_are_kept(tmp_path: Pa
     }
     assert found.tokens == ("the", "cat")
     assert found.about == "the cat [is, not are]"
+
+
+def test_a_mean_of_all_positions_is_warned_of_before_any_circuit(tmp_path: Path) -> None:
+    for by_position in (True, False):
+        experiment = tiny_experiment(tmp_path, tasks={"by_position": by_position})
+        TASK_BEHAVIOURS_STAGE.run(experiment)
+        found = pairs_are_of_one_length(experiment, ArtifactStore(experiment.artifacts))
+        assert found.passed is by_position
+    assert "simple (2 to 3). What is ablated gets the mean over all positions" in found.says
+    assert "Set tasks.by_position: true" in found.says
 
 
 def test_what_is_wrong_with_all_files_is_said_at_once_before_any_table(tmp_path: Path) -> None:

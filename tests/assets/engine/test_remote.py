@@ -7,21 +7,24 @@ import os
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from assets.engine import lock, remote
+from assets.engine.loading import check_written
 from assets.engine.lock import alone, is_taken
 from assets.engine.recipe import Recipe
 from assets.engine.records import lineage_of
 from assets.engine.remote import copy_of, remote_of
 from assets.engine.store import ArtifactStore
 from assets.settings import Experiment, ExperimentError
-from assets.tables.places import CONTEXTS, VOCABULARY
+from assets.tables.places import CONTEXTS, VOCABULARY, sae
 from assets.tables.schemas import TABLES
 from pipelines.experiment import read_experiment
+from pipelines.show import main as show
 from pipelines.stages import stages_of
 from tests.tiny_experiment import tiny_experiment, write_experiment
 
@@ -180,6 +183,23 @@ def test_records_of_every_machine_are_known_to_all(bucket: Bucket, table: pa.Tab
     assert lineage_of(one.root).check() == lineage_of(two.root).check() == []
 
 
+def test_a_folder_that_was_moved_there_keeps_its_records(
+    bucket: Bucket, table: pa.Table, tmp_path: Path
+) -> None:
+    folder = ArtifactStore(tmp_path / "folder")
+    folder.write(CONTEXTS, table, RECIPE, made=lambda: {"made": {"where": "in a folder"}})
+    lines = (folder.root / "lineage.jsonl").read_bytes()
+    bucket.put("contexts.parquet", folder.path(CONTEXTS).read_bytes())
+    bucket.put("lineage.jsonl", lines + b'{"id": "cut sh')
+    moved = bucket.copy("one")
+    for _ in range(2):
+        lineage_of.cache_clear()  # as another process
+        record = moved.lineage.get(moved.lineage.name("contexts", RECIPE.fingerprint))
+        assert record is not None
+        assert record["made"] == {"where": "in a folder"}
+        assert (moved.root / "lineage.jsonl").read_bytes() == lines
+
+
 # -- locks -----------------------------------------------------------------------------------------
 
 
@@ -232,6 +252,16 @@ def test_a_lock_of_a_killed_process_is_taken_over_on_its_own_machine_at_once(
         assert said == []
 
 
+@pytest.mark.parametrize("left", [b"process 12 on one, since Fri", b"", b"[]", b"{}"])
+def test_what_is_no_lock_at_all_keeps_nobody_out(bucket: Bucket, left: bytes) -> None:
+    """As the file of a lock that was copied there with its folder."""
+    bucket.put(".locks/circuits", left)
+    store = bucket.copy("one")
+    assert not is_taken(store.root, "circuits")
+    with alone(store.root, "circuits", lambda _told: None):
+        assert is_taken(store.root, "circuits")
+
+
 # -- what is wrong ---------------------------------------------------------------------------------
 
 
@@ -279,6 +309,34 @@ def test_what_keeps_an_address_from_being_written_to_is_told_before_any_work(
     monkeypatch.setattr(MemoryFileSystem, "pipe_file", fails)
     with pytest.raises(ExperimentError, match=f"(?s)artifacts at {bucket.address}.*{told}"):
         bucket.copy("one").check_writable()
+
+
+def test_a_listing_of_circuits_at_an_address_that_is_gone_says_so(
+    bucket: Bucket,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def gone(*_given: object, **_how: object) -> None:
+        raise FileNotFoundError("no such bucket")
+
+    monkeypatch.setattr(MemoryFileSystem, "find", gone)
+    file = write_experiment(tmp_path, artifacts=bucket.address)
+    assert show([str(file)]) == 1
+    assert "it is not there (no such bucket). Make the bucket first" in capsys.readouterr().err
+
+
+def test_weights_that_were_left_in_a_copy_are_told_apart_from_damage_there(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = bucket.copy("one")
+    key = sae("embed")
+    store.write(key, TABLES[key.table].build([]), RECIPE, notes={"weights": "put"})
+    monkeypatch.setattr("core.dictionaries.files.fingerprint", lambda _weights: "not put")
+    weights: Any = None
+    copy = store.path(key, ".safetensors")
+    with pytest.raises(ExperimentError, match=f"remove its copy {copy}; if that does not help"):
+        check_written(store, "embed", weights)
 
 
 def test_a_folder_stands_for_itself(tmp_path: Path) -> None:

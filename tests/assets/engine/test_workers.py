@@ -96,6 +96,50 @@ def test_workers_end_with_the_process_that_began_them() -> None:
     assert not any(map(_lives, workers))
 
 
+_INTERRUPTED = """
+import os, signal, time
+from assets.engine.workers import spread
+def interrupt(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGTERM, interrupt)
+def send(item):
+    os.write(1, b"%d\\n" % os.getpid())  # print would keep it in a buffer that both have
+    time.sleep(item)
+    return bytes(10**8)
+for result in spread(send, [SECONDS] * 1000, 2):
+    del result
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone", "seconds"),
+    [(signal.SIGTERM, False, 60), (signal.SIGINT, True, 60), (signal.SIGTERM, False, 0)],
+    ids=["asked to end", "Ctrl-C", "while results are sent"],
+)
+def test_one_signal_ends_all_in_the_midst_of_their_work(
+    number: signal.Signals, everyone: bool, seconds: int
+) -> None:
+    program = _INTERRUPTED.replace("SECONDS", str(seconds))
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    workers = [int(parent.stdout.readline()) for _ in range(2)]
+    time.sleep(0.5)
+    (os.killpg if everyone else os.kill)(parent.pid, number)
+    try:
+        _, said = parent.communicate(timeout=10)
+    finally:
+        parent.kill()
+    assert not any(map(_lives, workers))
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert said.count("Traceback") == 1, "workers say nothing"
+
+
 def _lives(process: int) -> bool:
     try:
         with open(f"/proc/{process}/stat", encoding="utf-8") as file:
