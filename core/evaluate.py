@@ -22,6 +22,7 @@ from torch import Tensor
 
 from core.ablate import (
     Edit,
+    Part,
     ablation_values,
     check_nodes,
     keep_edit,
@@ -149,6 +150,7 @@ class Evaluator:
         )
         self._shares = draw_shares(inputs.n_examples, seed=seed)
         self._metrics: dict[tuple[bytes, bool], Tensor] = {}
+        self._last: tuple[bytes, dict[str, Part]] = b"", {}
         self._starts, self._full = self._record_starts(budget_bytes // 4)
         self._empty = self._run((), complement=False)
         self.m_full, self.m_empty = float(self._full.mean()), float(self._empty.mean())
@@ -186,9 +188,12 @@ class Evaluator:
 
     def _run(self, nodes: Sequence[Node], *, complement: bool) -> Tensor:
         """Each example's metric with `nodes` kept, or all but `nodes`; each set runs once."""
-        key = self._key(NodeTable.of(nodes)), complement
+        set_of = self._key(NodeTable.of(nodes))
+        key = set_of, complement
         if key not in self._metrics:
-            edits = self.edits(nodes, complement=complement)
+            if self._last[0] != set_of:
+                self._last = set_of, self._parts(nodes)
+            edits = self._edits(self._last[1], complement=complement)
             self._metrics[key] = _joined([run_edited(batch, edits) for batch in self.runs()])
         return self._metrics[key]
 
@@ -202,9 +207,14 @@ class Evaluator:
 
     def edits(self, nodes: Sequence[Node], *, complement: bool = False) -> dict[str, Edit]:
         """What becomes of every submodule with `nodes` kept, or all but `nodes`."""
+        return self._edits(self._parts(nodes), complement=complement)
+
+    def _parts(self, nodes: Sequence[Node]) -> dict[str, Part]:
         dtype = next(iter(self.dictionaries.values())).decoder.dtype
         n_pos = self.inputs.clean.shape[1]
-        parts = parts_of(nodes, self.dictionaries, n_pos, self.model.device, dtype)
+        return parts_of(nodes, self.dictionaries, n_pos, self.model.device, dtype)
+
+    def _edits(self, parts: Mapping[str, Part], *, complement: bool) -> dict[str, Edit]:
         return {
             name: keep_edit(self.dictionaries[name], self.values[name], part, complement=complement)
             for name, part in parts.items()

@@ -28,10 +28,11 @@ class NodeTable(Sequence[Node]):
     def __init__(
         self,
         nodes: np.ndarray,
+        rows: np.ndarray,
         names: Sequence[str],
         columns: tuple[np.ndarray, np.ndarray, np.ndarray],
     ) -> None:
-        self._nodes = nodes
+        self._nodes, self._rows = nodes, rows
         self.names = names
         self.submodule, self.feature, self.pos = columns
 
@@ -51,7 +52,8 @@ class NodeTable(Sequence[Node]):
             np.fromiter((n[1] for n in nodes), int, len(nodes)),
             np.fromiter((_position(n[2]) for n in nodes), int, len(nodes)),
         )
-        return cls(np.fromiter(nodes, object, len(nodes)), tuple(names), columns)
+        every = np.fromiter(nodes, object, len(nodes))
+        return cls(every, np.arange(len(nodes)), tuple(names), columns)
 
     @property
     def is_error(self) -> np.ndarray:
@@ -66,7 +68,7 @@ class NodeTable(Sequence[Node]):
     def where(self, chosen: np.ndarray | slice) -> NodeTable:
         """Those of the nodes that a mask ``(node,)``, or a slice, chooses."""
         columns = self.submodule[chosen], self.feature[chosen], self.pos[chosen]
-        return NodeTable(self._nodes[chosen], self.names, columns)
+        return NodeTable(self._nodes, self._rows[chosen], self.names, columns)
 
     def at(self, name: str) -> NodeTable:
         """The nodes of one submodule."""
@@ -79,13 +81,16 @@ class NodeTable(Sequence[Node]):
     def __getitem__(self, index: slice) -> NodeTable: ...
     def __getitem__(self, index: int | slice) -> Node | NodeTable:
         """One node, or a table of some."""
-        return self.where(index) if isinstance(index, slice) else self._nodes[index]
+        if isinstance(index, slice):
+            return self.where(index)
+        node: Node = self._nodes.item(self._rows[index])
+        return node
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return len(self._rows)
 
     def __iter__(self) -> Iterator[Node]:
-        return iter(self._nodes)
+        return iter(self._nodes[self._rows])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)

@@ -60,5 +60,5 @@ def test_a_set_of_nodes_runs_once_in_whichever_order(monkeypatch: pytest.MonkeyP
     model = make_model("gpt_neox")
     evaluator = Evaluator(model, random_dictionaries(model), make_pairs(2, 3))
     first = evaluator.evaluate(NODES)
-    monkeypatch.setattr(evaluator, "edits", lambda *_, **__: pytest.fail("it ran again"))
+    monkeypatch.setattr(evaluator, "_edits", lambda *_, **__: pytest.fail("it ran again"))
     assert evaluator.evaluate(NODES[::-1]) == first
