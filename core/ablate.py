@@ -391,10 +391,11 @@ def check_nodes(
             f"the circuit has node {node.name}, but that dictionary has features 0 to "
             f"{n_features[node.submodule] - 1}: the circuit was found with other dictionaries."
         )
-    of_how_many = "positions begin at 0" if n_pos is None else f"the inputs have {n_pos} positions"
+    if n_pos is None:
+        raise InputError(f"node {node.name} is at position {node.pos}: positions begin at 0.")
     raise InputError(
-        f"the circuit has node {node.name} at position {node.pos}, but {of_how_many}: take inputs "
-        "of the circuit's length."
+        f"the circuit has node {node.name} at position {node.pos}, but the inputs have {n_pos} "
+        "positions: take inputs of the circuit's length."
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from operator import index
 from typing import overload
 
 import numpy as np
 
+from core.errors import InputError
 from core.options import check_list
 from core.types import ERROR, Node
 
@@ -41,17 +43,22 @@ class NodeTable(Sequence[Node]):
         """The nodes as a table; themselves if they are one.
 
         Raises:
-            InputError: no list of nodes.
+            InputError: no list of nodes, or a feature or position that is no whole number.
         """
         if isinstance(nodes, NodeTable):
             return nodes
         check_list("nodes", nodes, Node)
         names: dict[str, int] = {}
-        columns = (
-            np.fromiter((names.setdefault(n[0], len(names)) for n in nodes), int, len(nodes)),
-            np.fromiter((n[1] for n in nodes), int, len(nodes)),
-            np.fromiter((_position(n[2]) for n in nodes), int, len(nodes)),
-        )
+        try:
+            columns = (
+                np.fromiter((names.setdefault(n[0], len(names)) for n in nodes), int, len(nodes)),
+                np.fromiter((index(n[1]) for n in nodes), int, len(nodes)),
+                np.fromiter((_position(n[2]) for n in nodes), int, len(nodes)),
+            )
+        except (TypeError, OverflowError) as error:
+            raise InputError(
+                f"a node's feature and position are whole numbers, or no position None: {error}."
+            ) from error
         every = np.fromiter(nodes, object, len(nodes))
         return cls(every, np.arange(len(nodes)), tuple(names), columns)
 
@@ -76,14 +83,14 @@ class NodeTable(Sequence[Node]):
         return self.where(self.submodule == code)
 
     @overload
-    def __getitem__(self, index: int) -> Node: ...
+    def __getitem__(self, at: int) -> Node: ...
     @overload
-    def __getitem__(self, index: slice) -> NodeTable: ...
-    def __getitem__(self, index: int | slice) -> Node | NodeTable:
+    def __getitem__(self, at: slice) -> NodeTable: ...
+    def __getitem__(self, at: int | slice) -> Node | NodeTable:
         """One node, or a table of some."""
-        if isinstance(index, slice):
-            return self.where(index)
-        node: Node = self._nodes.item(self._rows[index])
+        if isinstance(at, slice):
+            return self.where(at)
+        node: Node = self._nodes.item(self._rows[at])
         return node
 
     def __len__(self) -> int:
@@ -101,4 +108,4 @@ class NodeTable(Sequence[Node]):
 def _position(pos: int | None) -> int:
     if pos is None:
         return _EVERYWHERE
-    return pos if pos >= 0 else _BEFORE_THE_FIRST
+    return index(pos) if index(pos) >= 0 else _BEFORE_THE_FIRST

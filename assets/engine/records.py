@@ -97,8 +97,9 @@ class Lineage:
 
     def _unknown(self, lines: bytes) -> bytes:
         """Those of these lines that hold a record which was not read yet."""
-        read = ((line, _record_of(line)) for line in lines.splitlines(keepends=True))
-        return b"".join(line for line, of in read if of is not None and of[0] not in self._of_id)
+        read = ((line, _record_of(line)) for line in lines.splitlines())
+        new = (line for line, of in read if of is not None and of[0] not in self._of_id)
+        return b"".join(line + b"\n" for line in new)
 
     def _read_file(self) -> None:
         try:

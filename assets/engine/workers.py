@@ -77,6 +77,7 @@ def spread(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iter
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
+        _kill(pool)  # the pool would ask the others to end, who do not listen
         raise ExperimentError(
             f"one of {workers} processes that worked at once was killed, most likely for want of "
             "memory: give fewer by model.workers, or lower model.memory_gb. What was done is kept."

@@ -192,11 +192,12 @@ def nodes_for(curve: Sequence[Point], share: float) -> int | None:
 
 
 def at_100(curve: Sequence[Point]) -> float | None:
-    """Faithfulness of the hundred strongest nodes, in which circuits of any threshold compare."""
+    """Faithfulness of the hundred strongest nodes, or of all where fewer have an effect."""
     from core.sweep import faithfulness_of
 
     sizes = [point["n_nodes"] for point in curve]
-    return faithfulness_of(100, sizes, [point["faithfulness"] for point in curve])
+    n_nodes = min(100, max(sizes, default=100))
+    return faithfulness_of(n_nodes, sizes, [point["faithfulness"] for point in curve])
 
 
 def show_evaluation_summary(work: Work, _summed: Summed) -> Metadata:

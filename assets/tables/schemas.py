@@ -705,8 +705,9 @@ _ALL = (
                 _column(
                     "at_100",
                     _DOUBLE,
-                    "faithfulness of the 100 strongest nodes, between points of the curve; null "
-                    "where it does not reach from below to above",
+                    "faithfulness of the 100 strongest nodes, or of all where fewer have an "
+                    "effect, between points of the curve; null from other start layers than the "
+                    "first, and where the curve begins above 100",
                     null=True,
                 ),
                 _column("nodes_half", _INT, "fewest nodes with faithfulness .5", null=True),

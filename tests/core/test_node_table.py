@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from core.ablate import check_nodes
@@ -54,6 +56,12 @@ def test_the_first_node_that_does_not_fit_is_named(
     check_nodes(NODES, WIDTHS, 3)
     with pytest.raises(error, match=said):
         check_nodes([*NODES, node, Node("nowhere_1", 0, None, 1.0)], WIDTHS, 3)
+
+
+@pytest.mark.parametrize("changed", [{"feature": "3"}, {"feature": None}, {"pos": 1.9}])
+def test_what_is_no_number_is_refused(changed: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="whole numbers"):
+        NodeTable.of([*NODES, NODES[0]._replace(**changed)])
 
 
 def test_a_set_of_nodes_runs_once_in_whichever_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +73,39 @@ def test_a_killed_worker_is_said_with_the_way_out() -> None:
 
     with pytest.raises(ExperimentError, match=r"was killed.*model\.workers.*memory_gb"):
         list(spread(die, range(3), 2))
+
+
+def test_nobody_waits_for_the_others_when_one_is_killed() -> None:
+    def die_or_wait(item: int) -> None:
+        if item == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+
+    began = time.monotonic()
+    with pytest.raises(ExperimentError, match="was killed"):
+        list(spread(die_or_wait, range(4), 2))
+    assert time.monotonic() - began < 30
+
+
+def test_a_worker_that_is_killed_while_it_waits_for_work_stops_nobody(tmp_path: Path) -> None:
+    def work(item: int) -> None:
+        if item == 0:
+            time.sleep(60)
+        (tmp_path / "idle").write_text(str(os.getpid()))
+
+    def kill() -> None:
+        while not (tmp_path / "idle").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)  # until it waits for work
+        os.kill(int((tmp_path / "idle").read_text()), signal.SIGKILL)
+
+    began = time.monotonic()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(ExperimentError, match="was killed"):
+        list(spread(work, range(2), 2))
+    killer.join()
+    assert time.monotonic() - began < 30
 
 
 _ORPHANS = """

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from assets.evaluations.stages import thresholds
-from assets.evaluations.summary import area_of, nodes_for
+from assets.evaluations.summary import area_of, at_100, nodes_for
 from assets.settings import EvaluationSettings
 
 CURVE = [
@@ -37,3 +37,11 @@ def test_the_area_is_that_under_straight_lines_from_no_node_to_all() -> None:
 @pytest.mark.parametrize("changed", [{"n_nodes": 0}, {"faithfulness": math.nan}])
 def test_a_curve_of_nothing_has_no_area(changed: dict[str, float]) -> None:
     assert math.isnan(area_of([{**point, **changed} for point in CURVE]))
+
+
+def test_a_hundred_nodes_or_all_where_there_are_fewer() -> None:
+    assert at_100(CURVE) == 1.0
+    more = [{"n_nodes": 1000, "faithfulness": 0.0}, *CURVE]
+    assert at_100(more) == pytest.approx(0.5)
+    assert at_100([{"n_nodes": 200, "faithfulness": 0.9}]) is None
+    assert at_100([]) is None
