@@ -227,6 +227,26 @@ class TopKKind(Squared, name="topk"):
         return TopK(self.settings.k)
 
 
+_EVERY = 61
+"""One in so many numbers is looked at first; no power of two, which would be the same features."""
+
+
+def largest_left_out(numbers: Tensor, n_kept: int) -> Tensor:
+    """The largest of ``(n,)`` numbers besides the `n_kept` largest, ``()``; 0 where all are kept.
+
+    A few of the numbers tell a bound that about twice as many exceed as are kept. Those are
+    searched alone, unless the bound was too high.
+    """
+    if n_kept >= len(numbers):
+        return numbers.new_zeros(())
+    some = numbers[::_EVERY]
+    n_above = 2 * n_kept // _EVERY + 1
+    if n_above < len(some):
+        above = numbers[numbers > some.kthvalue(len(some) - n_above).values]
+        numbers = above if len(above) > n_kept else numbers
+    return numbers.kthvalue(len(numbers) - n_kept).values
+
+
 class BatchTopKKind(TopKKind, name="batchtopk"):
     """The k * batch largest of the whole batch; a JumpReLU with one threshold afterwards.
 
@@ -239,10 +259,7 @@ class BatchTopKKind(TopKKind, name="batchtopk"):
 
     def _floor(self, pre: Tensor) -> Tensor:
         """The largest of ``(batch, feature)`` that is left out, not below zero, ``()``."""
-        flat = F.relu(pre).view(-1)
-        rank = flat.numel() - self.settings.k * pre.shape[0]
-        # The rank-th smallest is the largest that is left out.
-        return flat.kthvalue(rank).values if rank > 0 else flat.new_zeros(())
+        return largest_left_out(pre.view(-1), self.settings.k * pre.shape[0]).clamp(min=0)
 
     def entries(self, weights: Weights, pre: Tensor) -> Entries:
         """The k * batch largest, where positive."""
