@@ -370,14 +370,9 @@ def check_nodes(
     table = NodeTable.of(nodes)
     widths = np.array([n_features.get(name, -1) for name in table.names], dtype=int)
     width = widths[table.submodule]
-    last = table.pos.max(initial=-1) if n_pos is None else n_pos - 1
-    wrong = (
-        (width < 0)
-        | (table.feature < ERROR)
-        | (table.feature >= width)
-        | (table.pos < -1)
-        | (table.pos > last)
-    )
+    wrong = (width < 0) | (table.feature < ERROR) | (table.feature >= width)
+    if n_pos is not None:
+        wrong |= table.pos >= n_pos
     if not wrong.any():
         return
     node = table[int(wrong.argmax())]
@@ -391,8 +386,6 @@ def check_nodes(
             f"the circuit has node {node.name}, but that dictionary has features 0 to "
             f"{n_features[node.submodule] - 1}: the circuit was found with other dictionaries."
         )
-    if n_pos is None:
-        raise InputError(f"node {node.name} is at position {node.pos}: positions begin at 0.")
     raise InputError(
         f"the circuit has node {node.name} at position {node.pos}, but the inputs have {n_pos} "
         "positions: take inputs of the circuit's length."

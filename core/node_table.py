@@ -12,7 +12,7 @@ from core.errors import InputError
 from core.options import check_list
 from core.types import ERROR, Node
 
-_EVERYWHERE, _BEFORE_THE_FIRST = -1, -2
+_EVERYWHERE = -1
 
 
 class NodeTable(Sequence[Node]):
@@ -24,7 +24,7 @@ class NodeTable(Sequence[Node]):
         names: submodules that nodes may be of.
         submodule: ``(node,)``, indices into `names`.
         feature: ``(node,)``, `ERROR` for errors.
-        pos: ``(node,)``, -1 for a node at no position, -2 for one at a negative one.
+        pos: ``(node,)``, -1 for a node at no position.
     """
 
     def __init__(
@@ -43,7 +43,8 @@ class NodeTable(Sequence[Node]):
         """The nodes as a table; themselves if they are one.
 
         Raises:
-            InputError: no list of nodes, or a feature or position that is no whole number.
+            InputError: no list of nodes, a feature or position that is no whole number, or a
+                position before the first.
         """
         if isinstance(nodes, NodeTable):
             return nodes
@@ -102,10 +103,10 @@ class NodeTable(Sequence[Node]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and list(self) == list(other)
 
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
 
 def _position(pos: int | None) -> int:
     if pos is None:
         return _EVERYWHERE
-    return index(pos) if index(pos) >= 0 else _BEFORE_THE_FIRST
+    if index(pos) < 0:
+        raise InputError(f"a node is at position {pos}: positions begin at 0.")
+    return index(pos)

@@ -183,9 +183,9 @@ def _by_policy(summary: Frame) -> list[str]:
             n_judged = f"{rows['n_judged'].median():.0f}"
             table.append([str(error_nodes), str(start_layer), n_judged, *shown])
     header = ("error nodes", "from layer", "nodes", "median", "lower q.", "upper q.", "complement")
+    header += ("100 nodes", "area")
     circuits = summary.drop_duplicates("name")
     title = f"Faithfulness of {len(circuits)} circuits of clusters ({circuits['metric'].iloc[0]})"
-    header = (*header, "100 nodes", "area")
     return [*_heading(title), *_rows(header, table), *_rest_on(circuits)]
 
 

@@ -47,7 +47,7 @@ def test_columns_choose_nodes() -> None:
         (Node("mlp_1", 8, None, 1.0), InputError, "features 0 to 7"),
         (Node("mlp_1", -2, None, 1.0), InputError, "features 0 to 7"),
         (Node("mlp_1", 0, 3, 1.0), InputError, "the inputs have 3 positions"),
-        (Node("mlp_1", 0, -1, 1.0), InputError, "at position -1"),
+        (Node("mlp_1", 0, -1, 1.0), InputError, "at position -1: positions begin at 0"),
     ],
 )
 def test_the_first_node_that_does_not_fit_is_named(
