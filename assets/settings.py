@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -185,6 +185,7 @@ Places = Annotated[
 
 # -- sections -------------------------------------------------------------------------------------
 
+_Said = TypeVar("_Said")
 Problem = tuple[tuple[str | int, ...], str]
 """Keys that lead to the place, and what is wrong there."""
 
@@ -287,6 +288,8 @@ class TrainSettings(Section):
     """Features per dimension of the model."""
     k: Count = 32
     """Active features per token, for topk and batchtopk."""
+    ks: dict[Text, Count] = Field(default_factory=dict)
+    """The same for single submodules (attn_3) or kinds (attn), in place of k."""
     steps: Count = 120_000
     """Optimiser steps."""
     checkpoint_every: Count = 1_000
@@ -332,11 +335,22 @@ class TrainSettings(Section):
             told = f"only relu and topk dictionaries are tuned, not {self.kind}: leave it out."
             yield ("tuning_steps",), told
         given = self.n_features
-        if self.kind in ("topk", "batchtopk") and given is not None and self.k > given:
-            yield ("k",), f"there are only {given} features."
+        if self.kind not in ("topk", "batchtopk"):
+            if self.ks:
+                yield ("ks",), f"only topk and batchtopk have k active features, not {self.kind}."
+        elif given is not None:
+            said = {("k",): self.k, **{("ks", name): k for name, k in self.ks.items()}}
+            for where, k in said.items():
+                if k > given:
+                    yield where, f"there are only {given} features."
+
+    def k_of(self, submodule: str) -> int:
+        """Active features per token of the dictionary of a submodule."""
+        own = _of(self.ks, submodule)
+        return self.k if own is None else own
 
 
-def _of(named: Mapping[str, str], submodule: str) -> str | None:
+def _of(named: Mapping[str, _Said], submodule: str) -> _Said | None:
     """What is named for the submodule, or for its kind."""
     return named.get(submodule, named.get(submodule.split("_")[0]))
 
@@ -904,12 +918,13 @@ class Settings(Section):
 
     @field_validator("dictionaries")
     @classmethod
-    def _a_path_for_each(
-        cls, section: TrainSettings | ImportSettings, above: ValidationInfo
-    ) -> Any:
-        if isinstance(section, ImportSettings) and {"model", "submodules"} <= above.data.keys():
+    def _one_for_each(cls, section: TrainSettings | ImportSettings, above: ValidationInfo) -> Any:
+        if {"model", "submodules"} <= above.data.keys():
             known = submodule_names(above.data["model"].n_layers)
-            refuse(_path_problems(section, known, above.data["submodules"] or known))
+            if isinstance(section, ImportSettings):
+                refuse(_path_problems(section, known, above.data["submodules"] or known))
+            else:
+                refuse(_unplaced("ks", section.ks, known))
         return section
 
     @field_validator("clustering", "comparisons")
@@ -1050,10 +1065,15 @@ def _path_problems(
         if section.path_of(name) is None:
             yield ("path",), f"is missing, and paths has none for {name}."
     for key in ("paths", "repositories"):
-        places = [*known, "attn", "mlp", "resid"]
-        for name in getattr(section, key):
-            if name not in places:
-                yield (key, name), f"names no submodule and no kind.{nearest(name, places)}"
+        yield from _unplaced(key, getattr(section, key), known)
+
+
+def _unplaced(key: str, named: Iterable[str], known: Sequence[str]) -> Iterator[Problem]:
+    """Names that are neither a submodule's nor a kind's."""
+    places = [*known, "attn", "mlp", "resid"]
+    for name in named:
+        if name not in places:
+            yield (key, name), f"names no submodule and no kind.{nearest(name, places)}"
 
 
 def _unknown(

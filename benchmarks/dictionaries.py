@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
+import yaml
 
 from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.corpus.stages import held_out_tokens, training_contexts
@@ -69,7 +70,8 @@ def write_set(dictionaries: Mapping[str, Dictionary], folder: Path) -> None:
 
 def train(experiment: Experiment, options: argparse.Namespace) -> None:
     """Train a set as the experiment does, but for what `--set` says, and without tuning."""
-    changed = dict(pair.split("=", 1) for pair in options.set)
+    pairs = (pair.split("=", 1) for pair in options.set)
+    changed = {name: yaml.safe_load(value) for name, value in pairs}
     how = TrainSettings.model_validate(
         experiment.settings.dictionaries.model_dump(exclude_unset=True) | changed
     )
@@ -93,7 +95,8 @@ def train(experiment: Experiment, options: argparse.Namespace) -> None:
         seed=how.seed,
     )
     source = open_cache(work.store.here(ACTIVATION_CACHE, ""), list(widths))
-    trained = train_dictionaries(source, settings, all_widths=widths, progress=print)
+    ks = {name: how.k_of(name) for name in widths}
+    trained = train_dictionaries(source, settings, ks=ks, all_widths=widths, progress=print)
     write_set({name: one.dictionary for name, one in trained.items()}, options.folders[0])
 
 
@@ -219,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--experiment", type=Path, default=ROOT / "experiments" / "testbed.yaml")
-    parser.add_argument("--set", nargs="*", default=[], help="settings of training: kind=topk")
+    parser.add_argument("--set", nargs="*", default=[], help="kind=topk 'ks={attn: 6}'")
     parser.add_argument("--n-steps", type=int, default=TuningSettings.n_steps, help="of tuning")
     parser.add_argument("--lr", type=float, default=TuningSettings.learning_rate)
     parser.add_argument("--sparsity", type=float, default=TuningSettings.sparsity)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -19,7 +19,7 @@ from assets.dictionaries.imports import (
     reads_imported,
 )
 from assets.engine.loading import Need, check_written
-from assets.engine.recipe import aside
+from assets.engine.recipe import Recipe, aside, digest
 from assets.engine.stage import (
     Job,
     Made,
@@ -81,7 +81,8 @@ class Training:
     """How dictionaries are trained; see `assets.settings.TrainSettings`.
 
     What the kind of dictionary makes no use of is None. `submodules` are all that train together:
-    the memory of the shuffling buffer is shared out among them. Tuning trains them on together.
+    the memory of the shuffling buffer is shared out among them. Tuning trains them on together, so
+    that what one becomes depends on the k of each; else `k` is this dictionary's. `ks` has all.
     """
 
     activations: str
@@ -90,7 +91,7 @@ class Training:
     kind: str
     n_features: int | None
     expansion: int | None
-    k: int | None
+    k: int | Mapping[str, int] | None
     steps: int
     batch: int
     lr: float
@@ -107,6 +108,7 @@ class Training:
     seed: int
     buffer_mb: float
     checkpoint_every: int = aside(1)
+    ks: Mapping[str, int] | None = aside(None)
 
 
 def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Imported:
@@ -114,8 +116,9 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
     chosen_k = settings.kind in ("topk", "batchtopk")
-    penalised = settings.tuning_steps > 0 and not chosen_k
-    reads_contexts = settings.activations == "model" or settings.tuning_steps > 0
+    tuned = settings.tuning_steps > 0
+    ks = {name: settings.k_of(name) for name in experiment.submodules} if chosen_k else None
+    reads_contexts = settings.activations == "model" or tuned
     return Training(
         activations=settings.activations,
         n_held_out=experiment.settings.corpus.n_held_out if reads_contexts else None,
@@ -123,7 +126,7 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         kind=settings.kind,
         n_features=settings.n_features,
         expansion=None if settings.n_features else settings.expansion,
-        k=settings.k if chosen_k else None,
+        k=ks if ks is None or tuned else ks[submodule],
         steps=settings.steps,
         batch=settings.batch,
         lr=settings.lr,
@@ -135,12 +138,13 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         # The top-k kinds revive dead features in their loss; the others only by resampling.
         dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
         tuning_steps=settings.tuning_steps,
-        tuning_lr=settings.tuning_lr if settings.tuning_steps else None,
-        tuning_sparsity=settings.tuning_sparsity if penalised else None,
-        tuning_errors=settings.tuning_errors if settings.tuning_steps else None,
+        tuning_lr=settings.tuning_lr if tuned else None,
+        tuning_sparsity=settings.tuning_sparsity if tuned and not chosen_k else None,
+        tuning_errors=settings.tuning_errors if tuned else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
         checkpoint_every=settings.checkpoint_every,
+        ks=ks,
     )
 
 
@@ -192,14 +196,16 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
     """
     from core.training import train_dictionaries
 
-    # One recipe for all: what a dictionary becomes does not depend on which train with it.
-    model, settings, recipe = work.load.model(), jobs[0].settings, jobs[0].recipe
-    state = work.store.path(Key(f"saes/training-{recipe.fingerprint}", "saes", "saes"), "")
+    model, settings = work.load.model(), jobs[0].settings
+    recipes = _recipes(jobs[0])
+    training = digest([recipe.fingerprint for recipe in recipes.values()])
+    state = work.store.path(Key(f"saes/training-{training}", "saes", "saes"), "")
     wanted = [job.key for job in jobs]
     names = list(settings.submodules) if settings.tuning_steps else wanted
     trained = train_dictionaries(
         _activations(work, settings, names),
         _training_settings(settings, model.d_model),
+        ks=settings.ks,
         all_widths={name: model.width(name) for name in settings.submodules},
         checkpoint=state,
         device=model.device,
@@ -212,14 +218,25 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
         # Tuning moves L0, which dictionary_set measures.
         l0 = {} if settings.tuning_steps else {"l0": trained[name].l0}
         notes = {**l0, "wanted_l0": trained[name].wanted_l0, "curve": trained[name].curve}
-        yield name, _written(work, name, dictionaries[name], recipe.fingerprint, notes)
+        yield name, _written(work, name, dictionaries[name], recipes[name].fingerprint, notes)
     # States of what is written, now or before, and of trainings by other settings are of no use.
     for file in state.glob(f"*{_WEIGHTS}"):
-        if work.store.is_current(sae(file.stem), recipe):
+        if work.store.is_current(sae(file.stem), recipes[file.stem]):
             file.unlink()
     for left in state.parent.glob("training-*"):
         if left != state or not any(left.glob(f"*{_WEIGHTS}")):
             shutil.rmtree(left)
+
+
+def _recipes(job: Job[Training]) -> dict[str, Recipe]:
+    """Those of all dictionaries of the experiment: what one becomes depends on its own k alone,
+    whichever train with it, unless they are tuned."""
+    settings, recipe = job.settings, job.recipe
+    ks = {} if settings.tuning_steps else settings.ks or {}
+    return {
+        name: replace(recipe, settings={**recipe.settings, "k": ks[name]}) if ks else recipe
+        for name in settings.submodules
+    }
 
 
 def _tuned(
@@ -265,7 +282,7 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
     chosen = {
         name: getattr(unused, name) if value is None else value
         for name, value in {
-            "k": settings.k,
+            "k": max(settings.ks.values()) if settings.ks else None,
             "sparsity": settings.sparsity,
             "sparsity_warmup_steps": settings.sparsity_warmup,
             "dead_after": settings.dead_after,

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def train_dictionaries(
     source: RowSource,
     settings: TrainingSettings,
     *,
+    ks: Mapping[str, int] | None = None,
     all_widths: Mapping[str, int] | None = None,
     checkpoint: Path | None = None,
     device: torch.device | str = "cpu",
@@ -43,6 +45,7 @@ def train_dictionaries(
     Args:
         source: activations: a cache, or `ModelRows`.
         settings: shared by all submodules.
+        ks: features per token of some submodules, in place of ``settings.k``.
         all_widths: width of every submodule that ``settings.buffer_bytes`` is for, those of
             `source` among them, so that some dictionaries at a time become, byte for byte, what
             all at once become: how many rows the buffer holds decides in which order rows are met.
@@ -68,9 +71,10 @@ def train_dictionaries(
     all_widths = source.widths if all_widths is None else all_widths
     _check_widths(source.widths, all_widths)
     buffer_rows = rows_within(settings.buffer_bytes, all_widths)
-    learners = {name: Learner(name, d, settings, device) for name, d in source.widths.items()}
+    own = {name: replace(settings, k=(ks or {}).get(name, settings.k)) for name in source.widths}
+    learners = {name: Learner(name, d, own[name], device) for name, d in source.widths.items()}
     keys = {
-        name: settings.key(d, buffer_rows, source.fingerprint) for name, d in source.widths.items()
+        name: own[name].key(d, buffer_rows, source.fingerprint) for name, d in source.widths.items()
     }
     done = dict.fromkeys(learners, 0)
     if checkpoint is not None:

@@ -77,6 +77,18 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
             "dictionaries.tuning_steps: only relu and topk dictionaries are tuned, not jumprelu",
         ),
         (
+            {"dictionaries": {"kind": "topk", "n_features": 40, "k": 4, "ks": {"attn": 41}}},
+            "dictionaries.ks.attn: there are only 40 features",
+        ),
+        (
+            {"dictionaries": {"kind": "relu", "ks": {"attn": 4}}},
+            "dictionaries.ks: only topk and batchtopk have k active features, not relu",
+        ),
+        (
+            {"dictionaries": {"kind": "topk", "k": 4, "ks": {"atn_1": 4}}},
+            "dictionaries.ks.atn_1: names no submodule and no kind. Did you mean attn_1?",
+        ),
+        (
             {"clustering": {"representation": "active_features", "submodules": ["mlp_0"]}},
             "no dictionary sits at 'mlp_0'",
         ),

@@ -95,6 +95,52 @@ def test_a_training_killed_while_dictionaries_are_written_goes_on(
     assert not list((cut.artifacts / "saes").glob("training-*"))
 
 
+def test_another_k_of_one_kind_trains_that_kind_again_and_no_other(tmp_path: Path) -> None:
+    tiny_experiment(tmp_path)
+    kind = {"kind": "topk", "k": 6}
+    plain = trained(tmp_path, "plain", **kind)
+    SAES.run(plain, plain.submodules)
+    before = weights(plain)
+    other = trained(tmp_path, "plain", **kind, ks={"attn": 3, "embed": 6})
+    assert SAES.run(other, other.submodules) == 1
+    after = weights(other)
+    assert [name for name in after if after[name] != before[name]] == ["attn_0"]
+    wanted = {name: ArtifactStore(other.artifacts).notes(sae(name))["wanted_l0"] for name in after}
+    assert wanted == {"embed": 6, "attn_0": 3, "resid_0": 6, "resid_1": 6}
+    # Together or alone, they become the same.
+    alone = trained(tmp_path, "alone", **kind, ks={"attn": 3})
+    assert [SAES.run(alone, [name]) for name in ("attn_0", "resid_1")] == [1, 1]
+    store = ArtifactStore(alone.artifacts)
+    assert store.notes(sae("attn_0"))["weights"] == after["attn_0"]
+
+
+def test_tuned_all_depend_on_the_k_of_each(tmp_path: Path) -> None:
+    tiny_experiment(tmp_path)
+    how = {"kind": "topk", "k": 6, "tuning_steps": 2, "tuning_lr": 0.01}
+    plain = trained(tmp_path, "plain", **how)
+    SAES.run(plain, plain.submodules)
+    other = trained(tmp_path, "plain", **how, ks={"attn": 3})
+    assert SAES.run(other, other.submodules) == 4
+
+
+def test_a_killed_training_of_several_k_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_experiment(tmp_path)
+    how = {"kind": "batchtopk", "k": 6, "ks": {"resid": 4}}
+    whole, cut = trained(tmp_path, "whole", **how), trained(tmp_path, "cut", **how)
+    SAES.run(whole, whole.submodules)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            SAES.run(cut, cut.submodules)
+    assert SAES.run(cut, ["embed"]) == 1
+    assert [Path(state).stem for state in states(cut)] == ["attn_0", "resid_0", "resid_1"]
+    assert SAES.run(cut, ["resid_0", "resid_1", "attn_0"]) == 3
+    assert weights(cut) == weights(whole)
+    assert not states(cut)
+
+
 def test_tuned_alone_they_become_what_all_together_become(tmp_path: Path) -> None:
     tiny_experiment(tmp_path)
     tuning = {"tuning_steps": 4, "tuning_lr": 0.01}

@@ -50,6 +50,7 @@ CONTEXT: Mapping[str, dict[str, Any]] = {
     # What must hold beside a leaf for it to mean anything.
     "dictionaries.expansion": {"dictionaries": {"n_features": None}},
     "dictionaries.k": {"dictionaries": {"kind": "topk"}},
+    "dictionaries.ks": {"dictionaries": {"kind": "topk"}},
     "dictionaries.tuning_lr": {"dictionaries": {"tuning_steps": 5}},
     "dictionaries.tuning_sparsity": {"dictionaries": {"tuning_steps": 5}},
     "dictionaries.tuning_errors": {"dictionaries": {"tuning_steps": 5}},
@@ -75,6 +76,7 @@ OTHER: Mapping[str, Any] = {
     "submodules": ["embed", "resid_0"],
     "dictionaries.warmup": 11,
     "dictionaries.k": 16,
+    "dictionaries.ks": {"attn": 16},
     "clustering.submodules": ["resid_1"],
     "comparisons.other.submodules": ["resid_1"],
     "clustering.k": 5,

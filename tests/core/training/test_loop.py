@@ -143,6 +143,17 @@ def test_dictionaries_trained_alone_are_those_trained_together(kind):
     assert not same(own, together)
 
 
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_each_has_the_k_of_its_submodule(kind):
+    source, settings = sparse_mixtures(1024), dataclasses.replace(SMALL_BUFFER, kind=kind)
+    trained = train_dictionaries(source, settings, ks={"resid_0": 2})
+    assert {name: one.wanted_l0 for name, one in trained.items()} == {"embed": 3, "resid_0": 2}
+    of_two = train_dictionaries(source, dataclasses.replace(settings, k=2))
+    of_three = train_dictionaries(source, settings)
+    assert same(trained, {"embed": of_three["embed"], "resid_0": of_two["resid_0"]})
+    assert not same(trained, of_three)
+
+
 def test_widths_that_lack_what_is_trained_are_refused():
     with pytest.raises(InputError, match=r"'resid_0' has width 8 but all_widths says None"):
         train_dictionaries(sparse_mixtures(1024), SHORT, all_widths={"embed": 8})
