@@ -21,7 +21,7 @@ from assets.engine.recipe import digest
 from assets.engine.store import ArtifactStore
 from assets.evaluations.edges import ENDS, agreement, measured_edges
 from assets.evaluations.summary import compared_of, finite, names_of
-from assets.settings import CheckSettings, Experiment, ExperimentError
+from assets.settings import CheckSettings, Experiment, ExperimentError, TrainSettings
 from assets.tables.conversions import Frame, frame
 from assets.tables.places import (
     ACTIVATION_CACHE,
@@ -165,12 +165,18 @@ def _unusable(row: Mapping[str, Any], limits: CheckSettings) -> list[str]:
 
 
 def set_is_made_alike(experiment: Experiment, store: ArtifactStore) -> Outcome:
-    """All dictionaries were made by the same settings and code, from the same inputs."""
+    """All dictionaries were made by the same settings and code, from the same inputs.
+
+    Active features per token may differ, as the experiment says.
+    """
+    wanted = experiment.settings.dictionaries
     groups: dict[str, list[str]] = {}
     for submodule in experiment.submodules:
         if (footer := store.footer(sae(submodule))) is not None:
             notes = footer.notes
             settings = {k: v for k, v in notes["settings"].items() if k not in _OF_ONE_SUBMODULE}
+            if isinstance(wanted, TrainSettings) and settings.get("k") == wanted.k_of(submodule):
+                del settings["k"]
             inputs = {k: v for k, v in notes["inputs"].items() if k not in _OF_ONE_SUBMODULE}
             groups.setdefault(digest([settings, inputs, notes["code"]]), []).append(submodule)
     parts = sorted(groups.values(), key=len)

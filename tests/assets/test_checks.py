@@ -105,6 +105,9 @@ def test_a_missing_dictionary_makes_the_set_unusable(
     [
         ({}, True),
         ({"settings": {"seed": 1, "submodule": "embed"}}, False),
+        # The k that the experiment says, which others need not have; and one that it does not say.
+        ({"settings": {"seed": 0, "submodule": "embed", "k": 32}}, True),
+        ({"settings": {"seed": 0, "submodule": "embed", "k": 31}}, False),
         ({"inputs": {"activation_cache": "another"}}, False),
         ({"inputs": {"activation_cache": "one", "path": "elsewhere", "contents": "c"}}, True),
         ({"code": "another"}, False),
