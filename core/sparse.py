@@ -26,6 +26,16 @@ def count_true(mask: Tensor) -> int:
     return int(np.count_nonzero(mask.numpy()) if on_cpu else mask.count_nonzero())
 
 
+def above(values: Tensor, bound: Tensor | float) -> Tensor:
+    """``values > bound``, for one bound of the same type, ``()``.
+
+    On a CPU by NumPy, in a quarter of the time.
+    """
+    if values.device.type != "cpu":
+        return values > bound
+    return torch.from_numpy(values.detach().numpy() > float(bound))
+
+
 def true_places(mask: Tensor) -> Tensor:
     """Flat indices of the True entries, ascending: ``mask.flatten().nonzero().flatten()``.
 
@@ -49,6 +59,29 @@ def _nonzero(flags: Tensor) -> Tensor:
     if flags.device.type != "cpu":
         return flags.nonzero().flatten()
     return torch.from_numpy(np.flatnonzero(flags.numpy()))
+
+
+def smallest(values: Tensor, k: int) -> Tensor:
+    """The `k`-th smallest of ``(n,)`` numbers, counted from 1, ``()``.
+
+    On a CPU by NumPy, in a quarter of the time.
+    """
+    if values.device.type != "cpu":
+        return values.kthvalue(k).values
+    return torch.from_numpy(np.partition(values.detach().numpy(), k - 1)[k - 1 : k]).squeeze(0)
+
+
+def order_of(numbers: Tensor, n: int) -> Tensor:
+    """What sorts ``(n_numbers,)`` whole numbers from 0 to `n` - 1, equal ones as they stand.
+
+    Keys of 16 bits take a third of the time of 64, and less by NumPy on a CPU.
+    """
+    if n > 1 << 15:
+        return numbers.to(torch.int32).argsort(stable=True)
+    keys = numbers.to(torch.int16)
+    if keys.device.type != "cpu":
+        return keys.argsort(stable=True)
+    return torch.from_numpy(np.argsort(keys.numpy(), kind="stable"))
 
 
 def add_at(total: Tensor, index: Tensor, value: Tensor) -> Tensor:

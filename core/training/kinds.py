@@ -30,6 +30,7 @@ from torch import Tensor
 
 from core.dictionaries import Activation, Gated, JumpReLU, ReLU, TopK
 from core.errors import InputError
+from core.sparse import above, smallest, true_places
 from core.training.entries import Entries, entries_of
 from core.training.weights import Weights
 
@@ -114,7 +115,7 @@ class Kind:
 
     def entries(self, weights: Weights, pre: Tensor) -> Entries:
         """The active pairs."""
-        return entries_of(pre > 0)
+        return entries_of(above(pre, 0.0))
 
     def value(self, weights: Weights, entries: Entries, at: Tensor) -> Tensor:
         """Features at the pairs."""
@@ -211,8 +212,10 @@ class TopKKind(Squared, name="topk"):
             return p.error.new_zeros(())
         k = min(len(dead), max(1, p.x.shape[1] // 2))
         encoder, decoder = weights.encoder[dead], weights.decoder[dead]
-        value, largest = F.relu(p.pre[:, dead]).topk(k, dim=1)
-        f = torch.zeros_like(p.pre[:, dead]).scatter_(1, largest, value)
+        f = F.relu(p.pre.index_select(1, dead))
+        if k < len(dead):
+            value, largest = f.topk(k, dim=1, sorted=False)
+            f = torch.zeros_like(f).scatter_(1, largest, value)
         error = f @ decoder + p.error
         g = error * (2 * AUX_WEIGHT / p.n)
         d_pre = (g @ decoder.t()) * (f > 0)
@@ -242,9 +245,10 @@ def largest_left_out(numbers: Tensor, n_kept: int) -> Tensor:
     some = numbers[::_EVERY]
     n_above = 2 * n_kept // _EVERY + 1
     if n_above < len(some):
-        above = numbers[numbers > some.kthvalue(len(some) - n_above).values]
-        numbers = above if len(above) > n_kept else numbers
-    return numbers.kthvalue(len(numbers) - n_kept).values
+        bound = smallest(some, len(some) - n_above)
+        larger = numbers.index_select(0, true_places(above(numbers, bound)))
+        numbers = larger if len(larger) > n_kept else numbers
+    return smallest(numbers, len(numbers) - n_kept)
 
 
 class BatchTopKKind(TopKKind, name="batchtopk"):
@@ -263,7 +267,7 @@ class BatchTopKKind(TopKKind, name="batchtopk"):
 
     def entries(self, weights: Weights, pre: Tensor) -> Entries:
         """The k * batch largest, where positive."""
-        return entries_of(pre > self._floor(pre))
+        return entries_of(above(pre, self._floor(pre)))
 
     def measure(self, pre: Tensor) -> Mapping[str, Tensor]:
         """The threshold that leaves k features per token of this batch."""

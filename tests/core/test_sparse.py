@@ -1,9 +1,19 @@
 """Places of True entries and products over pairs, against torch's own."""
 
+import math
+
 import pytest
 import torch
 
-from core.sparse import add_at, count_true, products, true_places
+from core.sparse import (
+    above,
+    add_at,
+    count_true,
+    order_of,
+    products,
+    smallest,
+    true_places,
+)
 
 
 @pytest.mark.parametrize("shape", [(4, 16), (3, 5), (1, 8), (7,), (0, 8), (2, 0)])
@@ -14,6 +24,28 @@ def test_places_are_those_of_torch(shape: tuple[int, ...], density: float) -> No
     assert places.dtype == torch.long
     assert torch.equal(places, mask.flatten().nonzero().flatten())
     assert count_true(mask) == len(places)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_above_a_bound_is_what_torch_says(dtype: torch.dtype) -> None:
+    values = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).to(dtype)
+    values[0, :3] = torch.tensor([math.nan, math.inf, -math.inf])
+    for bound in (values[2, 7], 0.0, math.inf, values.new_tensor(math.nan)):
+        assert torch.equal(above(values, bound), values > bound)
+
+
+@pytest.mark.parametrize("n", [40, 1 << 16])
+def test_numbers_are_ordered_as_torch_orders_them(n: int) -> None:
+    numbers = torch.randint(n, (500,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(order_of(numbers, n), numbers.argsort(stable=True))
+
+
+def test_the_kth_smallest_is_that_of_torch() -> None:
+    values = torch.randn(60, generator=torch.Generator().manual_seed(0))
+    values[::7] = values[3]
+    for k in (1, 2, 30, 60):
+        assert torch.equal(smallest(values[::2], min(k, 30)), values[::2].kthvalue(min(k, 30))[0])
+        assert torch.equal(smallest(values, k), values.kthvalue(k).values)
 
 
 def test_a_part_of_a_larger_mask_is_read_alone() -> None:
