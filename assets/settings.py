@@ -307,7 +307,7 @@ class TrainSettings(Section):
     sparsity_warmup: CountOrZero = 0
     """Steps over which the penalty rises at the start."""
     resample_every: CountOrZero = 25_000
-    """Steps between resamplings of dead features; 0 for none."""
+    """Steps between resamplings of dead features; 0 for none; relu and gated only."""
     dead_after: Count = 12_500
     """Steps without activation after which a feature is dead."""
     tuning_steps: CountOrZero = 0

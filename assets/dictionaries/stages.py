@@ -62,6 +62,7 @@ METRICS = (
     "in_series",
 )
 _WEIGHTS = ".safetensors"
+_NEVER_RESAMPLE = frozenset({"topk", "batchtopk", "jumprelu"})
 
 
 def load_own(store: ArtifactStore, submodule: str) -> Dictionary:
@@ -99,7 +100,7 @@ class Training:
     warmup: int
     decay: int
     sparsity_warmup: int | None
-    resample_every: int
+    resample_every: int | None
     dead_after: int | None
     tuning_steps: int
     tuning_lr: float | None
@@ -117,6 +118,7 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         return reads_imported(experiment, settings, submodule)
     chosen_k = settings.kind in ("topk", "batchtopk")
     tuned = settings.tuning_steps > 0
+    resamples = settings.kind not in _NEVER_RESAMPLE
     ks = {name: settings.k_of(name) for name in experiment.submodules} if chosen_k else None
     reads_contexts = settings.activations == "model" or tuned
     return Training(
@@ -134,9 +136,11 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         warmup=settings.warmup,
         decay=settings.decay,
         sparsity_warmup=None if chosen_k else settings.sparsity_warmup,
-        resample_every=settings.resample_every,
+        resample_every=settings.resample_every if resamples else None,
         # The top-k kinds revive dead features in their loss; the others only by resampling.
-        dead_after=settings.dead_after if chosen_k or settings.resample_every else None,
+        dead_after=(
+            settings.dead_after if chosen_k or (resamples and settings.resample_every) else None
+        ),
         tuning_steps=settings.tuning_steps,
         tuning_lr=settings.tuning_lr if tuned else None,
         tuning_sparsity=settings.tuning_sparsity if tuned and not chosen_k else None,
@@ -286,6 +290,7 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
             "sparsity": settings.sparsity,
             "sparsity_warmup_steps": settings.sparsity_warmup,
             "dead_after": settings.dead_after,
+            "resample_every": settings.resample_every,
         }.items()
     }
     return TrainingSettings(
@@ -296,7 +301,6 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
         learning_rate=settings.lr,
         warmup_steps=settings.warmup,
         decay_steps=settings.decay,
-        resample_every=settings.resample_every,
         buffer_bytes=int(settings.buffer_mb * 1e6),
         checkpoint_every=settings.checkpoint_every,
         seed=settings.seed,

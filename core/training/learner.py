@@ -140,7 +140,7 @@ class Learner:
     @torch.no_grad()
     def step(self, step: int, x: Tensor) -> Report:
         """Step number `step` on a batch of activations ``(batch, d)`` in their own units."""
-        if self.settings.resamples_at(step) and self.kind.resamples:
+        if self.settings.resamples_at(step):
             self.resample(step, x)
         p = self._forward(step, x)
         loss = self._backward(p)

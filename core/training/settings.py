@@ -30,7 +30,8 @@ class TrainingSettings:
         warmup_steps: linear rise of the learning rate at the start and after each resampling.
         decay_steps: linear fall of the learning rate to zero at the end.
         sparsity_warmup_steps: linear rise of the penalty's weight at the start.
-        resample_every: steps between resamplings of dead features; 0 for none.
+        resample_every: steps between resamplings of dead features, of kinds that resample
+            (relu, gated); 0 for none.
         dead_after: steps without activation after which a feature is dead.
         buffer_bytes: memory for the shuffled buffer of all submodules of an experiment, also
             where only some are trained at a time; see `train_dictionaries`.
@@ -85,9 +86,10 @@ class TrainingSettings:
     def last_resampling(self, step: int) -> int:
         """The step before which dead features were last resampled, 0 if they were not yet.
 
-        No resampling falls into the last warm-up and decay: its features could not settle.
+        No resampling falls into the last warm-up and decay: its features could not settle. Kinds
+        that mend dead features in another way, or not at all, never resample.
         """
-        if not self.resample_every:
+        if not self.resample_every or not kind_named(self.kind).resamples:
             return 0
         last = min(step, self.n_steps - self.decay_steps - self.warmup_steps - 1)
         return max(0, last // self.resample_every * self.resample_every)

@@ -114,6 +114,17 @@ def test_another_k_of_one_kind_trains_that_kind_again_and_no_other(tmp_path: Pat
     assert store.notes(sae("attn_0"))["weights"] == after["attn_0"]
 
 
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu"])
+def test_when_to_resample_is_nothing_to_a_kind_that_does_not(tmp_path: Path, kind: str) -> None:
+    tiny_experiment(tmp_path, submodules=["embed", "resid_0"])
+    how = {"kind": kind, "k": 6, "buffer_mb": 0.2}
+    often, never = (
+        trained(tmp_path, "same", **how, resample_every=steps, warmup=0) for steps in (5, 0)
+    )
+    assert SAES.run(often, ["embed"]) == 1
+    assert SAES.run(never, ["embed"]) == 0
+
+
 def test_tuned_all_depend_on_the_k_of_each(tmp_path: Path) -> None:
     tiny_experiment(tmp_path)
     how = {"kind": "topk", "k": 6, "tuning_steps": 2, "tuning_lr": 0.01}

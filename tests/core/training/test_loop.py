@@ -284,6 +284,14 @@ def test_the_learning_rate_rises_after_the_start_and_each_resampling_and_falls_a
     assert [step for step in range(24) if SHORT.resamples_at(step)] == [8]
 
 
+@pytest.mark.parametrize("kind", DICTIONARY_KINDS)
+def test_a_kind_that_does_not_resample_keeps_its_learning_rate(kind):
+    settings = dataclasses.replace(SHORT, kind=kind)
+    resamples = kind in ("relu", "gated")
+    assert [step for step in range(24) if settings.resamples_at(step)] == [8] * resamples
+    assert (settings.learning_rate_at(8) < settings.learning_rate) is resamples
+
+
 def test_the_defaults_are_the_papers():
     paper = TrainingSettings(
         kind="relu",
