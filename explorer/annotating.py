@@ -29,7 +29,7 @@ class Item:
 
     @property
     def name(self) -> str:
-        """``mlp_2/901``."""
+        """``mlp_2/59``."""
         return f"{self.submodule}/{self.feature}"
 
     def sign(self, seed: int) -> str:

@@ -4,7 +4,7 @@ The file lies beside the experiment's (`Experiment.annotations`; its keys are in
 Each line is written at once under a lock, so that two people lose nothing of each other's. Besides
 descriptions and ratings the file holds groups of alike features that are drawn as one node:
 
-    {"circuit": "clusters/k00003", "group": ["mlp_2/901", "mlp_2/734"], "together": true, ...}
+    {"circuit": "clusters/k00003", "group": ["mlp_2/59", "resid_2/185"], "together": true, ...}
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class Card:
 
     @property
     def name(self) -> str:
-        """``mlp_2/901``."""
+        """``mlp_2/59``."""
         return f"{self.submodule}/{self.feature}"
 
     @property

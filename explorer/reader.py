@@ -151,7 +151,7 @@ class Reader:
             raise LookupError(f"{self.experiment.name} has no {name!r} among its {source}")
 
     def check_feature(self, name: str, *, neuron: bool = False) -> tuple[str, int]:
-        """Submodule and number of the feature (or neuron) called `name`, ``mlp_2/901``.
+        """Submodule and number of the feature (or neuron) called `name`, ``mlp_2/59``.
 
         Raises:
             LookupError: it is of no submodule of the experiment, or of no such number.

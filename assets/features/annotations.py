@@ -52,7 +52,7 @@ class Annotation:
 
     @property
     def name(self) -> str:
-        """``mlp_2/901``."""
+        """``mlp_2/59``."""
         return f"{self.submodule}/{self.feature}"
 
 
