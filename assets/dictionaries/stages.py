@@ -286,7 +286,8 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
     chosen = {
         name: getattr(unused, name) if value is None else value
         for name, value in {
-            "k": max(settings.ks.values()) if settings.ks else None,
+            # Of submodules that `ks` does not name: there are none.
+            "k": max(settings.k.values()) if isinstance(settings.k, Mapping) else settings.k,
             "sparsity": settings.sparsity,
             "sparsity_warmup_steps": settings.sparsity_warmup,
             "dead_after": settings.dead_after,
