@@ -28,8 +28,10 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from core.options import (
+    CHOOSE_K,
     VARIANTS,
     WITH_DICTIONARIES,
+    WITHOUT_K,
     Ablation,
     Algorithm,
     DictionaryKind,
@@ -328,26 +330,35 @@ class TrainSettings(Section):
     """Most disk the activation cache may take, in GB."""
 
     def clashes(self) -> Iterator[Problem]:
-        """Warm-up that never ends, and more active features than there are."""
+        """Warm-up that never ends, tuning of what is not tuned, k of what has none."""
         if self.warmup >= self.steps:
             yield ("warmup",), f"{self.warmup} steps of warm-up leave none of {self.steps}."
         if self.tuning_steps and self.kind not in ("relu", "topk"):
             told = f"only relu and topk dictionaries are tuned, not {self.kind}: leave it out."
             yield ("tuning_steps",), told
-        given = self.n_features
-        if self.kind not in ("topk", "batchtopk"):
-            if self.ks:
-                yield ("ks",), f"only topk and batchtopk have k active features, not {self.kind}."
-        elif given is not None:
-            said = {("k",): self.k, **{("ks", name): k for name, k in self.ks.items()}}
-            for where, k in said.items():
-                if k > given:
-                    yield where, f"there are only {given} features."
+        if self.ks and self.kind in WITHOUT_K:
+            yield ("ks",), f"only topk and batchtopk have k active features, not {self.kind}."
 
     def k_of(self, submodule: str) -> int:
         """Active features per token of the dictionary of a submodule."""
         own = _of(self.ks, submodule)
         return self.k if own is None else own
+
+    def k_problems(self, submodules: Sequence[str]) -> Iterator[Problem]:
+        """Names in ks where no dictionary sits, and more active features than there are."""
+        places = {*submodules, *(name.split("_")[0] for name in submodules)}
+        for name in self.ks:
+            if name not in places:
+                told = "names no submodule with a dictionary, and no kind of one."
+                yield ("ks", name), f"{told}{nearest(name, sorted(places))}"
+        if self.kind not in CHOOSE_K or self.n_features is None:
+            return
+        for name in submodules:
+            if self.k_of(name) > self.n_features:
+                where = next((key for key in (name, name.split("_")[0]) if key in self.ks), None)
+                told = f"there are only {self.n_features} features."
+                yield ("k",) if where is None else ("ks", where), told
+                return
 
 
 def _of(named: Mapping[str, _Said], submodule: str) -> _Said | None:
@@ -924,7 +935,7 @@ class Settings(Section):
             if isinstance(section, ImportSettings):
                 refuse(_path_problems(section, known, above.data["submodules"] or known))
             else:
-                refuse(_unplaced("ks", section.ks, known))
+                refuse(section.k_problems(above.data["submodules"] or known))
         return section
 
     @field_validator("clustering", "comparisons")
@@ -1065,15 +1076,10 @@ def _path_problems(
         if section.path_of(name) is None:
             yield ("path",), f"is missing, and paths has none for {name}."
     for key in ("paths", "repositories"):
-        yield from _unplaced(key, getattr(section, key), known)
-
-
-def _unplaced(key: str, named: Iterable[str], known: Sequence[str]) -> Iterator[Problem]:
-    """Names that are neither a submodule's nor a kind's."""
-    places = [*known, "attn", "mlp", "resid"]
-    for name in named:
-        if name not in places:
-            yield (key, name), f"names no submodule and no kind.{nearest(name, places)}"
+        places = [*known, "attn", "mlp", "resid"]
+        for name in getattr(section, key):
+            if name not in places:
+                yield (key, name), f"names no submodule and no kind.{nearest(name, places)}"
 
 
 def _unknown(

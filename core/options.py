@@ -26,6 +26,11 @@ Variant = Literal[
     "random_decoder",
 ]
 DictionaryKind = Literal["relu", "topk", "batchtopk", "jumprelu", "gated"]
+# What kinds make no use of, so that another value changes nothing; a kind that is not named here is
+# taken to use everything. `core.training.kinds` says the same.
+WITHOUT_K = frozenset({"relu", "jumprelu", "gated"})
+CHOOSE_K = frozenset({"topk", "batchtopk"})  # and have no penalty
+NEVER_RESAMPLE = frozenset({"topk", "batchtopk", "jumprelu"})
 Representation = Literal[
     "activations",
     "mlp_neurons",

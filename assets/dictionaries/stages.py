@@ -19,7 +19,7 @@ from assets.dictionaries.imports import (
     reads_imported,
 )
 from assets.engine.loading import Need, check_written
-from assets.engine.recipe import Recipe, aside, digest
+from assets.engine.recipe import Recipe, aside
 from assets.engine.stage import (
     Job,
     Made,
@@ -43,6 +43,7 @@ from assets.tables.places import (
     sae,
 )
 from assets.tables.schemas import TABLES
+from core.options import CHOOSE_K, NEVER_RESAMPLE, WITHOUT_K
 
 if TYPE_CHECKING:
     from core.dictionaries import Dictionary
@@ -62,7 +63,6 @@ METRICS = (
     "in_series",
 )
 _WEIGHTS = ".safetensors"
-_NEVER_RESAMPLE = frozenset({"topk", "batchtopk", "jumprelu"})
 
 
 def load_own(store: ArtifactStore, submodule: str) -> Dictionary:
@@ -116,10 +116,10 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
     settings = experiment.settings.dictionaries
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
-    chosen_k = settings.kind in ("topk", "batchtopk")
+    has_k, penalised = settings.kind not in WITHOUT_K, settings.kind not in CHOOSE_K
     tuned = settings.tuning_steps > 0
-    resamples = settings.kind not in _NEVER_RESAMPLE
-    ks = {name: settings.k_of(name) for name in experiment.submodules} if chosen_k else None
+    resamples = settings.kind not in NEVER_RESAMPLE
+    ks = {name: settings.k_of(name) for name in experiment.submodules} if has_k else None
     reads_contexts = settings.activations == "model" or tuned
     return Training(
         activations=settings.activations,
@@ -132,18 +132,18 @@ def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Impo
         steps=settings.steps,
         batch=settings.batch,
         lr=settings.lr,
-        sparsity=None if chosen_k else settings.sparsity,
+        sparsity=settings.sparsity if penalised else None,
         warmup=settings.warmup,
         decay=settings.decay,
-        sparsity_warmup=None if chosen_k else settings.sparsity_warmup,
+        sparsity_warmup=settings.sparsity_warmup if penalised else None,
         resample_every=settings.resample_every if resamples else None,
         # The top-k kinds revive dead features in their loss; the others only by resampling.
         dead_after=(
-            settings.dead_after if chosen_k or (resamples and settings.resample_every) else None
+            settings.dead_after if has_k or (resamples and settings.resample_every) else None
         ),
         tuning_steps=settings.tuning_steps,
         tuning_lr=settings.tuning_lr if tuned else None,
-        tuning_sparsity=settings.tuning_sparsity if tuned and not chosen_k else None,
+        tuning_sparsity=settings.tuning_sparsity if tuned and penalised else None,
         tuning_errors=settings.tuning_errors if tuned else None,
         seed=settings.seed,
         buffer_mb=settings.buffer_mb,
@@ -202,8 +202,10 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
 
     model, settings = work.load.model(), jobs[0].settings
     recipes = _recipes(jobs[0])
-    training = digest([recipe.fingerprint for recipe in recipes.values()])
-    state = work.store.path(Key(f"saes/training-{training}", "saes", "saes"), "")
+    states = {
+        name: work.store.path(Key(f"saes/training-{recipe.fingerprint}", "saes", "saes"), "")
+        for name, recipe in recipes.items()
+    }
     wanted = [job.key for job in jobs]
     names = list(settings.submodules) if settings.tuning_steps else wanted
     trained = train_dictionaries(
@@ -211,7 +213,7 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
         _training_settings(settings, model.d_model),
         ks=settings.ks,
         all_widths={name: model.width(name) for name in settings.submodules},
-        checkpoint=state,
+        checkpoint=states,
         device=model.device,
         progress=work.say,
     )
@@ -224,17 +226,20 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
         notes = {**l0, "wanted_l0": trained[name].wanted_l0, "curve": trained[name].curve}
         yield name, _written(work, name, dictionaries[name], recipes[name].fingerprint, notes)
     # States of what is written, now or before, and of trainings by other settings are of no use.
-    for file in state.glob(f"*{_WEIGHTS}"):
-        if work.store.is_current(sae(file.stem), recipes[file.stem]):
-            file.unlink()
-    for left in state.parent.glob("training-*"):
-        if left != state or not any(left.glob(f"*{_WEIGHTS}")):
-            shutil.rmtree(left)
+    for folder in states[wanted[0]].parent.glob("training-*"):
+        for file in folder.glob(f"*{_WEIGHTS}"):
+            name = file.stem
+            if states.get(name) != folder or work.store.is_current(sae(name), recipes[name]):
+                file.unlink()
+        if not any(folder.glob(f"*{_WEIGHTS}")):
+            shutil.rmtree(folder)
 
 
 def _recipes(job: Job[Training]) -> dict[str, Recipe]:
-    """Those of all dictionaries of the experiment: what one becomes depends on its own k alone,
-    whichever train with it, unless they are tuned."""
+    """Those of all dictionaries of the experiment.
+
+    What one becomes depends on its own k alone, whichever train with it, unless they are tuned.
+    """
     settings, recipe = job.settings, job.recipe
     ks = {} if settings.tuning_steps else settings.ks or {}
     return {
@@ -286,7 +291,7 @@ def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
     chosen = {
         name: getattr(unused, name) if value is None else value
         for name, value in {
-            # Of submodules that `ks` does not name: there are none.
+            # Each has its own, from `ks`; this is any that is allowed.
             "k": max(settings.k.values()) if isinstance(settings.k, Mapping) else settings.k,
             "sparsity": settings.sparsity,
             "sparsity_warmup_steps": settings.sparsity_warmup,

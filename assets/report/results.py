@@ -247,6 +247,8 @@ def overlap(found: Found) -> Iterator[Section]:
     ]
     for source in each(found):
         names = found.names[source][:_MOST_SQUARE]
+        if len(names) < 2:
+            continue
         called = captions(found.store, source, names)
         of = summed[(summed["source"] == source) & (summed["other_source"] == source)]
         for part, column, mirrored, said in (

@@ -8,7 +8,7 @@ independent of the number of cores, and of which other dictionaries are trained 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
@@ -35,7 +35,7 @@ def train_dictionaries(
     *,
     ks: Mapping[str, int] | None = None,
     all_widths: Mapping[str, int] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Mapping[str, Path] | None = None,
     device: torch.device | str = "cpu",
     on_step: Callable[[int, Mapping[str, Report]], None] | None = None,
     progress: Callable[[str], None] | None = None,
@@ -45,15 +45,15 @@ def train_dictionaries(
     Args:
         source: activations: a cache, or `ModelRows`.
         settings: shared by all submodules.
-        ks: features per token of some submodules, in place of ``settings.k``.
+        ks: features per token of some of `all_widths`, in place of ``settings.k``.
         all_widths: width of every submodule that ``settings.buffer_bytes`` is for, those of
             `source` among them, so that some dictionaries at a time become, byte for byte, what
             all at once become: how many rows the buffer holds decides in which order rows are met.
             Those of `source` alone where not given.
-        checkpoint: a folder for the state, a file for each dictionary. A training that was killed
-            goes on from its last checkpoint to the very weights it would have reached (on a CPU),
-            with whichever dictionaries it is then asked for; a finished one is read and nothing
-            else is done.
+        checkpoint: a folder for the state, a file for each dictionary; or the folder of each
+            submodule, several of which may be the same. A training that was killed goes on from its
+            last checkpoint to the very weights it would have reached (on a CPU), with whichever
+            dictionaries it is then asked for; a finished one is read and nothing else is done.
         device: where to train.
         on_step: called after each step with its number and the report of each submodule that took
             it: one that is ahead of the others waits for them.
@@ -64,21 +64,25 @@ def train_dictionaries(
         and how many features of it are active.
 
     Raises:
-        InputError: fewer rows than two batches, a checkpoint of another training, or `all_widths`
-            that lack a submodule of `source`.
+        InputError: fewer rows than two batches, a checkpoint of another training, `all_widths`
+            that lack a submodule of `source`, or `ks` that name what they lack or more features
+            than there are.
         NotFinite: a loss became NaN or infinite.
     """
     all_widths = source.widths if all_widths is None else all_widths
     _check_widths(source.widths, all_widths)
     buffer_rows = rows_within(settings.buffer_bytes, all_widths)
-    own = {name: replace(settings, k=(ks or {}).get(name, settings.k)) for name in source.widths}
+    own = _with_own_k(settings, ks or {}, source.widths, all_widths)
     learners = {name: Learner(name, d, own[name], device) for name, d in source.widths.items()}
     keys = {
         name: own[name].key(d, buffer_rows, source.fingerprint) for name, d in source.widths.items()
     }
     done = dict.fromkeys(learners, 0)
+    folders: Mapping[str, Path] = {}
     if checkpoint is not None:
-        done = {name: read_checkpoint(checkpoint, keys[name], x) for name, x in learners.items()}
+        of_all = dict.fromkeys(learners, checkpoint) if isinstance(checkpoint, Path) else checkpoint
+        folders = {name: of_all[name] for name in learners}
+        done = {name: read_checkpoint(folders[name], keys[name], x) for name, x in learners.items()}
     first = min(done.values(), default=settings.n_steps)
     if first < settings.n_steps:
         buffer = ShuffledBuffer(
@@ -89,19 +93,38 @@ def train_dictionaries(
             for step in range(first, settings.n_steps):
                 active = {name: x for name, x in learners.items() if done[name] <= step}
                 reports = _step(pool, active, step, next(batches))
-                _check_finite(reports, step, done, checkpoint)
+                _check_finite(reports, step, done, folders)
                 if on_step is not None:
                     on_step(step, reports)
                 n_done = step + 1
                 if n_done == settings.n_steps:
                     _measure(pool, active, batches, settings)
-                if checkpoint is not None and _due(n_done, settings):
+                if folders and _due(n_done, settings):
                     for name, learner in active.items():
-                        write_checkpoint(checkpoint, keys[name], n_done, learner)
+                        write_checkpoint(folders[name], keys[name], n_done, learner)
                         done[name] = n_done
                 if progress is not None and _worth_telling(n_done, settings.n_steps):
                     progress(_line(n_done, settings, reports))
     return {name: learner.trained() for name, learner in learners.items()}
+
+
+def _with_own_k(
+    settings: TrainingSettings,
+    ks: Mapping[str, int],
+    names: Iterable[str],
+    all_names: Collection[str],
+) -> dict[str, TrainingSettings]:
+    """The settings of each submodule."""
+    for name in ks:
+        if name not in all_names:
+            raise InputError(f"ks names '{name}', where no dictionary is trained.")
+    own = {}
+    for name in names:
+        try:
+            own[name] = replace(settings, k=ks.get(name, settings.k))
+        except InputError as error:
+            raise InputError(f"'{name}': {error}") from None
+    return own
 
 
 def _check_widths(widths: Mapping[str, int], all_widths: Mapping[str, int]) -> None:
@@ -157,13 +180,13 @@ def _measure(
 
 
 def _check_finite(
-    reports: Mapping[str, Report], step: int, saved: Mapping[str, int], checkpoint: Path | None
+    reports: Mapping[str, Report], step: int, saved: Mapping[str, int], folders: Mapping[str, Path]
 ) -> None:
     bad = next((name for name, r in reports.items() if not math.isfinite(r.loss)), None)
     if bad is None:
         return
-    way_back = f"the last good checkpoint is step {saved[bad]} in '{checkpoint}'"
-    if checkpoint is None or not saved[bad]:
+    way_back = f"the last good checkpoint is step {saved[bad]} in '{folders.get(bad)}'"
+    if not saved[bad]:
         way_back = "there is no checkpoint before it"
     raise NotFinite(
         f"the loss of '{bad}' is {reports[bad].loss} at step {step}; {way_back}. Lower the "

@@ -103,5 +103,7 @@ class TrainingSettings:
         deciding = asdict(self)
         # How often the state is saved does not change it, and of the bytes only the rows count.
         del deciding["checkpoint_every"], deciding["buffer_bytes"]
+        if not kind_named(self.kind).resamples:
+            del deciding["resample_every"]
         text = json.dumps([deciding, d, buffer_rows, data], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()

@@ -86,7 +86,12 @@ def test_all_problems_are_listed_at_once_with_file_and_key(tmp_path: Path) -> No
         ),
         (
             {"dictionaries": {"kind": "topk", "k": 4, "ks": {"atn_1": 4}}},
-            "dictionaries.ks.atn_1: names no submodule and no kind. Did you mean attn_1?",
+            "dictionaries.ks.atn_1: names no submodule with a dictionary, and no kind of one. "
+            "Did you mean attn_0?",
+        ),
+        (
+            {"dictionaries": {"kind": "topk", "k": 4, "ks": {"mlp": 4}}},
+            "dictionaries.ks.mlp: names no submodule with a dictionary",
         ),
         (
             {"clustering": {"representation": "active_features", "submodules": ["mlp_0"]}},

@@ -11,7 +11,7 @@ from assets.corpus.contexts import read_lengths
 from assets.dictionaries.stages import SAES
 from assets.engine import stage
 from assets.engine.store import ArtifactStore
-from assets.settings import Experiment
+from assets.settings import Experiment, TrainSettings
 from assets.tables.places import sae
 from core.training.buffer import rows_within
 from pipelines.experiment import read_experiment
@@ -146,10 +146,44 @@ def test_a_killed_training_of_several_k_goes_on(
         with pytest.raises(Killed):
             SAES.run(cut, cut.submodules)
     assert SAES.run(cut, ["embed"]) == 1
-    assert [Path(state).stem for state in states(cut)] == ["attn_0", "resid_0", "resid_1"]
+    assert sorted(Path(state).stem for state in states(cut)) == ["attn_0", "resid_0", "resid_1"]
     assert SAES.run(cut, ["resid_0", "resid_1", "attn_0"]) == 3
     assert weights(cut) == weights(whole)
     assert not states(cut)
+
+
+def test_another_k_of_one_leaves_the_states_of_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_experiment(tmp_path)
+    how = {"kind": "topk", "k": 6}
+    cut = trained(tmp_path, "cut", **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            SAES.run(cut, cut.submodules)
+    changed = trained(tmp_path, "cut", **how, ks={"attn": 3})
+    said: list[str] = []
+    assert SAES.run(changed, ["resid_0"], said.append) == 1
+    assert not [text for text in said if text.startswith("training:")]
+    # Of the other k nothing is of use, of the rest all is.
+    assert sorted(Path(state).stem for state in states(changed)) == ["embed", "resid_1"]
+    assert SAES.run(changed, changed.submodules) == 3
+    whole = trained(tmp_path, "whole", **how, ks={"attn": 3})
+    SAES.run(whole, whole.submodules)
+    assert weights(changed) == weights(whole)
+    assert not states(changed)
+
+
+def test_k_counts_only_where_it_is_used(tmp_path: Path) -> None:
+    """A k of 32, the default, is no clash where every dictionary has its own."""
+    ks = {"embed": 3, "attn": 3, "resid": 3}
+    experiment = tiny_experiment(
+        tmp_path, dictionaries={"kind": "topk", "n_features": 20, "ks": ks}
+    )
+    settings = experiment.settings.dictionaries
+    assert isinstance(settings, TrainSettings)
+    assert {settings.k_of(name) for name in experiment.submodules} == {3}
 
 
 def test_tuned_alone_they_become_what_all_together_become(tmp_path: Path) -> None:
@@ -180,7 +214,7 @@ def test_the_state_of_a_dictionary_that_is_still_wanted_is_kept(
         with pytest.raises(Killed):
             SAES.run(cut, cut.submodules)
     assert SAES.run(cut, ["attn_0"]) == 1
-    assert [Path(state).stem for state in states(cut)] == ["embed", "resid_0", "resid_1"]
+    assert sorted(Path(state).stem for state in states(cut)) == ["embed", "resid_0", "resid_1"]
     assert SAES.run(cut, cut.submodules) == 3
     assert weights(cut) == weights(whole)
     assert not list((cut.artifacts / "saes").glob("training-*"))

@@ -100,6 +100,10 @@ def test_there_is_a_section_for_what_the_experiment_has(page: str, reported: Exp
     }
     assert {"features", "dictionaries", "clusters", "checks", "made"} <= {*names}
     assert {"baselines", "edges", "estimates", "stability"} <= {*names}
+    # One circuit shares nothing with another of its kind.
+    shared = _Reader(page).text["overlap"]
+    assert "clusters: features, weighted" in shared
+    assert "tasks: features, weighted" not in shared
 
 
 def test_numbers_are_those_of_the_tables(page: str, reported: Experiment) -> None:

@@ -7,9 +7,10 @@ import torch
 
 from core.dictionaries.files import fingerprint
 from core.errors import InputError, NotFinite
-from core.options import DICTIONARY_KINDS
+from core.options import CHOOSE_K, DICTIONARY_KINDS, NEVER_RESAMPLE, WITHOUT_K
 from core.training import Learner, TrainingSettings, loop, rows_within, train_dictionaries
 from core.training.checkpoint import checkpoint_file
+from core.training.kinds import kind_named
 from tests.core.training.sources import Rows, numbered, only, sparse_mixtures
 
 SHORT = TrainingSettings(
@@ -152,6 +153,26 @@ def test_each_has_the_k_of_its_submodule(kind):
     of_three = train_dictionaries(source, settings)
     assert same(trained, {"embed": of_three["embed"], "resid_0": of_two["resid_0"]})
     assert not same(trained, of_three)
+
+
+@pytest.mark.parametrize(
+    ("ks", "told"),
+    [
+        ({"atn_0": 2}, "ks names 'atn_0', where no dictionary is trained"),
+        ({"resid_0": 17}, "'resid_0': k is 17 but there are only 16 features"),
+    ],
+)
+def test_a_k_of_nothing_and_one_too_large_are_refused(ks, told):
+    with pytest.raises(InputError, match=told):
+        train_dictionaries(sparse_mixtures(1024), dataclasses.replace(SHORT, kind="topk"), ks=ks)
+
+
+def test_what_kinds_make_no_use_of_is_what_they_say():
+    for kind in DICTIONARY_KINDS:
+        made = kind_named(kind)(dataclasses.replace(SHORT, kind=kind))
+        assert (kind in WITHOUT_K) is (made.wanted_l0 is None)
+        assert (kind in CHOOSE_K) is (made.wanted_l0 is not None)
+        assert (kind in NEVER_RESAMPLE) is not made.resamples
 
 
 def test_widths_that_lack_what_is_trained_are_refused():
