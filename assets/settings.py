@@ -351,19 +351,22 @@ class TrainSettings(Section):
             if name not in places:
                 told = "names no submodule with a dictionary, and no kind of one."
                 yield ("ks", name), f"{told}{nearest(name, sorted(places))}"
-        if self.kind not in CHOOSE_K or self.n_features is None:
-            return
-        for name in submodules:
-            if self.k_of(name) > self.n_features:
-                where = next((key for key in (name, name.split("_")[0]) if key in self.ks), None)
-                told = f"there are only {self.n_features} features."
-                yield ("k",) if where is None else ("ks", where), told
-                return
+        if self.kind in CHOOSE_K and self.n_features is not None:
+            for key, k in {_key_of(self.ks, name): self.k_of(name) for name in submodules}.items():
+                if k > self.n_features:
+                    where = ("k",) if key is None else ("ks", key)
+                    yield where, f"there are only {self.n_features} features."
+
+
+def _key_of(named: Mapping[str, Any], submodule: str) -> str | None:
+    """The submodule, or its kind, whichever is named."""
+    return next((key for key in (submodule, submodule.split("_")[0]) if key in named), None)
 
 
 def _of(named: Mapping[str, _Said], submodule: str) -> _Said | None:
     """What is named for the submodule, or for its kind."""
-    return named.get(submodule, named.get(submodule.split("_")[0]))
+    key = _key_of(named, submodule)
+    return None if key is None else named[key]
 
 
 class ImportSettings(Section):

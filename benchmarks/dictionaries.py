@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 
@@ -28,6 +29,7 @@ import yaml
 from assets.circuits.behaviours import Behaviour, read_behaviours
 from assets.corpus.stages import held_out_tokens, training_contexts
 from assets.corpus.writing import open_cache
+from assets.dictionaries.stages import Training, reads_dictionary, training_settings
 from assets.engine.stage import Work
 from assets.settings import Experiment, TrainSettings
 from assets.tables.places import ACTIVATION_CACHE
@@ -40,7 +42,7 @@ from core.dictionaries.quality import measure_dictionaries
 from core.estimators import IntegratedGradients
 from core.evaluate import Evaluator
 from core.inputs import pad
-from core.training import TrainingSettings, TuningSettings, train_dictionaries, tune_in_series
+from core.training import TuningSettings, train_dictionaries, tune_in_series
 from pipelines.experiment import read_experiment
 
 ROOT = Path(__file__).parent.parent
@@ -75,28 +77,17 @@ def train(experiment: Experiment, options: argparse.Namespace) -> None:
     how = TrainSettings.model_validate(
         experiment.settings.dictionaries.model_dump(exclude_unset=True) | changed
     )
+    sections = experiment.settings.model_copy(update={"dictionaries": how})
     work = Work.on(experiment)
     model = work.load.model()
     widths = {name: model.width(name) for name in experiment.submodules}
-    settings = TrainingSettings(
-        kind=how.kind,
-        n_features=how.n_features or how.expansion * model.d_model,
-        n_steps=how.steps,
-        batch_size=how.batch,
-        learning_rate=how.lr,
-        sparsity=how.sparsity,
-        k=how.k,
-        warmup_steps=how.warmup,
-        decay_steps=how.decay,
-        sparsity_warmup_steps=how.sparsity_warmup,
-        resample_every=how.resample_every,
-        dead_after=how.dead_after,
-        buffer_bytes=int(how.buffer_mb * 1e6),
-        seed=how.seed,
-    )
+    training = reads_dictionary(replace(experiment, settings=sections), experiment.submodules[0])
+    assert isinstance(training, Training)
+    settings = training_settings(training, model.d_model)
     source = open_cache(work.store.here(ACTIVATION_CACHE, ""), list(widths))
-    ks = {name: how.k_of(name) for name in widths}
-    trained = train_dictionaries(source, settings, ks=ks, all_widths=widths, progress=print)
+    trained = train_dictionaries(
+        source, settings, ks=training.ks, all_widths=widths, progress=print
+    )
     write_set({name: one.dictionary for name, one in trained.items()}, options.folders[0])
 
 

@@ -1,7 +1,7 @@
 """Few active (token, feature) pairs among many: which they are, and products over them alone.
 
-On a CPU these take a fraction of the time of torch's comparisons, ``nonzero``, ``kthvalue`` and
-sorting, and of gathering rows.
+On a CPU these take a fraction of the time of torch's comparisons, ``nonzero`` and sorting, and of
+gathering rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def above(values: Tensor, bound: Tensor | float) -> Tensor:
     """``values > bound``, for float32 or float64 and one bound, ``()`` or a number."""
     if values.device.type != "cpu":
         return values > bound
-    return torch.from_numpy(values.detach().numpy() > float(bound))
+    return torch.from_numpy(values.numpy() > float(bound))
 
 
 def true_places(mask: Tensor) -> Tensor:
@@ -57,13 +57,6 @@ def _nonzero(flags: Tensor) -> Tensor:
     if flags.device.type != "cpu":
         return flags.nonzero().flatten()
     return torch.from_numpy(np.flatnonzero(flags.numpy()))
-
-
-def smallest(values: Tensor, k: int) -> Tensor:
-    """The `k`-th smallest of ``(n,)`` numbers, counted from 1, ``()``; float32 or float64."""
-    if values.device.type != "cpu":
-        return values.kthvalue(k).values
-    return torch.from_numpy(np.partition(values.detach().numpy(), k - 1)[k - 1 : k]).squeeze(0)
 
 
 def order_of(numbers: Tensor, n: int) -> Tensor:

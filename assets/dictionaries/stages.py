@@ -112,7 +112,8 @@ class Training:
     ks: Mapping[str, int] | None = aside(None)
 
 
-def _reads_dictionary(experiment: Experiment, submodule: str) -> Training | Imported:
+def reads_dictionary(experiment: Experiment, submodule: str) -> Training | Imported:
+    """How the dictionary of a submodule is made."""
     settings = experiment.settings.dictionaries
     if isinstance(settings, ImportSettings):
         return reads_imported(experiment, settings, submodule)
@@ -210,7 +211,7 @@ def _train(work: Work, jobs: Sequence[Job[Training]]) -> Iterator[tuple[str, Mad
     names = list(settings.submodules) if settings.tuning_steps else wanted
     trained = train_dictionaries(
         _activations(work, settings, names),
-        _training_settings(settings, model.d_model),
+        training_settings(settings, model.d_model),
         ks=settings.ks,
         all_widths={name: model.width(name) for name in settings.submodules},
         checkpoint=states,
@@ -284,7 +285,8 @@ def _activations(work: Work, settings: Training, submodules: list[str]) -> RowSo
     )
 
 
-def _training_settings(settings: Training, d_model: int) -> TrainingSettings:
+def training_settings(settings: Training, d_model: int) -> TrainingSettings:
+    """The same as `core.training` takes it."""
     from core.training import TrainingSettings
 
     unused = TrainingSettings()
@@ -384,7 +386,7 @@ SAES = PartitionedStage(
     needs=_dictionary_needs,
     on_request=lambda settings: isinstance(settings, Training),
     files="dictionary_files",
-    reads=_reads_dictionary,
+    reads=reads_dictionary,
     inputs=_dictionary_inputs,
     make=make_saes,
     show=show_sae,

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from core.dictionaries import Activation, Gated, JumpReLU, ReLU, TopK
 from core.errors import InputError
-from core.sparse import above, smallest, true_places
+from core.sparse import above, true_places
 from core.training.entries import Entries, entries_of
 from core.training.weights import Weights
 
@@ -245,10 +245,10 @@ def largest_left_out(numbers: Tensor, n_kept: int) -> Tensor:
     some = numbers[::_EVERY]
     n_above = 2 * n_kept // _EVERY + 1
     if n_above < len(some):
-        bound = smallest(some, len(some) - n_above)
+        bound = some.kthvalue(len(some) - n_above).values
         larger = numbers.index_select(0, true_places(above(numbers, bound)))
         numbers = larger if len(larger) > n_kept else numbers
-    return smallest(numbers, len(numbers) - n_kept)
+    return numbers.kthvalue(len(numbers) - n_kept).values
 
 
 class BatchTopKKind(TopKKind, name="batchtopk"):

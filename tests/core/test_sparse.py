@@ -11,7 +11,6 @@ from core.sparse import (
     count_true,
     order_of,
     products,
-    smallest,
     true_places,
 )
 
@@ -38,14 +37,6 @@ def test_what_is_above_a_bound_is_what_torch_says(dtype: torch.dtype) -> None:
 def test_numbers_are_ordered_as_torch_orders_them(n: int) -> None:
     numbers = torch.randint(n, (500,), generator=torch.Generator().manual_seed(0))
     assert torch.equal(order_of(numbers, n), numbers.argsort(stable=True))
-
-
-def test_the_kth_smallest_is_that_of_torch() -> None:
-    values = torch.randn(60, generator=torch.Generator().manual_seed(0))
-    values[::7] = values[3]
-    for k in (1, 2, 30, 60):
-        assert torch.equal(smallest(values[::2], min(k, 30)), values[::2].kthvalue(min(k, 30))[0])
-        assert torch.equal(smallest(values, k), values.kthvalue(k).values)
 
 
 def test_a_part_of_a_larger_mask_is_read_alone() -> None:

@@ -39,10 +39,17 @@ def weights(experiment: Experiment) -> dict[str, str]:
     return {name: store.notes(sae(name))["weights"] for name in experiment.submodules}
 
 
+def killed_before_any_is_written(experiment: Experiment) -> None:
+    """Train all, and end where the first would be written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            SAES.run(experiment, experiment.submodules)
+
+
 def states(experiment: Experiment) -> list[str]:
-    """What trainings left of their states."""
-    folder = experiment.artifacts / "saes"
-    return sorted(str(file.relative_to(folder)) for file in folder.glob("training-*/*"))
+    """Dictionaries of which trainings left their states."""
+    return sorted(file.stem for file in (experiment.artifacts / "saes").glob("training-*/*"))
 
 
 @pytest.mark.parametrize("activations", ["cache", "model"])
@@ -134,40 +141,30 @@ def test_tuned_all_depend_on_the_k_of_each(tmp_path: Path) -> None:
     assert SAES.run(other, other.submodules) == 4
 
 
-def test_a_killed_training_of_several_k_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_training_of_several_k_goes_on(tmp_path: Path) -> None:
     tiny_experiment(tmp_path)
     how = {"kind": "batchtopk", "k": 6, "ks": {"resid": 4}}
     whole, cut = trained(tmp_path, "whole", **how), trained(tmp_path, "cut", **how)
     SAES.run(whole, whole.submodules)
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            SAES.run(cut, cut.submodules)
+    killed_before_any_is_written(cut)
     assert SAES.run(cut, ["embed"]) == 1
-    assert sorted(Path(state).stem for state in states(cut)) == ["attn_0", "resid_0", "resid_1"]
+    assert states(cut) == ["attn_0", "resid_0", "resid_1"]
     assert SAES.run(cut, ["resid_0", "resid_1", "attn_0"]) == 3
     assert weights(cut) == weights(whole)
     assert not states(cut)
 
 
-def test_another_k_of_one_leaves_the_states_of_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_k_of_one_leaves_the_states_of_the_others(tmp_path: Path) -> None:
     tiny_experiment(tmp_path)
     how = {"kind": "topk", "k": 6}
     cut = trained(tmp_path, "cut", **how)
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            SAES.run(cut, cut.submodules)
+    killed_before_any_is_written(cut)
     changed = trained(tmp_path, "cut", **how, ks={"attn": 3})
     said: list[str] = []
     assert SAES.run(changed, ["resid_0"], said.append) == 1
     assert not [text for text in said if text.startswith("training:")]
     # Of the other k nothing is of use, of the rest all is.
-    assert sorted(Path(state).stem for state in states(changed)) == ["embed", "resid_1"]
+    assert states(changed) == ["embed", "resid_1"]
     assert SAES.run(changed, changed.submodules) == 3
     whole = trained(tmp_path, "whole", **how, ks={"attn": 3})
     SAES.run(whole, whole.submodules)
@@ -203,32 +200,22 @@ def test_tuned_alone_they_become_what_all_together_become(tmp_path: Path) -> Non
     assert same == ["embed"]
 
 
-def test_the_state_of_a_dictionary_that_is_still_wanted_is_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_state_of_a_dictionary_that_is_still_wanted_is_kept(tmp_path: Path) -> None:
     tiny_experiment(tmp_path)
     whole, cut = trained(tmp_path, "whole"), trained(tmp_path, "cut")
     SAES.run(whole, whole.submodules)
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            SAES.run(cut, cut.submodules)
+    killed_before_any_is_written(cut)
     assert SAES.run(cut, ["attn_0"]) == 1
-    assert sorted(Path(state).stem for state in states(cut)) == ["embed", "resid_0", "resid_1"]
+    assert states(cut) == ["embed", "resid_0", "resid_1"]
     assert SAES.run(cut, cut.submodules) == 3
     assert weights(cut) == weights(whole)
     assert not list((cut.artifacts / "saes").glob("training-*"))
 
 
-def test_states_of_trainings_by_other_settings_go(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_of_trainings_by_other_settings_go(tmp_path: Path) -> None:
     tiny_experiment(tmp_path)
     experiment = trained(tmp_path, "cut")
-    with monkeypatch.context() as patch:
-        patch.setattr(stage, "_write", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            SAES.run(experiment, experiment.submodules)
+    killed_before_any_is_written(experiment)
     assert len(states(experiment)) == 4
     other = trained(tmp_path, "cut", seed=1)
     assert SAES.run(other, other.submodules) == 4
