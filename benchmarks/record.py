@@ -33,22 +33,24 @@ def machine() -> dict[str, str]:
 
 
 def append_row(section: str, row: dict[str, str]) -> None:
-    """Add a row to the table under ``## section``, making both where they are missing."""
+    """Add a row to the table with its columns under ``## section``, making what is missing."""
     lines = README.read_text().splitlines() if README.exists() else ["# Benchmarks", ""]
     heading = f"## {section}"
     cells = "| " + " | ".join(row.values()) + " |"
     header = ["| " + " | ".join(row) + " |", "|" + " --- |" * len(row)]
     if heading not in lines:
-        lines += ["", heading, "", *header, cells]
+        lines += ["", heading]
+    start = lines.index(heading)
+    end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("## ")), len(lines))
+    if header[0] in lines[start:end]:
+        at = lines.index(header[0], start)
+        while at < end and lines[at].startswith("|"):
+            at += 1
+        lines.insert(at, cells)
     else:
-        start = lines.index(heading)
-        ends = [i for i in range(start + 1, len(lines)) if lines[i].startswith("## ")]
-        end = ends[0] if ends else len(lines)
-        table = [i for i in range(start, end) if lines[i].startswith("|")]
-        if table:
-            lines.insert(table[-1] + 1, cells)
-        else:
-            lines[end:end] = ["", *header, cells]
+        while not lines[end - 1]:
+            end -= 1
+        lines[end:end] = ["", *header, cells]
     README.write_text("\n".join(lines) + "\n")
 
 

@@ -54,6 +54,21 @@ def test_links_to_files_lead_somewhere(page: Path):
     assert not missing
 
 
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, ROOT / "benchmarks" / "README.md"],
+    ids=lambda page: page.parent.name + page.name,
+)
+def test_a_row_has_as_many_cells_as_its_head(page: Path):
+    odd, n_cells = [], 0
+    for line in page.read_text().splitlines():
+        # A bar in code ends a cell too, unless it is escaped.
+        n = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else 0
+        odd += [line] if 0 not in (n, n_cells) and n != n_cells else []
+        n_cells = n
+    assert not odd
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_sections_lead_to_a_heading(page: Path):
     missing = []

@@ -1081,7 +1081,7 @@ def describe_tables() -> str:
         lines += ["", f"## {table.name}", "", f"`{table.place}`", "", f"One row: {table.row}.", ""]
         lines += ["| column | type | null | what it is |", "|---|---|---|---|"]
         for column in table.schema:
-            description = (column.metadata or {})[b"description"].decode()
+            description = (column.metadata or {})[b"description"].decode().replace("|", "\\|")
             kind = str(column.type).replace("element: ", "").replace("item: ", "")
             null = "yes" if column.nullable else ""
             lines.append(f"| {column.name} | {kind} | {null} | {description} |")
